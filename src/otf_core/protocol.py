@@ -1,0 +1,410 @@
+"""The wire, typed: commands, replies, events, and how they become lines.
+
+docs/protocol.md is the authority and the tables here follow it; a test compares the two.
+
+Rule 1: one JSON object, UTF-8, one LF. Non-finite numbers go as null.
+Rule 2: a command is a row of ``COMMANDS`` with a struct for its payload; unknown keys are ignored.
+Rule 3: nothing here raises on what the user's training logged (``sanitise``), and nothing but
+``RemoteProtocolError`` and ``CommandError`` on what the other side sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import msgspec
+
+from otf_core.errors import CommandError, ErrorCode, RemoteProtocolError
+from otf_core.sanitise import sanitise
+
+PROTOCOL: Final = "otf/1"
+LEGACY_VERSION: Final = "0.1.4"  # the least that the published extension accepts
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+MAX_NOTE_CHARS: Final = 4096
+
+Lane = Literal["control", "queue"]
+
+
+class Payload(msgspec.Struct, kw_only=True):
+    """What all payloads are; unknown keys are ignored."""
+
+
+class Empty(Payload):
+    """A command without arguments."""
+
+
+class Hello(Payload):
+    protocol: str
+    token: str | None = None
+    session_id: str | None = None
+    last_seq: int | None = None
+    client: str | None = None
+
+
+class EnforceVersion(Payload):
+    message: str = ""
+    required: str | None = None
+    reported: str | None = None
+
+
+class Ping(Payload):
+    t: float | None = None
+
+
+class Ack(Payload):
+    seq: int
+
+
+class ResumeFrom(Payload):
+    seq: int
+    until: int | None = None
+
+
+class CounterSeeds(Payload):
+    fork_counter_init: int = 0
+    merge_counter_init: int = 0
+
+
+class RunContext(Payload):
+    """``attach_context`` and ``switch_run``."""
+
+    run_id: str
+    init_ckpt: str | None = None
+    init_step: int | None = None
+    fork_counter_init: int = 0
+    merge_counter_init: int = 0
+
+
+class Pause(Payload):
+    reason: str | None = None
+    at_step: int | None = None
+
+
+class Stop(Payload):
+    save: bool = True
+
+
+class TestNow(Payload):
+    """``test_now`` and the older ``test``."""
+
+    label: str = "final"
+    source: str | None = None
+
+
+class ValidateNow(Payload):
+    limit_batches: int | None = None
+
+
+class SetParam(Payload):
+    """One of ``value`` and ``mul`` is given."""
+
+    path: str
+    value: float | int | bool | str | msgspec.UnsetType | None = msgspec.UNSET
+    mul: float | msgspec.UnsetType = msgspec.UNSET
+    at_step: int | None = None
+    mode: Literal["scale", "override"] | None = None
+
+
+class Note(Payload):
+    text: str
+    step: int | None = None
+
+
+class ListCheckpoints(Payload):
+    run_id: str | None = None
+
+
+class CleanDisk(Payload):
+    scope: str = "all"
+
+
+class Anything(Payload):
+    """The payload of a command that this version does not carry out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandSpec:
+    """A row of ``COMMANDS``.
+
+    Attributes:
+        payload: the struct that the payload is decoded into before a handler runs.
+        lane: "control" is answered by the reader thread, however full the queue is.
+        mutates: changes the run, so it is announced by ``accepted`` and its reply carries
+            ``applied_step``.
+        answered: whether there is a reply at all (``ack`` has none).
+    """
+
+    name: str
+    payload: type[Payload]
+    lane: Lane
+    mutates: bool
+    answered: bool = True
+
+
+def _table(*rows: CommandSpec) -> Mapping[str, CommandSpec]:
+    return MappingProxyType({row.name: row for row in rows})
+
+
+COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
+    CommandSpec("hello", Hello, "control", mutates=False),
+    CommandSpec("server_info", Empty, "control", mutates=False),
+    CommandSpec("ack", Ack, "control", mutates=False, answered=False),
+    CommandSpec("resume_from", ResumeFrom, "control", mutates=False),
+    CommandSpec("enforce_version", EnforceVersion, "control", mutates=False),
+    CommandSpec("ping", Ping, "control", mutates=False),
+    CommandSpec("status", Empty, "control", mutates=False),
+    CommandSpec("pause", Pause, "control", mutates=True),
+    CommandSpec("resume", Empty, "control", mutates=True),
+    CommandSpec("stop", Stop, "control", mutates=True),
+    CommandSpec("list_params", Empty, "queue", mutates=False),
+    CommandSpec("list_checkpoints", ListCheckpoints, "queue", mutates=False),
+    CommandSpec("set_param", SetParam, "queue", mutates=True),
+    CommandSpec("save_ckpt", Empty, "queue", mutates=True),
+    CommandSpec("test_now", TestNow, "queue", mutates=True),
+    CommandSpec("test", TestNow, "queue", mutates=True),
+    CommandSpec("validate_now", ValidateNow, "queue", mutates=True),
+    CommandSpec("note", Note, "queue", mutates=True),
+    CommandSpec("set_counter_seeds", CounterSeeds, "queue", mutates=True),
+    CommandSpec("attach_context", RunContext, "queue", mutates=True),
+    CommandSpec("switch_run", RunContext, "queue", mutates=True),
+    CommandSpec("clean_disk", CleanDisk, "queue", mutates=True),
+    CommandSpec("load_ckpt", Anything, "queue", mutates=True),
+    CommandSpec("rollback", Anything, "queue", mutates=True),
+    CommandSpec("reset_session", Anything, "queue", mutates=True),
+    CommandSpec("extend", Anything, "queue", mutates=True),
+    CommandSpec("undo", Anything, "queue", mutates=True),
+    CommandSpec("fork", Anything, "queue", mutates=True),
+    CommandSpec("merge", Anything, "queue", mutates=True),
+    CommandSpec("generate_report", Anything, "queue", mutates=True),
+    CommandSpec("export_subset", Anything, "queue", mutates=True),
+    CommandSpec("get_selected_region_indices", Anything, "queue", mutates=False),
+    CommandSpec("prepare_export", Anything, "queue", mutates=False),
+    CommandSpec("spill_all", Anything, "queue", mutates=False),
+    CommandSpec("propose_subsets", Anything, "queue", mutates=False),
+    CommandSpec("dist_health", Anything, "queue", mutates=False),
+    CommandSpec("throughput_health", Anything, "queue", mutates=False),
+    CommandSpec("activations_health", Anything, "queue", mutates=False),
+    CommandSpec("numerics_health", Anything, "queue", mutates=False),
+    CommandSpec("determinism_health", Anything, "queue", mutates=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EventSpec:
+    """A row of ``EVENTS``.
+
+    Attributes:
+        journaled: carries ``event_seq``, is kept and replayed. The others belong to a connection.
+        legacy: sent on a connection of the published extension.
+        droppable: may be left out under pressure, with a ``gap`` that says how many.
+    """
+
+    name: str
+    journaled: bool = True
+    legacy: bool = True
+    droppable: bool = False
+
+
+EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            EventSpec("hello", journaled=False),
+            EventSpec("accepted", journaled=False, legacy=False),
+            EventSpec("gap", journaled=False, legacy=False),
+            EventSpec("error", journaled=False),
+            EventSpec("session_started"),
+            EventSpec("newRun"),
+            EventSpec("trainStep", droppable=True),
+            EventSpec("epoch_end"),
+            EventSpec("log"),
+            EventSpec("paused"),
+            EventSpec("resumed"),
+            EventSpec("stopping"),
+            EventSpec("trainingFinished"),
+            EventSpec("checkpoint_saved"),
+            EventSpec("checkpoint_loaded"),
+            EventSpec("testStep"),
+            EventSpec("test_complete"),
+            EventSpec("auto_test_complete"),
+            EventSpec("runTransition"),
+            EventSpec("finalizeRun"),
+            EventSpec("artifact_created"),
+            EventSpec("state"),
+            EventSpec("param_changed"),
+            EventSpec("note"),
+            EventSpec("stall"),
+            EventSpec("checkpoint_removed"),
+        )
+    }
+)
+
+# The host of the published extension uses these towards its page; an event of such a type acts
+# there as if the host had said it.
+RESERVED_EVENT_TYPES: Final = frozenset(
+    {
+        "status", "runs", "rows", "logs", "testNow", "testRows", "resetOk", "compatError",
+        "compatClear", "subsetExported", "sessionSaved", "sessionLoaded", "reportData",
+        "reportFromDb", "merge_gating", "warn", "modelNav.select", "fs.session.current",
+        "fs.session.list", "distHealth", "throughputHealth", "activationsHealth",
+        "numericsHealth", "determinismHealth",
+    }
+)  # fmt: skip
+
+STATES: Final = (
+    "starting", "running", "pausing", "paused", "testing", "validating",
+    "finished", "interrupted", "failed",
+)  # fmt: skip
+
+
+class Request(msgspec.Struct, kw_only=True, frozen=True):
+    """A command as it came; ``id`` None asks for no answer."""
+
+    cmd: str
+    id: str | None = None
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_encoder = msgspec.json.Encoder()
+_requests = msgspec.json.Decoder(Request)
+_objects = msgspec.json.Decoder()
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One line with its LF; any thread.
+
+    Values that JSON does not know are made plain by ``sanitise``, so this never raises on user
+    data. Non-finite floats become null.
+    """
+    try:
+        return _encoder.encode(message) + b"\n"
+    except (TypeError, UnicodeEncodeError, RecursionError, OverflowError, ValueError):
+        return _encoder.encode(sanitise(message)) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """A line of the dashboard; any thread.
+
+    Raises:
+        RemoteProtocolError: no JSON object with a string ``cmd``.
+    """
+    try:
+        return _requests.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        msg = (
+            f"a line of {len(line):,} bytes is no request ({error}); "
+            'allowed: one JSON object {"id", "cmd", "payload"} with a string cmd'
+        )
+        raise RemoteProtocolError(msg) from error
+
+
+def decode_message(line: bytes) -> dict[str, Any]:
+    """A line of the trainer (reply or event) as a dict; any thread.
+
+    Raises:
+        RemoteProtocolError: no JSON object.
+    """
+    try:
+        message = _objects.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"a line of {len(line):,} bytes is no JSON ({error}); allowed: one JSON object"
+        raise RemoteProtocolError(msg) from error
+    if not isinstance(message, dict):
+        msg = f"a line holds {type(message).__name__}; allowed: one JSON object"
+        raise RemoteProtocolError(msg)
+    return message
+
+
+def decode_payload(request: Request) -> Payload:
+    """The typed payload of a request; any thread.
+
+    Raises:
+        CommandError: ``unknown_command`` with the known ones, or ``bad_payload``.
+    """
+    spec = COMMANDS.get(request.cmd)
+    if spec is None:
+        known = sorted(COMMANDS)
+        detail = f"{request.cmd!r} was asked; there are {', '.join(known)}."
+        raise CommandError(ErrorCode.UNKNOWN_COMMAND, detail, field="cmd", allowed=known)
+    raw = b"{}" if bytes(request.payload) == b"null" else request.payload
+    try:
+        return msgspec.json.decode(raw, type=spec.payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        detail = f"The payload of {request.cmd} does not fit: {error}."
+        field = str(error).partition("`$.")[2].partition("`")[0] or None
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field) from error
+
+
+def reply_ok(request_id: str, data: Any) -> bytes:
+    """The line that says applied."""
+    return encode({"id": request_id, "ok": True, "data": data})
+
+
+def reply_error(request_id: str, error: CommandError, *, legacy: bool) -> bytes:
+    """The line that says refused.
+
+    On a legacy connection ``error`` is the sentence, since that host shows nothing else.
+    """
+    said = error.to_wire()
+    if legacy:
+        said["error"] = error.detail
+    return encode({"id": request_id, "ok": False, **said})
+
+
+class LineSplitter:
+    """Bytes to lines; the rest of a line waits for the next bytes.
+
+    A line over ``max_bytes`` is skipped to its LF and reported once, so that a peer cannot make
+    the run hold what it sends.
+    """
+
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._skipped = 0
+
+    def feed(self, data: bytes) -> Iterable[bytes | RemoteProtocolError]:
+        """Whole lines without their LF, blank ones left out; an error for each one too long."""
+        *whole, rest = data.split(b"\n")
+        for piece in whole:
+            self._add(piece)
+            if self._skipped:
+                yield self._too_long()
+            elif line := b"".join(self._parts).strip():
+                yield line
+            self._parts, self._held, self._skipped = [], 0, 0
+        self._add(rest)
+
+    def _add(self, piece: bytes) -> None:
+        if self._skipped or self._held + len(piece) > self._max_bytes:
+            self._skipped += self._held + len(piece)
+            self._parts, self._held = [], 0
+        elif piece:
+            self._parts.append(piece)
+            self._held += len(piece)
+
+    def _too_long(self) -> RemoteProtocolError:
+        msg = (
+            f"A line of {self._skipped:,} bytes was skipped; at most {self._max_bytes:,} are read."
+        )
+        return RemoteProtocolError(msg)
+
+
+def run_name_problem(name: str) -> str | None:
+    """Why a name is no run name, or None. 1-120 of letters, digits, ``._#-``, no leading dot."""
+    ok = all(c.isascii() and (c.isalnum() or c in "._#-") for c in name)
+    if ok and 0 < len(name) <= 120 and not name.startswith("."):
+        return None
+    return (
+        f"{name[:60]!r} is no run name; allowed: 1-120 of letters, digits and ._#-, no leading dot"
+    )
+
+
+def automatic_names(prefix: str) -> Iterable[str]:
+    """``prefix``, ``prefix-2``, ``prefix-3`` …"""
+    return itertools.chain((prefix,), (f"{prefix}-{n}" for n in itertools.count(2)))
