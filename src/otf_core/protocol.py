@@ -193,6 +193,12 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
 )
 
 
+# A connection's own business: handled where the connection is, also before there is a run.
+ANSWERED_BY_CHANNEL: Final = frozenset(
+    {"hello", "server_info", "ack", "resume_from", "enforce_version"}
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class EventSpec:
     """A row of ``EVENTS``.

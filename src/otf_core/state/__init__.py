@@ -1,1 +1,1 @@
-"""."""
+"""What is kept: RNG, plain values, checkpoints on disk."""

@@ -1,0 +1,448 @@
+"""ConsoleAction: what a person does to a run, carried out so that the reply is true.
+
+Rule 1: a reply says what has happened. ``pause`` is answered when the thread stands and the file
+is complete, ``resume`` when training goes on, ``stop`` when the last step is done.
+Rule 2: an exclusive action leaves also when it raises, back in the state that it found.
+Rule 3: the reader thread asks, the training thread does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from otf_core.control.bus import ControlBus, Ticket
+from otf_core.control.delegate import ControlDelegate, Evaluation, Position
+from otf_core.control.gate import PauseGate, State
+from otf_core.control.router import LATER, CommandRouter, Later
+from otf_core.control.run_state import EXCLUSIVE, RunState
+from otf_core.control.safe_point import SafePoint
+from otf_core.errors import CommandError, ErrorCode
+
+SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered without it
+
+# The issue of the project that brings each is named in its changelog; until then the reason is
+# the version, not the run.
+NOT_IN_THIS_VERSION: Final = {
+    name: f"{what} is not part of this version (0.2.0) of otf."
+    for name, what in {
+        "load_ckpt": "Loading a checkpoint into a running fit",
+        "rollback": "Rolling back",
+        "reset_session": "Resetting a session",
+        "extend": "Extending a run",
+        "undo": "Undo",
+        "switch_run": "Switching to another run",
+        "fork": "Forking",
+        "merge": "Merging",
+        "generate_report": "The per-sample report",
+        "export_subset": "Exporting a subset",
+        "get_selected_region_indices": "Selecting samples by loss",
+        "prepare_export": "Exporting a session",
+        "spill_all": "Exporting a session",
+        "propose_subsets": "Proposing subsets",
+        "dist_health": "The check of ranks",
+        "throughput_health": "The check of throughput",
+        "activations_health": "The check of activations",
+        "numerics_health": "The check of numerics",
+        "determinism_health": "The check of determinism",
+    }.items()
+}
+
+
+class Saved(Protocol):
+    """A checkpoint on its way to the disk."""
+
+    id: str
+    path: str
+    step: int
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the file is complete by then."""
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run once when it is complete or has failed; at once if it is already."""
+
+    @property
+    def error(self) -> CommandError | None:
+        """Why it failed, once it has."""
+
+
+class Saver(Protocol):
+    """Writes checkpoints; training thread."""
+
+    def save(self, kind: str, *, pinned: bool = False) -> Saved:
+        """Copy the state now, write it in the background.
+
+        Raises:
+            CommandError: it cannot be saved at all.
+        """
+
+
+class ConsoleAction:
+    """Pause, resume, stop, save, test, validate.
+
+    Args:
+        emit: ``emit(type, **fields)``; any thread.
+        position: where the run stood at the last safe point; any thread.
+        max_pause_s: a forgotten user's pause ends after so long.
+    """
+
+    def __init__(
+        self,
+        *,
+        emit: Callable[..., Any],
+        state: RunState,
+        delegate: ControlDelegate,
+        saver: Saver,
+        position: Callable[[], Position],
+        max_pause_s: float | None = None,
+        test_label: str | None = None,
+    ) -> None:
+        self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
+        self._position = position
+        self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
+        self._test_label = test_label
+        self.safe_point = SafePoint(self._attend)
+        self.gate = PauseGate(self._announce)
+        self.bus: ControlBus
+        self._router: CommandRouter
+        self._pauses: list[Ticket] = []  # to be answered on arrival
+        self._resumes: list[Ticket] = []  # to be answered when the thread is away
+        self._paused_reply: dict[str, Any] | None = None
+        self._arrival_over = threading.Event()  # the file of the pause is there, or a resume is
+        self._action: str | None = None  # the exclusive action that is running
+        self._stop: Ticket | None = None
+        self._stopping = False
+        self._tests = 0
+        self._paused_s = 0.0
+
+    def connect(self, router: CommandRouter, bus: ControlBus) -> None:
+        """Register the commands; before the session starts."""
+        self.bus, self._router = bus, router
+        router.on("pause", check=self._may_hold)(self.pause)
+        router.on("resume", check=self._may_hold)(self.resume)
+        router.on("stop", check=self._may_hold)(self.stop)
+        router.on("save_ckpt")(self.save_ckpt)
+        for name in ("test_now", "test"):
+            router.on(name, check=self._not_twice)(self.test_now)
+        router.on("validate_now", check=self._may_validate)(self.validate_now)
+
+    def wake(self) -> None:
+        """Something waits for the training thread; any thread."""
+        self.safe_point.wake()
+        self.gate.nudge()
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds that the run has been held, over all pauses; training thread."""
+        return self._paused_s
+
+    # The asking side; otf-reader.
+
+    def pause(self, ticket: Ticket) -> Later:
+        """Ask for the pause; answered on arrival."""
+        at_step = ticket.payload.at_step
+        if at_step is not None and at_step > self._position().step:
+            self.bus.schedule(ticket, at_step)
+            return LATER
+        self.hold(ticket)
+        return LATER
+
+    def hold(self, ticket: Ticket | None, *, cause: str = "user") -> None:
+        """Ask for a pause from now on; any thread."""
+        with self._state.lock:
+            self.gate.request(cause, hold_s=self._max_pause_s)
+            if ticket is not None:
+                if self._paused_reply is not None and self.gate.state is State.HELD:
+                    ticket.reply(dict(self._paused_reply))
+                    return
+                self._pauses.append(ticket)
+            if self.gate.state is State.REQUESTED:
+                request_id = ticket.id if ticket is not None else None
+                self._state.move("pausing", reason="user", request_id=request_id)
+        self.wake()
+
+    def resume(self, ticket: Ticket) -> Later:
+        """Let the thread go; answered when it is away."""
+        with self._state.lock:
+            step = self._position().step
+            overtaken = _overtaken("resume", step)
+            withdrawn = self.bus.withdraw("pause", overtaken)
+            before = self.gate.state
+            asked = self.gate.resume("user")
+            if self.gate.state is State.RELEASED:
+                # The thread stands, or is on its way out: it answers when it is away.
+                if before is State.RELEASED:
+                    self._refuse_pauses(overtaken)
+                self._resumes.append(ticket)
+                self._arrival_over.set()
+                return LATER
+            if asked:
+                self._refuse_pauses(overtaken)
+                if self._state.state == "pausing":
+                    self._state.move(self._action or "running", request_id=ticket.id)
+            ticket.reply(_resumed(step, changed=asked or withdrawn > 0))
+        return LATER
+
+    def stop(self, ticket: Ticket) -> Later:
+        """Ask for the end; answered at the safe point where it takes effect."""
+        with self._state.lock:
+            if self._stop is not None:
+                detail = "stop was asked while a stop is being carried out already."
+                raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+            self._stop = ticket
+            self._arrival_over.set()
+        self.wake()
+        return LATER
+
+    def _refuse_pauses(self, error: CommandError) -> None:
+        waiting, self._pauses = self._pauses, []
+        for pause in waiting:
+            pause.fail(error)
+
+    def _may_hold(self, ticket: Ticket) -> None:
+        if self._state.ended:
+            raise self.ended_error(ticket.request.cmd)
+        at_step = getattr(ticket.payload, "at_step", None)
+        if at_step is not None and at_step < self._position().step:
+            raise past_step(ticket.request.cmd, at_step, self._position().step)
+
+    def _not_twice(self, ticket: Ticket) -> None:
+        if self._state.state not in EXCLUSIVE:
+            return
+        if ticket.link.legacy and self._state.state == "testing":
+            ticket.reply({"status": "busy"})  # its own way of saying so; the error is not sent
+        detail = (
+            f"{ticket.request.cmd} was asked, found the run {self._state.state}; "
+            "allowed: one such action at a time."
+        )
+        raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
+
+    def _may_validate(self, ticket: Ticket) -> None:
+        self._not_twice(ticket)
+        limit = ticket.payload.limit_batches
+        if limit is not None and limit < 1:
+            detail = f"validate_now was asked for {limit} batches; allowed: 1 or more."
+            raise CommandError(
+                ErrorCode.BAD_PAYLOAD, detail, field="limit_batches", allowed={"min": 1}
+            )
+
+    def ended_error(self, cmd: str) -> CommandError:
+        """The refusal of what comes too late."""
+        step = self._position().step
+        detail = f"{cmd} was asked, found the run {self._state.state} at step {step}."
+        return CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+
+    # The doing side; training thread, at the safe point.
+
+    def _attend(self) -> bool:
+        """Everything that is due; True when the run is to stop."""
+        self._work()
+        while not self._stopping and self.gate.should_block():
+            self._paused_s += self.gate.wait_until_resumed(self._work)
+            self._work()
+        if self.bus.waiting:
+            self.safe_point.wake()
+        return self._stopping
+
+    def _work(self) -> None:
+        while self._stop is None and (ticket := self.bus.take()) is not None:
+            if ticket.request.cmd == "pause":
+                self.hold(ticket)  # one that had waited for its step
+            else:
+                self._router.run(ticket)
+        if self._stop is not None and not self._stopping:
+            self._do_stop(self._stop)
+
+    def _announce(self, what: str, causes: tuple[str, ...]) -> None:
+        if what == "paused":
+            self._arrived(causes)
+        else:
+            self._left(overdue=causes)
+
+    def _arrived(self, causes: tuple[str, ...]) -> None:
+        step = self._delegate.position().step
+        with self._state.lock:
+            self._arrival_over.clear()
+            self._state.move("paused", reason="user" if "user" in causes else causes[0])
+        saved, why = self._save_for_pause()
+        ckpt = saved.path if saved is not None else None
+        self._emit("paused", step=step, request={"action": "pause"}, ckpt=ckpt)
+        if why is not None:
+            self._emit("log", level="warning", phase="info", text=f"paused without a file: {why}")
+        with self._state.lock:
+            self._paused_reply = {
+                "status": "paused",
+                "step": step,
+                "ckpt": ckpt,
+                "applied_step": step,
+            }
+            waiting, self._pauses = self._pauses, []
+        for ticket in waiting:
+            ticket.reply(dict(self._paused_reply))
+
+    def _save_for_pause(self) -> tuple[Saved | None, str | None]:
+        """The file of a pause once it is complete, or why there is none yet."""
+        try:
+            saved = self._saver.save("pause")
+        except CommandError as error:
+            return None, error.detail
+        saved.then(self._arrival_over.set)
+        self._arrival_over.wait(SAVE_PATIENCE_S)
+        if not saved.wait(0):
+            return None, "it is still being written; checkpoint_saved will say when it is complete"
+        if saved.error is not None:
+            return None, saved.error.detail
+        return saved, None
+
+    def _left(self, *, overdue: tuple[str, ...]) -> None:
+        step = self._delegate.position().step
+        with self._state.lock:
+            waiting, self._resumes = self._resumes, []
+            self._paused_reply = None
+            if self._stopping or self._state.ended:
+                for ticket in waiting:
+                    ticket.fail(_overtaken("stop", step))
+                return
+            if overdue:
+                text = f"the pause was ended after {self._max_pause_s:g} s (max_pause)"
+                self._emit("log", level="warning", phase="info", text=text)
+            again = self.gate.should_block()
+            self._state.move("running", request_id=waiting[0].id if waiting else None)
+            self._emit("resumed", step=step)
+            if again:
+                self._state.move("pausing", reason="user")
+        for ticket in waiting:
+            ticket.reply(_resumed(step, changed=True))
+
+    def _do_stop(self, ticket: Ticket) -> None:
+        """End the run here; where the file cannot be had the run stays as it is."""
+        step = self._delegate.position().step
+        saved = None
+        if ticket.payload.save:
+            saved = self._save_whole("manual", pinned=True, ticket=ticket)
+            if saved is None:
+                self._stop = None
+                return
+        with self._state.lock:
+            self._stopping = True
+            self.bus.withdraw("pause", _overtaken("stop", step))
+            self._refuse_pauses(_overtaken("stop", step))
+            self._emit("stopping", step=step)
+            self.gate.open()
+        self._delegate.request_stop()
+        ckpt = saved.path if saved is not None else None
+        ticket.reply({"status": "stopping", "step": step, "ckpt": ckpt, "applied_step": step})
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a person has ended the run."""
+        return self._stopping
+
+    def save_ckpt(self, ticket: Ticket) -> Later:
+        """Answered when the file is complete; training does not wait for it."""
+        saved = self._saver.save("manual", pinned=True)
+
+        def answer() -> None:
+            if saved.error is not None:
+                ticket.fail(saved.error)
+            else:
+                data = {"id": saved.id, "path": saved.path, "step": saved.step}
+                ticket.reply({**data, "applied_step": saved.step})
+
+        saved.then(answer)
+        return LATER
+
+    def test_now(self, ticket: Ticket) -> dict[str, Any]:
+        """Run the test loop and leave the training as it was."""
+        step = self._delegate.position().step
+        label = ticket.payload.label
+        self._tests += 1
+        env_label = self._test_label or f"test_{self._tests}"
+        with self._exclusive("testing", ticket):
+            saved = self._save_whole("ring", pinned=False, ticket=None)
+            found = self._delegate.run_test(self._tested)
+        path = saved.path if saved is not None else None
+        loss = {} if found.avg_loss is None else {"avg_loss": found.avg_loss}
+        common = {**loss, "step": step, "label": label, "ckpt_path": path}
+        self._emit(
+            "test_complete",
+            status="ok",
+            **common,
+            env_test_label=env_label,
+            source=ticket.payload.source or "user",
+            metrics=dict(found.metrics),
+            seconds=found.seconds,
+        )
+        return {
+            "status": "ok",
+            **common,
+            "env_test_label": env_label,
+            "metrics": dict(found.metrics),
+            "applied_step": step,
+        }
+
+    def _tested(self, done: int, _total: int | None, loss: float | None) -> None:
+        # A null would be stored as 0 by the extension's host.
+        known = {"loss": loss} if loss is not None and math.isfinite(loss) else {}
+        self._emit("testStep", step=done, **known)
+
+    def validate_now(self, ticket: Ticket) -> dict[str, Any]:
+        """Validate by the module's hooks alone and leave the training as it was."""
+        step = self._delegate.position().step
+        with self._exclusive("validating", ticket):
+            found: Evaluation = self._delegate.run_validation(
+                ticket.payload.limit_batches, lambda _done, _total, _loss: None
+            )
+        return {
+            "metrics": dict(found.metrics),
+            "step": step,
+            "seconds": found.seconds,
+            "applied_step": step,
+        }
+
+    @contextlib.contextmanager
+    def _exclusive(self, state: str, ticket: Ticket) -> Iterator[None]:
+        with self._state.lock:
+            before, reason = self._state.state, self._state.reason
+            self._action = state
+            self._state.move(state, reason="action", request_id=ticket.id)
+        try:
+            yield
+        finally:
+            with self._state.lock:
+                self._action = None
+                # A pause that was asked for meanwhile has its own state already.
+                if self._state.state == state:
+                    self._state.move(before, reason=reason)
+
+    def _save_whole(self, kind: str, *, pinned: bool, ticket: Ticket | None) -> Saved | None:
+        """Save and wait for the file; None when it failed, and then the ticket has been told."""
+        try:
+            saved = self._saver.save(kind, pinned=pinned)
+            saved.wait(math.inf)
+            if saved.error is not None:
+                raise saved.error
+        except CommandError as error:
+            if ticket is not None:
+                ticket.fail(error)
+            return None
+        return saved
+
+
+def _resumed(step: int, *, changed: bool) -> dict[str, Any]:
+    return {"status": "resumed", "step": step, "applied_step": step, "changed": changed}
+
+
+def _overtaken(by: str, step: int) -> CommandError:
+    detail = f"The pause that was asked for was overtaken by {by} at step {step}."
+    return CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+
+
+def past_step(cmd: str, at_step: int, step: int) -> CommandError:
+    """The refusal of a step that is done already."""
+    detail = f"{cmd} was asked for step {at_step}, {step} are done; allowed: {step} or later."
+    return CommandError(ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step})

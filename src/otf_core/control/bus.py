@@ -1,0 +1,286 @@
+"""The control bus: from the reader thread to the training thread, nothing lost on the way.
+
+Rule 1: every request with an id is answered exactly once, whoever asks again and over whichever
+connection.
+Rule 2: a full queue is said (``busy``), never silently dropped from.
+Rule 3: the control lane is carried out on the reader thread, however full the queue is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from otf_core import protocol
+from otf_core.errors import CommandError, ErrorCode, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from otf_core.control.router import CommandRouter
+
+MAX_QUEUE: Final = 1000
+MAX_ANSWERS: Final = 4096  # how many answers are kept for those who ask again
+
+
+class Link(Protocol):
+    """A connection as the bus sees it; every method may be called from any thread."""
+
+    @property
+    def legacy(self) -> bool:
+        """Whether the other side is the published extension."""
+
+    def reply(self, line: bytes) -> None:
+        """Hand over one line; dropped if the connection is gone."""
+
+    def event(self, message: Mapping[str, Any]) -> None:
+        """An event of the connection, without ``event_seq``."""
+
+
+class Ticket:
+    """One request on its way to its one answer; any thread may answer it, the first one counts."""
+
+    def __init__(
+        self, request: protocol.Request, link: Link, *, on_answer: Callable[[Ticket], None]
+    ) -> None:
+        self.request, self.link = request, link
+        self.payload: Any = None
+        self.waits_for = "safe_point"
+        self.since_ts = time.time()
+        self.answer: Any = None
+        self.error: CommandError | None = None
+        self._on_answer = on_answer
+        self._lock = threading.Lock()
+        self._answered = False
+
+    @property
+    def id(self) -> str | None:
+        """The request's id; None when no answer was asked for."""
+        return self.request.id
+
+    @property
+    def answered(self) -> bool:
+        """Whether it has its answer."""
+        return self._answered
+
+    def reply(self, data: Any) -> None:
+        """Applied; sent once, later calls change nothing."""
+        self._settle(data, None)
+
+    def fail(self, error: CommandError) -> None:
+        """Refused; sent once, later calls change nothing."""
+        self._settle(None, error)
+
+    def send(self, link: Link) -> None:
+        """Send the answer that there is to a connection."""
+        if self.id is None:
+            if self.error is not None:
+                link.event(
+                    {
+                        "type": "error",
+                        "code": self.error.code.value,
+                        "text": self.error.detail,
+                        "request_id": None,
+                    }
+                )
+        elif self.error is not None:
+            link.reply(protocol.reply_error(self.id, self.error, legacy=link.legacy))
+        else:
+            link.reply(protocol.reply_ok(self.id, self.answer))
+
+    def move_to(self, link: Link) -> None:
+        """Asked again over another connection: the one that asked last gets the answer."""
+        with self._lock:
+            self.link = link
+            answered = self._answered
+        if answered:
+            self.send(link)
+
+    def _settle(self, data: Any, error: CommandError | None) -> None:
+        with self._lock:
+            if self._answered:
+                return
+            self.answer, self.error, self._answered = data, error, True
+            link = self.link
+        self._on_answer(self)
+        self.send(link)
+
+
+class ControlBus:
+    """The bounded queue, the control lane, and the memory of answers.
+
+    Args:
+        router: carries commands out.
+        wake: called when the training thread has something to look at; any thread.
+        step: the number of steps done, as of the last safe point.
+    """
+
+    def __init__(
+        self,
+        router: CommandRouter,
+        *,
+        wake: Callable[[], None],
+        step: Callable[[], int],
+        max_queue: int = MAX_QUEUE,
+    ) -> None:
+        self._router, self._wake, self._step = router, wake, step
+        self._max_queue = max_queue
+        self._lock = threading.Lock()
+        self._queue: deque[Ticket] = deque()
+        self._scheduled: list[tuple[int, Ticket]] = []
+        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
+        self._open: dict[int, Ticket] = {}
+        self._closed: CommandError | None = None
+
+    def receive(self, request: protocol.Request, link: Link) -> None:
+        """One request; otf-reader. Returns at once for what is queued."""
+        ticket = self._claim(request, link)
+        if ticket is None:
+            return
+        try:
+            ticket.payload = protocol.decode_payload(request)
+            self._router.check(ticket)
+        except CommandError as error:
+            ticket.fail(error)
+            return
+        spec = protocol.COMMANDS[request.cmd]
+        at_step = getattr(ticket.payload, "at_step", None)
+        if at_step is not None:
+            ticket.waits_for = f"step {at_step}"
+        if spec.lane == "control":
+            if spec.mutates:
+                self._accept(ticket)
+            self._router.run(ticket)
+        else:
+            self._enqueue(ticket, mutates=spec.mutates)
+
+    def malformed(self, error: RemoteProtocolError, link: Link) -> None:
+        """A line that is no request; otf-reader. The connection is kept."""
+        event = {"type": "error", "code": "bad_payload", "text": str(error), "request_id": None}
+        link.event(event)
+
+    def schedule(self, ticket: Ticket, at_step: int) -> None:
+        """Carry the ticket out when ``at_step`` steps are done; any thread."""
+        with self._lock:
+            self._scheduled.append((at_step, ticket))
+            # Stable: commands for one step run in the order in which they came.
+            self._scheduled.sort(key=lambda due: due[0])
+        self._wake()
+
+    def take(self) -> Ticket | None:
+        """The next command that is due, or None; training thread."""
+        step = self._step()
+        with self._lock:
+            if self._scheduled and self._scheduled[0][0] <= step:
+                return self._scheduled.pop(0)[1]
+            return self._queue.popleft() if self._queue else None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a command waits for a later step, so that the next safe point must look."""
+        return bool(self._scheduled)
+
+    @property
+    def queue_len(self) -> int:
+        """Commands in the queue."""
+        return len(self._queue)
+
+    def withdraw(self, cmd: str, error: CommandError) -> int:
+        """Refuse what waits for a later step under this name; any thread. How many there were."""
+        with self._lock:
+            gone = [ticket for _, ticket in self._scheduled if ticket.request.cmd == cmd]
+            self._scheduled = [due for due in self._scheduled if due[1] not in gone]
+        for ticket in gone:
+            ticket.fail(error)
+        return len(gone)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """The accepted and unanswered, as ``status.pending`` has them; any thread."""
+        with self._lock:
+            tickets = list(self._open.values())
+        return [
+            {
+                "request_id": ticket.id,
+                "cmd": ticket.request.cmd,
+                "since_ts": ticket.since_ts,
+                "waits_for": ticket.waits_for,
+            }
+            for ticket in tickets
+            if protocol.COMMANDS.get(ticket.request.cmd) is not None
+            and protocol.COMMANDS[ticket.request.cmd].mutates
+            and not ticket.answered
+        ]
+
+    def close(self, error: CommandError) -> None:
+        """Answer every open command with this refusal, and every later one; any thread."""
+        with self._lock:
+            self._closed = error
+            tickets = list(self._open.values())
+            self._queue.clear()
+            self._scheduled.clear()
+        for ticket in tickets:
+            ticket.fail(error)
+
+    def _claim(self, request: protocol.Request, link: Link) -> Ticket | None:
+        """A new ticket, or None when this id is known: same id, same answer."""
+        ticket = Ticket(request, link, on_answer=self._answered)
+        with self._lock:
+            known = self._tickets.get(request.id) if request.id is not None else None
+            closed = self._closed
+            if known is None:
+                self._open[id(ticket)] = ticket
+                if request.id is not None:
+                    self._tickets[request.id] = ticket
+        if known is not None:
+            known.move_to(link)
+            return None
+        if closed is not None:
+            ticket.fail(closed)
+            return None
+        return ticket
+
+    def _enqueue(self, ticket: Ticket, *, mutates: bool) -> None:
+        # Accepted before it can be seen by the training thread, so that the event comes first.
+        with self._lock:
+            full = len(self._queue) >= self._max_queue
+            if not full:
+                if mutates:
+                    self._accept(ticket)
+                self._queue.append(ticket)
+        if full:
+            detail = (
+                f"{ticket.request.cmd} was asked; {self._max_queue:,} commands are waiting, "
+                "which is all the queue holds."
+            )
+            ticket.fail(CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0))
+            return
+        self._wake()
+
+    def _accept(self, ticket: Ticket) -> None:
+        if ticket.id is not None:
+            ticket.link.event(
+                {
+                    "type": "accepted",
+                    "request_id": ticket.id,
+                    "cmd": ticket.request.cmd,
+                    "step": self._step(),
+                    "waits_for": ticket.waits_for,
+                }
+            )
+
+    def _answered(self, ticket: Ticket) -> None:
+        with self._lock:
+            self._open.pop(id(ticket), None)
+            busy = ticket.error is not None and ticket.error.code is ErrorCode.BUSY
+            if busy and ticket.id is not None:
+                self._tickets.pop(ticket.id, None)
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        """Keep the last answers; what is still open is never forgotten."""
+        excess = len(self._tickets) - MAX_ANSWERS
+        if excess > 0:
+            done = (key for key, ticket in self._tickets.items() if ticket.answered)
+            for key in [key for key, _ in zip(done, range(excess), strict=False)]:
+                del self._tickets[key]

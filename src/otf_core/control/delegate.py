@@ -1,0 +1,85 @@
+"""What the core needs from whoever drives the batches.
+
+Small on purpose: each method is here because a command cannot be carried out without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands, as of a safe point.
+
+    Attributes:
+        step: batches after which an optimizer stepped; 0 before the first.
+        global_step: optimizer steps over all optimizers, as Lightning counts.
+        epoch: the epoch of the next batch, from 0.
+        batch_idx: batches of this epoch that are done.
+        max_steps: in the unit of ``global_step``; None when there is no such limit.
+    """
+
+    step: int = 0
+    global_step: int = 0
+    epoch: int = 0
+    batch_idx: int = 0
+    max_steps: int | None = None
+    max_epochs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a validation or a test found.
+
+    Attributes:
+        metrics: what the module logged, by the names it used.
+        avg_loss: mean of the loss over the batches, None if there was none.
+        seconds: wall-clock time of the pass.
+    """
+
+    metrics: Mapping[str, Any]
+    avg_loss: float | None
+    seconds: float
+
+
+# Called after each batch of an evaluation: batches done, batches in all (None if unknown), loss.
+OnBatch = Callable[[int, int | None, float | None], None]
+
+
+class ControlDelegate(Protocol):
+    """Implemented by a framework's plugin; every method runs on the training thread."""
+
+    def position(self) -> Position:
+        """Where the run stands now."""
+
+    def capture(self) -> dict[str, Any]:
+        """A whole checkpoint as a host copy that training cannot change any more."""
+
+    def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
+        """Validate without leaving a trace in the training.
+
+        Raises:
+            CommandError: ``unsupported`` when there is nothing to validate with.
+        """
+
+    def run_test(self, on_batch: OnBatch) -> Evaluation:
+        """Test without leaving a trace in the training; raises as run_validation does."""
+
+    def request_stop(self) -> None:
+        """Let the loop end after the step that is done; the framework's own ending runs."""
+
+
+class FrameworkDelegate(ControlDelegate, Protocol):
+    """What a framework that owns its loop supplies in addition."""
+
+    def attach(self) -> None:
+        """Take the run over, before its first batch."""
+
+    def install_batch_boundary_hook(self, tick: Callable[[], bool]) -> None:
+        """Have ``tick`` called between two batches; it returns True when the run is to stop."""
+
+    def detach(self) -> None:
+        """Take everything off again."""

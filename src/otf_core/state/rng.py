@@ -1,0 +1,73 @@
+"""The random number generators of a process, and generator objects.
+
+Covers torch (CPU, and each CUDA device once CUDA is in use), NumPy's global state and ``random``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+GENERATORS: Final = (
+    torch.Generator,
+    random.Random,
+    np.random.RandomState,
+    np.random.Generator,
+)
+
+
+def generator_state(generator: Any) -> Any:
+    """The state of a generator object."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.get_state()
+
+
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Put back what generator_state returned."""
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def get_rng() -> dict[str, Any]:
+    """RNG of torch (CPU, CUDA), NumPy and random as plain values; in any process."""
+    kind, key, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    torches = [s.numpy().tobytes() for s in (torch.get_rng_state(), *cuda)]
+    return {
+        "torch": torches,
+        "numpy": (kind, np.asarray(key).tobytes(), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_rng(state: dict[str, Any]) -> None:
+    """Put back what get_rng returned."""
+    cpu, *cuda = (torch.frombuffer(bytearray(s), dtype=torch.uint8) for s in state["torch"])
+    torch.set_rng_state(cpu)
+    for device, s in enumerate(cuda):
+        torch.cuda.set_rng_state(s, device)
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, np.frombuffer(key, np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+@contextlib.contextmanager
+def parked_rng() -> Iterator[None]:
+    """Whatever draws inside leaves the RNG as it was; training thread."""
+    state = get_rng()
+    try:
+        yield
+    finally:
+        set_rng(state)
