@@ -21,6 +21,7 @@ import msgspec
 from otf_core.errors import CommandError, ErrorCode, RemoteProtocolError
 from otf_core.sanitise import sanitise
 
+UNSET: Final = msgspec.UNSET
 PROTOCOL: Final = "otf/1"
 LEGACY_VERSION: Final = "0.1.4"  # the least that the published extension accepts
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024

@@ -81,6 +81,20 @@ class Saver(Protocol):
         """
 
 
+class Waiter(Protocol):
+    """Whoever is to be told that the thread stands; a ticket is one."""
+
+    @property
+    def id(self) -> str | None:
+        """The request behind it."""
+
+    def reply(self, data: Any) -> None:
+        """It stands: ``{status, step, ckpt, applied_step}``."""
+
+    def fail(self, error: CommandError) -> None:
+        """It will not."""
+
+
 class ConsoleAction:
     """Pause, resume, stop, save, test, validate.
 
@@ -109,7 +123,7 @@ class ConsoleAction:
         self.gate = PauseGate(self._announce)
         self.bus: ControlBus
         self._router: CommandRouter
-        self._pauses: list[Ticket] = []  # to be answered on arrival
+        self._pauses: list[Waiter] = []  # to be answered on arrival
         self._resumes: list[Ticket] = []  # to be answered when the thread is away
         self._paused_reply: dict[str, Any] | None = None
         self._arrival_over = threading.Event()  # the file of the pause is there, or a resume is
@@ -151,17 +165,17 @@ class ConsoleAction:
         self.hold(ticket)
         return LATER
 
-    def hold(self, ticket: Ticket | None, *, cause: str = "user") -> None:
+    def hold(self, waiter: Waiter | None, *, cause: str = "user") -> None:
         """Ask for a pause from now on; any thread."""
         with self._state.lock:
             self.gate.request(cause, hold_s=self._max_pause_s)
-            if ticket is not None:
+            if waiter is not None:
                 if self._paused_reply is not None and self.gate.state is State.HELD:
-                    ticket.reply(dict(self._paused_reply))
+                    waiter.reply(dict(self._paused_reply))
                     return
-                self._pauses.append(ticket)
+                self._pauses.append(waiter)
             if self.gate.state is State.REQUESTED:
-                request_id = ticket.id if ticket is not None else None
+                request_id = waiter.id if waiter is not None else None
                 self._state.move("pausing", reason="user", request_id=request_id)
         self.wake()
 
@@ -281,8 +295,8 @@ class ConsoleAction:
                 "applied_step": step,
             }
             waiting, self._pauses = self._pauses, []
-        for ticket in waiting:
-            ticket.reply(dict(self._paused_reply))
+        for waiter in waiting:
+            waiter.reply(dict(self._paused_reply))
 
     def _save_for_pause(self) -> tuple[Saved | None, str | None]:
         """The file of a pause once it is complete, or why there is none yet."""

@@ -181,6 +181,11 @@ class ControlBus:
         """Whether a command waits for a later step, so that the next safe point must look."""
         return bool(self._scheduled)
 
+    def scheduled(self, cmd: str) -> list[tuple[int, Ticket]]:
+        """What waits for a later step under this name, soonest first; any thread."""
+        with self._lock:
+            return [due for due in self._scheduled if due[1].request.cmd == cmd]
+
     @property
     def queue_len(self) -> int:
         """Commands in the queue."""

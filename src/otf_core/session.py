@@ -1,0 +1,701 @@
+"""A session wires one run together; the only place that knows every part.
+
+Two sessions in one process do not meet. The training thread calls ``tick`` between two batches;
+everything else of ours runs beside it (otf-reader, otf-writer, otf-journal, otf-saver,
+otf-sampler).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from rich.console import Console
+
+from otf_core import __version__, protocol
+from otf_core.channel import SocketChannel
+from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, past_step
+from otf_core.control.bus import ControlBus, Ticket
+from otf_core.control.delegate import ControlDelegate, Position
+from otf_core.control.router import LATER, CommandRouter, Later, crashed
+from otf_core.control.run_state import RunState
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.rendezvous import Finder
+from otf_core.state import run_folder
+from otf_core.state.store import CheckpointStore, Manifest, Pending
+from otf_core.steering.params import Steering
+from otf_core.telemetry.emitter import Emitter
+from otf_core.telemetry.journal import Journal
+from otf_core.telemetry.recorder import Level, StepRecorder
+from otf_core.telemetry.system import DeviceStatsMonitor
+from otf_core.transport import StdioTransport, TcpTransport, Transport, at_fork
+
+PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
+DIAL_TIMEOUT_S: Final = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What a user may choose; every value works untouched.
+
+    Attributes:
+        project, run_name: folder names below ``save_dir``.
+        dashboard: "auto", "spawn", "stdio", "off" or "host:port".
+        keep_checkpoints: size of the ring.
+        max_pause_s: a forgotten pause ends after so long; None for never.
+    """
+
+    project: str
+    run_name: str
+    save_dir: Path
+    dashboard: str = "auto"
+    keep_checkpoints: int = 5
+    max_pause_s: float | None = None
+    pause_at_start: bool = False
+    telemetry: Level = "full"
+    env: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
+
+
+class Session:
+    """One run under control.
+
+    Args:
+        delegate: drives the batches; also supplies what ``Steering`` needs.
+        device: as in ``cuda:0``; its index says which GPU is sampled.
+        unsupported: commands that this run cannot carry out, each with its reason.
+        say: one line for a person, on stderr.
+    """
+
+    def __init__(
+        self,
+        delegate: ControlDelegate,
+        options: SessionOptions,
+        *,
+        steering: Steering,
+        device: str = "cpu",
+        gpu: int | None = None,
+        world_size: int = 1,
+        unsupported: Mapping[str, str] | None = None,
+        say: Callable[[str], None] | None = None,
+        dial: Callable[[], Transport | None] | None = None,
+    ) -> None:
+        self._delegate, self.options, self.steering = delegate, options, steering
+        self._device, self._world_size = device, world_size
+        self._say = say or _stderr
+        self.session_id = f"sess-{secrets.token_hex(6)}"
+        self.run_dir, self.run_id = self._make_folder()
+        self._position = Position()
+        self._position_at_s = time.monotonic()
+        self._params: list[dict[str, Any]] = []
+        self._params_at_s = 0.0
+        self._seeds = {"fork": 0, "merge": 0, "gen": 0}
+        self._notes = 0
+        self._changes = 0  # of the run, so that a checkpoint of the same state is recognised
+        self._last_save: tuple[tuple[int, int, int], Pending] | None = None
+        self._closed = False
+
+        folder = self.run_dir / "journal" if self.run_dir is not None else None
+        path = folder / f"{self.session_id}.jsonl" if folder is not None else None
+        self.journal = Journal(path, on_loss=self._journal_lost)
+        self.channel = SocketChannel(
+            dial or self._make_dial(),
+            self,
+            self.journal,
+            identity=self._identity,
+            announce=self._say,
+        )
+        self.emitter = Emitter(
+            session_id=self.session_id,
+            run_id=self.run_id,
+            sinks=(self.journal.append, self.channel.emit),
+        )
+        self.emit = self.emitter.emit
+        self.state = RunState(self.emit, self._where)
+        self.store = CheckpointStore(
+            self.run_dir / "checkpoints" if self.run_dir is not None else None,
+            keep=options.keep_checkpoints,
+            on_saved=self._checkpoint_saved,
+            on_removed=self._checkpoint_removed,
+        )
+        full = options.telemetry != "off"
+        self.monitor = DeviceStatsMonitor() if full else None
+        self.recorder = StepRecorder(
+            self.emit, level=options.telemetry, monitor=self.monitor, gpu=gpu
+        )
+        self.actions = ConsoleAction(
+            emit=self.emit,
+            state=self.state,
+            delegate=delegate,
+            saver=self,
+            position=lambda: self._position,
+            max_pause_s=options.max_pause_s,
+            test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
+        )
+        self.router = CommandRouter(on_crash=self._crashed)
+        self.bus = ControlBus(self.router, wake=self.actions.wake, step=lambda: self._position.step)
+        self.actions.connect(self.router, self.bus)
+        self._register()
+        self.router.unsupported(NOT_IN_THIS_VERSION)
+        self.router.unsupported(unsupported or {})
+        if missing := self.router.missing():
+            msg = f"a session was asked without handlers for {', '.join(missing)}"
+            raise AssertionError(msg)
+
+    # Life of the session; training thread.
+
+    def start(self, meta: Mapping[str, Any] | None = None) -> None:
+        """Start the threads and tell who we are; returns when they are up."""
+        options = self.options
+        self._write_record(status=None)
+        run_dir = str(self.run_dir) if self.run_dir is not None else None
+        names = {"project": options.project, "run_name": self.run_id}
+        self.emit("session_started", **names, version=__version__, run_dir=run_dir)
+        self.emit(
+            "newRun",
+            parents=[],
+            **names,
+            meta={"display_name": self.run_id, "kind": "base", "run_dir": run_dir, **(meta or {})},
+        )
+        text = f"{self.run_id}: {self._device}, process {os.getpid()}"
+        self.emit("log", level="info", phase="info", text=text)
+        if self.run_dir is None:
+            self.emit("log", level="warning", phase="info", text="no run folder: nothing is saved")
+        self.journal.start()
+        self.store.start()
+        if self.monitor is not None:
+            self.monitor.start()
+        self.channel.start()
+        if options.pause_at_start:
+            self.actions.hold(None)
+        at_fork(self._abandon_in_child)
+
+    def begin(self) -> None:
+        """Training begins."""
+        self._look()
+        if self.state.state == "starting":
+            self.state.move("running")
+        self._params_at_s = 0.0
+
+    def tick(
+        self,
+        *,
+        lrs: Callable[[], Sequence[Any]] = tuple,
+        logged: Mapping[str, Any] = MappingProxyType({}),
+        epoch: int = 0,
+    ) -> bool:
+        """Between two batches; True when the run is to stop here.
+
+        Args:
+            lrs: learning rate of every parameter group.
+            logged: all that was logged so far; values that are other objects than before are new.
+            epoch: the epoch of the batch that is done.
+        """
+        self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
+        if self.actions.safe_point.attention:
+            # What is on its way belongs before ``paused``.
+            self.recorder.flush()
+        stop = self.actions.safe_point.tick()
+        self.recorder.fetching()
+        return stop
+
+    def tell_step(
+        self, *, lrs: Callable[[], Sequence[Any]], logged: Mapping[str, Any], epoch: int
+    ) -> None:
+        """Note where the run stands and tell of the step that is done, if one is."""
+        self._look()
+        self.recorder.boundary(
+            step=self._position.step,
+            global_step=self._position.global_step,
+            epoch=epoch,
+            lrs=lrs,
+            logged=logged,
+        )
+
+    def finish(self, status: str, *, error: str | None = None) -> None:
+        """The run is over: ``finished``, ``interrupted`` or ``failed``; said once."""
+        if self.state.ended:
+            return
+        self._look()
+        self.recorder.abort()
+        self.recorder.flush()
+        said = {"finished": "completed", "interrupted": "stopped", "failed": "failed"}[status]
+        if status == "finished" and self.actions.stopping:
+            said = "stopped"
+        with self.state.lock:
+            self.state.move(status)
+            step = self._position.step
+            extra = {"error": error} if error is not None else {}
+            self.emit("trainingFinished", status=said, step=step, **extra)
+        self._write_record(status=said)
+        self.bus.close(self.actions.ended_error("A command"))
+        self.actions.gate.close()
+
+    def close(self) -> None:
+        """Deliver what is left and end every thread; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self.state.ended:
+            self.finish("interrupted")
+        if self.monitor is not None:
+            self.monitor.stop()
+        self.store.close()
+        self.journal.sync()
+        self.channel.close()
+        self.journal.close()
+
+    # What channel and actions ask of the session.
+
+    def receive(self, request: protocol.Request, link: Any) -> None:
+        """A request that is not the connection's own business; otf-reader."""
+        self.bus.receive(request, link)
+
+    def malformed(self, error: Any, link: Any) -> None:
+        """A line that is no request; otf-reader."""
+        self.bus.malformed(error, link)
+
+    def lost(self, link: Any) -> None:
+        """A connection is gone; whoever asks again over the next one gets his answer."""
+
+    def save(self, kind: str, *, pinned: bool = False) -> Pending:
+        """Copy the state now, write it in the background; training thread.
+
+        Where nothing has changed since the last checkpoint, that one is it.
+
+        Raises:
+            CommandError: it cannot be saved.
+        """
+        now = (self._position.step, self._position.batch_idx, self._changes)
+        if self._last_save is not None and self._last_save[0] == now:
+            same = self._last_save[1]
+            if same.error is None:
+                if pinned:
+                    same.then(lambda: self._pin(same.id))
+                return same
+        pending = self.store.save(
+            self._capture,
+            run_id=self.run_id,
+            step=self._position.step,
+            epoch=self._position.epoch,
+            kind=kind,  # type: ignore[arg-type]
+            pinned=pinned,
+        )
+        self._last_save = now, pending
+        return pending
+
+    def changed(self) -> None:
+        """The run is no longer what the last checkpoint holds; training thread."""
+        self._changes += 1
+
+    @property
+    def connected(self) -> bool:
+        """Whether a dashboard is connected."""
+        return self.channel.connected
+
+    def status(self) -> dict[str, Any]:
+        """The whole state as of the last safe point; any thread."""
+        position, age_s = self._position, time.monotonic() - self._position_at_s
+        last = self.store.last()
+        step_s = self.recorder.last_step_s
+        return {
+            "protocol": protocol.PROTOCOL,
+            "version": __version__,
+            "session_id": self.session_id,
+            "project": self.options.project,
+            "run_id": self.run_id,
+            "run_gen": self.emitter.run_gen,
+            "state": self.state.state,
+            "reason": self.state.reason,
+            "step": position.step,
+            "epoch": position.epoch,
+            "batch_idx": position.batch_idx,
+            "max_steps": position.max_steps,
+            "max_epochs": position.max_epochs,
+            "steps_per_s": 1.0 / step_s if step_s else None,
+            "pending": self.bus.pending(),
+            "last_checkpoint": _brief(*last) if last is not None else None,
+            "params": self._params,
+            "device": self._device_status(),
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "world_size": self._world_size,
+            "last_seq": self.emitter.last_seq,
+            "acked_seq": self.channel.acked_seq,
+            "dropped": self.channel.dropped,
+            "queue_len": self.bus.queue_len,
+            "exactness": None,
+            "snapshot_age_s": age_s,
+            "cadence": self.recorder.cadence(),
+            "telemetry": self.options.telemetry,
+            "paused_s": self.actions.paused_s,
+            "journal": {"complete": self.journal.complete, "path": str(self.journal.path)},
+        }
+
+    # Commands that need more than one part.
+
+    def _register(self) -> None:
+        on = self.router.on
+        on("status")(lambda _: self.status())
+        on("ping")(self._ping)
+        on("list_params")(lambda _: {"params": self._rows()})
+        on("set_param", check=self._check_at_step)(self._set_param)
+        on("list_checkpoints")(self._list_checkpoints)
+        on("note", check=self._check_note)(self._note)
+        on("set_counter_seeds")(self._set_counter_seeds)
+        on("attach_context")(self._attach_context)
+        on("clean_disk")(self._clean_disk)
+
+    def _ping(self, ticket: Ticket) -> dict[str, Any]:
+        return {"t": ticket.payload.t, "ts": time.time(), "step": self._position.step}
+
+    def _check_at_step(self, ticket: Ticket) -> None:
+        at_step = ticket.payload.at_step
+        if at_step is not None and at_step < self._position.step:
+            raise past_step(ticket.request.cmd, at_step, self._position.step)
+
+    def _set_param(self, ticket: Ticket) -> dict[str, Any] | Later:
+        asked = ticket.payload
+        step = self._position.step
+        self.steering.check(asked, step)
+        if asked.at_step is not None and asked.at_step > step:
+            self.bus.schedule(ticket, asked.at_step)
+            return LATER
+        applied = self.steering.apply(asked, step)
+        self.changed()
+        self._refresh_params()
+        self.emit(
+            "param_changed",
+            path=applied.path,
+            old=applied.old,
+            new=applied.new,
+            applied_step=applied.applied_step,
+            by="user",
+            request_id=ticket.id,
+        )
+        return {
+            "path": applied.path,
+            "old": applied.old,
+            "new": applied.new,
+            "applied_step": applied.applied_step,
+            "owner": applied.owner,
+            "mode": applied.mode,
+            "until": applied.until,
+        }
+
+    def _list_checkpoints(self, ticket: Ticket) -> dict[str, Any]:
+        run_id = ticket.payload.run_id
+        if run_id is not None and run_id != self.run_id:
+            raise self._no_run(run_id)
+        return {"checkpoints": [_described(m, path) for m, path in self.store.list()]}
+
+    def _check_note(self, ticket: Ticket) -> None:
+        text = ticket.payload.text
+        if not 0 < len(text) <= protocol.MAX_NOTE_CHARS:
+            detail = (
+                f"A note of {len(text):,} characters was asked; "
+                f"allowed: 1 to {protocol.MAX_NOTE_CHARS:,}."
+            )
+            raise CommandError(
+                ErrorCode.BAD_PAYLOAD,
+                detail,
+                field="text",
+                allowed={"min": 1, "max": protocol.MAX_NOTE_CHARS},
+            )
+
+    def _note(self, ticket: Ticket) -> dict[str, Any]:
+        now = self._position.step
+        step = now if ticket.payload.step is None else ticket.payload.step
+        if not 0 <= step <= now:
+            detail = f"A note at step {step} was asked; allowed: 0 to {now}, the steps done."
+            allowed = {"min": 0, "max": now}
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="step", allowed=allowed)
+        self._notes += 1
+        note = {"note_id": f"n{self._notes}", "step": step}
+        self.emit("note", **note, text=ticket.payload.text)
+        return {**note, "ts": time.time(), "applied_step": now}
+
+    def _set_counter_seeds(self, ticket: Ticket) -> dict[str, Any]:
+        self._raise_seeds(ticket.payload)
+        self._seeds["gen"] += 1
+        return {
+            "ok": True,
+            **self._counters(),
+            "seed_gen": self._seeds["gen"],
+            "applied_step": self._position.step,
+        }
+
+    def _raise_seeds(self, asked: Any) -> None:
+        """The next automatic name is above what the other side has in use."""
+        self._seeds["fork"] = max(self._seeds["fork"], asked.fork_counter_init)
+        self._seeds["merge"] = max(self._seeds["merge"], asked.merge_counter_init)
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            "fork_counter_seed": self._seeds["fork"],
+            "merge_counter_seed": self._seeds["merge"],
+        }
+
+    def _attach_context(self, ticket: Ticket) -> Later:
+        """Bound to the run that is under way already: it is held, and nothing has to be loaded."""
+        asked = ticket.payload
+        if asked.run_id != self.run_id:
+            raise self._no_run(asked.run_id)
+        if asked.init_ckpt is not None and asked.init_step not in (None, self._position.step):
+            detail = (
+                f"attach_context was asked with the checkpoint of step {asked.init_step}; "
+                f"{NOT_IN_THIS_VERSION['load_ckpt']}"
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="init_ckpt")
+        self._raise_seeds(asked)
+        self.actions.hold(_Attaching(ticket, {"run_id": self.run_id, **self._counters()}))
+        return LATER
+
+    def _clean_disk(self, ticket: Ticket) -> dict[str, Any]:
+        if ticket.payload.scope != "all":
+            detail = f"clean_disk was asked with scope {ticket.payload.scope!r}; allowed: all."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="scope", allowed=["all"])
+        root = self.options.save_dir
+        removed, failed = run_folder.clean(root, keep=self.run_dir)
+        return {
+            "ok": not failed,
+            "removed": removed,
+            "failed": failed,
+            "root": str(root),
+            "applied_step": self._position.step,
+        }
+
+    def _no_run(self, run_id: str) -> CommandError:
+        detail = f"No run named {run_id[:120]!r}; this session has {self.run_id}."
+        return CommandError(ErrorCode.NOT_FOUND, detail, field="run_id", allowed=[self.run_id])
+
+    # Inside.
+
+    def _make_folder(self) -> tuple[Path | None, str]:
+        options = self.options
+        try:
+            folder = run_folder.make_run_folder(
+                options.save_dir.absolute(), options.project, options.run_name
+            )
+        except OSError as error:
+            where = error.filename or options.save_dir
+            self._say(f"otf: no run folder ({where}: {error.strerror}); the run trains on unsaved")
+            return None, options.run_name
+        return folder, folder.name
+
+    def _make_dial(self) -> Callable[[], Transport | None]:
+        options = self.options
+        dashboard = options.env.get("OTF_DASHBOARD") or options.dashboard
+        if options.dashboard != "auto":
+            dashboard = options.dashboard
+        if dashboard == "stdio":
+            stdio: list[Transport] = [StdioTransport()]
+            return lambda: stdio.pop() if stdio else None
+        finder = Finder(dashboard, options.env)
+
+        def dial() -> Transport | None:
+            for target in finder.next_targets():
+                with contextlib.suppress(OSError):
+                    return TcpTransport.dial(
+                        target.host,
+                        target.port,
+                        DIAL_TIMEOUT_S,
+                        token=target.token,
+                        legacy_allowed=target.legacy,
+                    )
+            return None
+
+        return dial
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "session_id": self.session_id,
+            "capabilities": [*self.router.capabilities(), "journal", "token"],
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "device": self._device,
+            "state": self.state.state,
+            "run_id": self.run_id,
+            "project": self.options.project,
+        }
+
+    def _where(self) -> dict[str, int]:
+        return {"step": self._position.step, "epoch": self._position.epoch}
+
+    def _look(self) -> None:
+        """Note where the run stands, for those who ask from other threads."""
+        self._position = self._delegate.position()
+        now_s = self._position_at_s = time.monotonic()
+        if now_s - self._params_at_s >= PARAMS_EVERY_S:
+            self._refresh_params()
+            for found in self.steering.watch(self._position.step):
+                text = (
+                    f"{found.path} was set to {found.ours} and is {found.found} now: "
+                    "the training script writes it itself"
+                )
+                self.emit("log", level="warning", phase="info", text=text)
+
+    def _refresh_params(self) -> None:
+        self._params_at_s = time.monotonic()
+        self._params = self._rows()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = self.steering.list(self._position.step)
+        waiting = {
+            ticket.payload.path: {"value": _asked(ticket.payload), "at_step": at_step}
+            for at_step, ticket in self.bus.scheduled("set_param")
+        }
+        return [{**row, "pending": waiting.get(row["path"])} for row in rows]
+
+    def _capture(self) -> dict[str, Any]:
+        try:
+            state = self._delegate.capture()
+        except CommandError:
+            raise
+        except Exception as error:  # border: the user's save hooks may raise anything
+            self._crashed(None, traceback.format_exc())
+            raise crashed("save", error) from error  # noqa: EM101 -- the command's name
+        state["otf"] = {
+            "version": __version__,
+            "session_id": self.session_id,
+            "run_id": self.run_id,
+            "step": self._position.step,
+            "steering": self.steering.state(),
+        }
+        return state
+
+    def _pin(self, checkpoint_id: str) -> None:
+        try:
+            self.store.pin(checkpoint_id)
+        except OSError as error:
+            text = f"checkpoint {checkpoint_id} could not be pinned: {error.strerror}"
+            self.emit("log", level="error", phase="info", text=text)
+
+    def _checkpoint_saved(self, manifest: Manifest, path: str) -> None:
+        self.emit(
+            "checkpoint_saved",
+            path=path,
+            step=manifest.step,
+            id=manifest.id,
+            kind=manifest.kind,
+            bytes=manifest.bytes,
+            exact=manifest.exact,
+        )
+        self.journal.sync()
+
+    def _checkpoint_removed(self, manifest: Manifest, path: str) -> None:
+        self.emit(
+            "checkpoint_removed",
+            id=manifest.id,
+            path=path,
+            step=manifest.step,
+            kind=manifest.kind,
+            reason="ring",
+        )
+
+    def _journal_lost(self, why: str) -> None:
+        self._say(f"otf: {why}; the run trains on, its newest events are kept in memory")
+        text = f"{why}; events are kept in memory from here on"
+        # Its own thread may hold nothing here: the emitter only appends.
+        self.emit("log", level="error", phase="info", text=text)
+
+    def _crashed(self, ticket: Ticket | None, text: str) -> None:
+        name = ticket.request.cmd if ticket is not None else "saving"
+        self.emit("log", level="error", phase="info", text=f"{name} failed:\n{text}"[-8000:])
+
+    def _device_status(self) -> dict[str, Any]:
+        kind = self._device.partition(":")[0]
+        sample = self.monitor.latest() if self.monitor is not None else None
+        gpu = sample.gpu(self.recorder.gpu) if sample and self.recorder.gpu is not None else None
+        if gpu is None:
+            ram_mb = sample.rss_mib if sample is not None else None
+            nothing = {"mem_total_mb": None, "util_pct": None, "temp_c": None}
+            return {"name": self._device, "kind": kind, "mem_mb": ram_mb, **nothing}
+        return {
+            "name": gpu.name or self._device,
+            "kind": kind,
+            "mem_mb": gpu.mem_used_mib,
+            "mem_total_mb": gpu.mem_total_mib,
+            "util_pct": gpu.util_pct,
+            "temp_c": gpu.temp_c,
+        }
+
+    def _write_record(self, *, status: str | None) -> None:
+        if self.run_dir is None:
+            return
+        if status is None:
+            self._record = run_folder.RunRecord(
+                run_id=self.run_id,
+                run_name=self.options.run_name,
+                project=self.options.project,
+                session_ids=[self.session_id],
+                versions=run_folder.versions(),
+                **run_folder.this_process(),
+            )
+        else:
+            self._record.status, self._record.ended_ts = status, time.time()
+        self._record.step = self._position.step
+        try:
+            run_folder.write_record(self.run_dir, self._record)
+        except OSError as error:
+            text = f"run.json could not be written: {error.strerror}"
+            self.emit("log", level="error", phase="info", text=text)
+
+    def _abandon_in_child(self) -> None:
+        """A forked child is no trainer: it takes no lock, sends and writes nothing."""
+        self._closed = True
+        self.journal.abandon_in_child()
+        if self.monitor is not None:
+            self.monitor.abandon_in_child()
+
+
+class _Attaching:
+    """attach_context waits as a pause does and answers with more."""
+
+    def __init__(self, ticket: Ticket, said: Mapping[str, Any]) -> None:
+        self._ticket, self._said = ticket, said
+        self.id, self.fail = ticket.id, ticket.fail
+
+    def reply(self, data: Mapping[str, Any]) -> None:
+        held = {"paused": True, "ckpt_loaded": False, "ckpt_path": data["ckpt"]}
+        steps = {"step": data["step"], "applied_step": data["step"]}
+        self._ticket.reply({"ok": True, **self._said, **held, **steps})
+
+
+def _asked(payload: Any) -> Any:
+    return payload.mul if payload.value is protocol.UNSET else payload.value
+
+
+def _brief(manifest: Manifest, path: str) -> dict[str, Any]:
+    return {
+        "id": manifest.id,
+        "run_id": manifest.run_id,
+        "path": path,
+        "step": manifest.step,
+        "ts": manifest.ts,
+    }
+
+
+def _described(manifest: Manifest, path: str) -> dict[str, Any]:
+    return {
+        **_brief(manifest, path),
+        "epoch": manifest.epoch,
+        "bytes": manifest.bytes,
+        "kind": manifest.kind,
+        "pinned": manifest.pinned,
+        "exact": manifest.exact,
+    }
+
+
+def _stderr(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    sys.stderr.flush()

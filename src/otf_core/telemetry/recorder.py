@@ -1,0 +1,218 @@
+"""From the hooks of a loop to one ``trainStep`` a step; training thread.
+
+Rule 1: nothing here waits for a device. Values that lie on one are read when their copy has
+arrived, at the latest at the gate before ``paused``.
+Rule 2: a value belongs to the step at which it was measured; a step without one says null.
+Rule 3: the costly ones are thinned by the governor, so that telemetry stays within its budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import nn
+
+from otf_core.telemetry.activations import ActivationZeroTracker
+from otf_core.telemetry.batch import batch_size
+from otf_core.telemetry.canonical import Canonical
+from otf_core.telemetry.governor import Governor
+from otf_core.telemetry.late import LateReader
+from otf_core.telemetry.metrics import cadences
+from otf_core.telemetry.norms import combine_norms, grad_norm, weight_norm
+from otf_core.telemetry.system import DeviceStatsMonitor
+
+Level = Literal["full", "basic", "off"]
+
+# Measured by us, beside what the module logs; the space keeps them apart from any logged name
+# without a copy of the logged ones.
+_LOSS: Final = " loss"
+_GRAD: Final = " grad_norm"
+_WEIGHT: Final = " weight_norm"
+_ZEROS: Final = " activation_zero_frac"
+_LR: Final = " lr"
+
+
+class StepRecorder:
+    """Gathers one step and emits it.
+
+    Args:
+        emit: ``emit("trainStep", **fields)``.
+        level: "full", "basic" (nothing that has to be computed) or "off" (no ``trainStep``).
+        monitor: system counters; None where they are not sampled.
+        gpu: which of the visible GPUs the run is on, None on the CPU.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[..., Any],
+        *,
+        level: Level = "full",
+        monitor: DeviceStatsMonitor | None = None,
+        gpu: int | None = None,
+        governor: Governor | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._emit, self.level, self._monitor, self.gpu = emit, level, monitor, gpu
+        self._clock = clock
+        self.governor = governor or Governor(clock=clock)
+        self._tracker = ActivationZeroTracker(clock=clock)
+        self._late: LateReader[dict[str, Any]] = LateReader()
+        self._canonical = Canonical()
+        self._seen: dict[str, Any] = {}
+        self._step = 0  # steps done; the one under way is the next
+        self._loss: Any = None
+        self._zeros: torch.Tensor | None = None
+        self._weights: torch.Tensor | None = None
+        self._grads: list[torch.Tensor | None] = []
+        self._fetch_from_s = self._began_s = 0.0
+        self._active_s = self._wait_s = 0.0
+        self._samples, self._batches = 0, 0
+        self.last_step_s: float | None = None
+        self.latest: dict[str, Any] = {}  # newest value of loss, val_loss, accuracy, and the step
+
+    def fetching(self) -> None:
+        """The next batch is about to be fetched."""
+        self._fetch_from_s = self._clock()
+
+    def batch_started(self, module: nn.Module) -> None:
+        """The batch is there; its forward comes."""
+        if self.level == "off":
+            return
+        self._began_s = self._clock()
+        if self._due("activation_zero_frac"):
+            self._tracker.arm(module)
+
+    def before_optimizer_step(self, params: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Gradients are complete and not clipped yet; once for each optimizer that steps."""
+        if self._due("grad_norm"):
+            with self.governor.measure("grad_norm"):
+                self._grads.append(grad_norm(params()))
+
+    def batch_ended(
+        self, loss: Any, batch: Any, params: Callable[[], Iterable[torch.Tensor]]
+    ) -> None:
+        """The batch is through, its optimizer step too if there was one."""
+        if self.level == "off":
+            return
+        now = self._clock()
+        self._active_s += now - self._fetch_from_s
+        self._wait_s += self._began_s - self._fetch_from_s
+        self._loss = loss
+        self._batches += 1
+        self._samples += batch_size(batch) or 0
+        if self._tracker.armed:
+            self._zeros = self._tracker.disarm()
+            self.governor.record("activation_zero_frac", self._tracker.cost_s)
+        if self._due("weight_norm"):
+            with self.governor.measure("weight_norm"):
+                self._weights = weight_norm(params())
+
+    def boundary(
+        self,
+        *,
+        step: int,
+        global_step: int,
+        epoch: int,
+        lrs: Callable[[], Sequence[Any]],
+        logged: Mapping[str, Any],
+    ) -> None:
+        """Between two batches; emits what has arrived.
+
+        Args:
+            step: steps done by now; the same as before while gradients accumulate.
+            epoch: the epoch of the step.
+            logged: all that was logged, the live mapping; values that are other objects than at
+                the last step are new.
+        """
+        if self.level == "off" or step == self._step:
+            return
+        self._step = step
+        new = {name: v for name, v in logged.items() if self._seen.get(name) is not v}
+        self._seen = dict(logged)
+        rates = list(lrs())
+        values = {**new, **{f"{_LR}{n}": lr for n, lr in enumerate(rates)}}
+        values[_LOSS], values[_WEIGHT], values[_ZEROS] = self._loss, self._weights, self._zeros
+        values[_GRAD] = combine_norms(self._grads) if self._grads else None
+        self._late.put(self._known(step, global_step, epoch, tuple(new), len(rates)), values)
+        self._start_step()
+        self._send(self._late.ready())
+
+    def flush(self) -> None:
+        """Emit what is still on its way; waits for the device. Before ``paused`` and at the end."""
+        self._send(self._late.flush())
+
+    def abort(self) -> None:
+        """The batch under way has failed or was cut short: its hooks go."""
+        if self._tracker.armed:
+            self._tracker.disarm()
+        self._start_step()
+
+    def cadence(self) -> dict[str, dict[str, Any]]:
+        """How often each metric comes; any thread."""
+        interval_s = self._monitor.interval_s if self._monitor is not None else 1.0
+        return cadences(self.governor.cadence(), sampler_interval_s=interval_s)
+
+    def _due(self, name: str) -> bool:
+        return self.level == "full" and self.governor.due(name, self._step + 1)
+
+    def _known(
+        self, step: int, global_step: int, epoch: int, names: tuple[str, ...], rates: int
+    ) -> dict[str, Any]:
+        """What is known at once, with the names that are to be read."""
+        active_s = self._active_s
+        fields: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "global_step": global_step,
+            "throughput": self._samples / active_s if self._samples and active_s else None,
+            "batches_per_s": self._batches / active_s if active_s else None,
+            "data_wait_frac": self._wait_s / active_s if active_s else None,
+            "mem_vram": None,
+            "gpu_util": None,
+            "ram_mb": None,
+        }
+        if self._monitor is not None:
+            sample = self._monitor.latest()
+            fields["ram_mb"] = sample.rss_mib
+            gpu = sample.gpu(self.gpu) if self.gpu is not None else None
+            if gpu is not None:
+                fields["mem_vram"], fields["gpu_util"] = gpu.mem_used_mib, gpu.util_pct
+        if active_s:
+            self.governor.step_time(active_s)
+            self.last_step_s = active_s
+        return {"fields": fields, "names": names, "rates": rates}
+
+    def _start_step(self) -> None:
+        self._loss = self._zeros = self._weights = None
+        self._grads = []
+        self._active_s = self._wait_s = 0.0
+        self._samples = self._batches = 0
+
+    def _send(self, steps: Iterable[tuple[dict[str, Any], Mapping[str, float | None]]]) -> None:
+        for known, values in steps:
+            fields = known["fields"]
+            metrics = {name: values[name] for name in known["names"]}
+            canonical = self._canonical.pick(metrics)
+            lrs = [values[f"{_LR}{n}"] for n in range(known["rates"])]
+            loss = canonical.get("loss")
+            main = {
+                "loss": values[_LOSS] if loss is None else loss,
+                "val_loss": canonical.get("val_loss"),
+                "accuracy": canonical.get("accuracy"),
+            }
+            self.latest.update({name: value for name, value in main.items() if value is not None})
+            self.latest["step"] = fields["step"]
+            self._emit(
+                "trainStep",
+                **fields,
+                **main,
+                lr=lrs[0] if lrs else None,
+                lrs=lrs,
+                grad_norm=values[_GRAD],
+                weight_norm=values[_WEIGHT],
+                activation_zero_frac=values[_ZEROS],
+                metrics=metrics,
+            )

@@ -1,0 +1,332 @@
+"""OnTheFlyCallback: all that a user adds to a Trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import lightning as L
+import torch
+from otf_core.steering.params import Steering
+from rich.console import Console
+
+from otf_core.session import Session, SessionOptions
+from otf_core.state.run_folder import run_name_of
+from otf_lightning import inside, spawn
+from otf_lightning.delegate import LightningFrameworkDelegate
+
+DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
+TELEMETRY: Final = ("full", "basic", "off")
+
+# With several ranks a hold or a change on one of them would leave the others waiting in a
+# collective; strategies that carry control over all ranks come in a later version.
+CHANGES: Final = (
+    "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
+)  # fmt: skip
+
+
+class OnTheFlyCallback(L.Callback):
+    """See and control a fit while it runs.
+
+    Attaching changes nothing: with no command given, weights, optimizer state, RNG and logged
+    values are bit for bit those of the run without it.
+
+    Args:
+        project: folder of the run below ``save_dir``; the script's name if None.
+        run_name: the module's class name if None; a taken name gets ``-2``, ``-3`` …
+        save_dir: where runs are kept.
+        dashboard: "auto" (one that runs on this machine, else keep looking, quietly), "spawn"
+            (start one and print its URL), "stdio", "off", or "host:port". ``OTF_DASHBOARD`` and
+            ``OTF_TOKEN`` say the same from outside.
+        resume: exact resume comes with a later version; None only.
+        test_dataloaders: for a test where module and data module have none.
+        keep_checkpoints: how many automatic checkpoints are kept.
+        checkpoint_every: comes with a later version; None only.
+        telemetry: "full", "basic" (nothing that has to be computed), "off" (no values per step).
+        after_fit: "auto" or "return"; holding and testing at the end come with a later version.
+        max_hold: seconds, for holding at the end.
+        pause_at_start: hold before the first batch.
+        max_pause: seconds after which a forgotten pause is ended, and said; None for never.
+
+    Raises:
+        ValueError: a value that is not allowed, or whose capability this version does not have.
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        run_name: str | None = None,
+        *,
+        save_dir: str | Path = "otf_runs",
+        dashboard: str = "auto",
+        resume: str | Path | None = None,
+        test_dataloaders: Any = None,
+        keep_checkpoints: int = 5,
+        checkpoint_every: int | str | None = None,
+        telemetry: Literal["full", "basic", "off"] = "full",
+        after_fit: Literal["auto", "return", "test", "hold"] = "auto",
+        max_hold: float = 1800,
+        pause_at_start: bool = False,
+        max_pause: float | None = None,
+    ) -> None:
+        super().__init__()
+        _allowed("telemetry", telemetry, TELEMETRY)
+        _not_yet("resume", resume, (None,))
+        _not_yet("checkpoint_every", checkpoint_every, (None,))
+        _not_yet("after_fit", after_fit, ("auto", "return"))
+        if ":" not in dashboard:
+            _allowed("dashboard", dashboard, (*DASHBOARDS, "host:port"))
+        if keep_checkpoints < 1:
+            msg = f"keep_checkpoints was asked to be {keep_checkpoints!r}; allowed: 1 or more"
+            raise ValueError(msg)
+        for name, seconds in (("max_pause", max_pause), ("max_hold", max_hold)):
+            if seconds is not None and not seconds > 0:
+                msg = f"{name} was asked to be {seconds!r}; allowed: seconds > 0"
+                raise ValueError(msg)
+        self._project, self._run_name = project, run_name
+        self._save_dir, self._dashboard = Path(save_dir), dashboard
+        self._test_dataloaders = test_dataloaders
+        self._keep_checkpoints, self._max_pause = keep_checkpoints, max_pause
+        self._telemetry, self._pause_at_start = telemetry, pause_at_start
+        self._session: Session | None = None
+        self._delegate: LightningFrameworkDelegate | None = None
+        self._epoch = 0
+        self._epoch_ended: int | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The session of the fit that is under way; None outside of fit and on other ranks."""
+        return self._session
+
+    # Life of a fit.
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Open the session; comes before any loader of a fit is made."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        self._delegate = LightningFrameworkDelegate(
+            trainer, test_dataloaders=self._test_dataloaders
+        )
+        self._delegate.attach()
+        dashboard = self._dashboard
+        if dashboard == "spawn":
+            dashboard = spawn.start_dashboard(self._save_dir)
+        device = trainer.strategy.root_device
+        self._session = Session(
+            self._delegate,
+            SessionOptions(
+                project=run_name_of(self._project or _script_name()),
+                run_name=run_name_of(self._run_name or type(pl_module).__name__),
+                save_dir=self._save_dir,
+                dashboard=dashboard,
+                keep_checkpoints=self._keep_checkpoints,
+                max_pause_s=self._max_pause,
+                pause_at_start=self._pause_at_start and trainer.world_size == 1,
+                telemetry=self._telemetry,
+            ),
+            steering=Steering(self._delegate),
+            device=str(device),
+            gpu=(device.index or 0) if device.type == "cuda" else None,
+            world_size=trainer.world_size,
+            unsupported=_unsupported(trainer),
+        )
+        self._epoch, self._epoch_ended = trainer.current_epoch, None
+        self._session.start(meta={"model": type(pl_module).__name__})
+        if trainer.barebones:
+            text = "barebones: Lightning logs nothing, so only the returned loss is seen"
+            self._session.emit("log", level="info", phase="info", text=text)
+        self._delegate.install_batch_boundary_hook(lambda: self._between_batches(trainer))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Training begins; sanity check and tuners are over."""
+        if self._session is not None:
+            self._session.begin()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last step, its validation and its epoch are told."""
+        if self._session is not None:
+            self._tell_step(trainer, self._session)
+            self._session.finish("finished")
+
+    def on_exception(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """The run has ended another way; Lightning calls no teardown then."""
+        if self._session is None:
+            return
+        self._tell_step(trainer, self._session)
+        if isinstance(exception, KeyboardInterrupt | SystemExit):
+            self._session.finish("interrupted")
+        else:
+            said = f"{type(exception).__name__}: {exception}"[:2000]
+            self._session.finish("failed", error=said)
+        self._close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Deliver what is left; nothing of ours stays behind."""
+        if stage == "fit":
+            self._close()
+
+    def _close(self) -> None:
+        if self._delegate is not None:
+            self._delegate.detach()
+            self._delegate = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    # Steps.
+
+    def _between_batches(self, trainer: L.Trainer) -> bool:
+        session = self._session
+        # A learning-rate finder runs the same loop for itself, with other callbacks.
+        if session is None or self not in trainer.callbacks:
+            return False
+        stop = session.tick(lrs=self._lrs, logged=inside.logged(trainer), epoch=self._epoch)
+        if self._epoch_ended is not None:
+            self._tell_epoch(session)
+        return stop
+
+    def _tell_step(self, trainer: L.Trainer, session: Session) -> None:
+        session.tell_step(lrs=self._lrs, logged=inside.logged(trainer), epoch=self._epoch)
+        self._tell_epoch(session)
+
+    def _tell_epoch(self, session: Session) -> None:
+        if self._epoch_ended is None:
+            return
+        epoch, self._epoch_ended = self._epoch_ended, None
+        found = session.recorder.latest
+        session.emit("epoch_end", epoch=epoch, val_loss=found.get("val_loss"))
+        if not session.connected:
+            _say_epoch(session, epoch, found)
+
+    def _lrs(self) -> list[Any]:
+        assert self._delegate is not None
+        return [g["lr"] for o in self._delegate.optimizers() for g in o.param_groups if "lr" in g]
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """The batch is there."""
+        if self._session is not None:
+            self._epoch = trainer.current_epoch
+            self._session.recorder.batch_started(pl_module)
+
+    def on_before_optimizer_step(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Gradients are complete and not clipped yet."""
+        if self._session is not None:
+            self._session.recorder.before_optimizer_step(lambda: _params_of(optimizer))
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """The batch is through."""
+        if self._session is not None:
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            self._session.recorder.batch_ended(loss, batch, pl_module.parameters)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Told at the next safe point, after the epoch's own values."""
+        self._epoch_ended = trainer.current_epoch
+
+
+def attach_lightning(
+    *,
+    trainer: L.Trainer,
+    model: L.LightningModule | None = None,  # noqa: ARG001 -- part of the public signature
+    datamodule: L.LightningDataModule | None = None,
+    test_dataloaders: Any = None,
+    **options: Any,
+) -> OnTheFlyCallback:
+    """Add OnTheFlyCallback to a trainer that exists already, and return it.
+
+    Args:
+        trainer: not in fit yet.
+        model, datamodule: as they will be given to ``fit``; a data module's test loader is used
+            where ``fit`` is called with plain loaders.
+        options: as for OnTheFlyCallback.
+
+    Raises:
+        ValueError: the trainer has one already.
+    """
+    if any(isinstance(c, OnTheFlyCallback) for c in trainer.callbacks):
+        msg = "attach_lightning was asked for a trainer that has an OnTheFlyCallback; allowed: one"
+        raise ValueError(msg)
+    if test_dataloaders is None and datamodule is not None:
+        test_dataloaders = datamodule
+    callback = OnTheFlyCallback(test_dataloaders=test_dataloaders, **options)
+    # Before the checkpoint callbacks, which Lightning keeps last.
+    place = next(
+        (
+            i
+            for i, c in enumerate(trainer.callbacks)
+            if isinstance(c, L.pytorch.callbacks.Checkpoint)
+        ),
+        len(trainer.callbacks),
+    )
+    trainer.callbacks.insert(place, callback)
+    return callback
+
+
+def _unsupported(trainer: L.Trainer) -> dict[str, str]:
+    if trainer.world_size == 1:
+        return {}
+    reason = (
+        f"This run has {trainer.world_size} ranks; holding or changing one of them alone would "
+        "leave the others waiting. This version (0.2.0) only watches such a run."
+    )
+    return dict.fromkeys(CHANGES, reason)
+
+
+def _params_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def _script_name() -> str:
+    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    return "notebook" if name in ("", "-c", "ipykernel_launcher", "__main__") else name
+
+
+def _say_epoch(session: Session, epoch: int, found: Mapping[str, Any]) -> None:
+    """One line an epoch for those who watch the terminal."""
+    shown = ((name, found.get(name)) for name in ("loss", "val_loss", "accuracy"))
+    values = ", ".join(f"{name} {value:.4g}" for name, value in shown if value is not None)
+    step = found.get("step", 0)
+    line = f"otf: {session.run_id} epoch {epoch} ended at step {step:,}"
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"{line}: {values}" if values else line, markup=False, style="dim"
+    )
+
+
+def _allowed(name: str, asked: Any, allowed: tuple[Any, ...]) -> None:
+    if asked not in allowed:
+        msg = f"{name} was asked to be {asked!r}; allowed: {', '.join(map(str, allowed))}"
+        raise ValueError(msg)
+
+
+def _not_yet(name: str, asked: Any, allowed: tuple[Any, ...]) -> None:
+    if asked not in allowed:
+        msg = (
+            f"{name} was asked to be {asked!r}, which this version (0.2.0) cannot do yet; "
+            f"allowed: {', '.join(map(repr, allowed))}"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,144 @@
+"""The places inside Lightning 2.6 that otf stands on, each with the reason.
+
+Lightning has no public hook between two batches, and no public way to run a test loop inside fit.
+What is used instead is here and nowhere else, and ``tests/house`` checks that every name exists,
+so that a new Lightning shows at once what has moved.
+"""
+
+# ruff: noqa: SLF001 -- this module is the one that reaches in
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import lightning as L
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+# owner -> names; "owner" is an attribute path from the trainer of a fit
+PRIVATE: Final = {
+    "fit_loop.epoch_loop": ("advance", "_batches_that_stepped", "batch_progress"),
+    "fit_loop": ("advance", "_combined_loader"),
+    "fit_loop.epoch_loop.val_loop": ("_combined_loader",),
+    "test_loop": ("_data_source", "_combined_loader", "_max_batches", "run", "teardown"),
+    "validate_loop": ("_data_source", "_combined_loader", "_max_batches", "run", "teardown"),
+    "_logger_connector": (
+        "_callback_metrics",
+        "_logged_metrics",
+        "_progress_bar_metrics",
+        "_first_loop_iter",
+        "_current_fx",
+    ),
+    "_checkpoint_connector": ("dump_checkpoint",),
+    "": ("_last_val_time",),
+}
+LOGGED: Final = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
+LOG_FLAGS: Final = ("_first_loop_iter", "_current_fx")
+
+
+class Wraps:
+    """Methods replaced on instances, and taken off again."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[Any, str]] = []
+
+    def put(self, owner: Any, name: str, by: Callable[..., Any]) -> None:
+        """Replace ``owner.name`` on the instance."""
+        setattr(owner, name, by)
+        self._undo.append((owner, name))
+
+    def off(self) -> None:
+        """Take all off, newest first."""
+        while self._undo:
+            owner, name = self._undo.pop()
+            vars(owner).pop(name, None)
+
+
+def steps_done(trainer: L.Trainer) -> int:
+    """Batches after which an optimizer stepped: the step that Lightning's loggers use."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """Batches of this epoch that are completely finished."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
+
+
+def logged(trainer: L.Trainer) -> dict[str, Any]:
+    """What ``self.log`` has gathered, newest values; the live dict, not to be changed.
+
+    The public ``callback_metrics`` would compute the metrics of the epoch at every read.
+    """
+    return trainer._logger_connector._callback_metrics
+
+
+def log_state(trainer: L.Trainer) -> dict[str, Any]:
+    """What an evaluation in between would overwrite in the logger connector."""
+    connector = trainer._logger_connector
+    dicts = {name: dict(getattr(connector, name)) for name in LOGGED}
+    return {**dicts, **{name: getattr(connector, name) for name in LOG_FLAGS}}
+
+
+def set_log_state(trainer: L.Trainer, state: dict[str, Any]) -> None:
+    """Put back what log_state returned."""
+    for name, value in state.items():
+        setattr(trainer._logger_connector, name, value)
+
+
+def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
+    """A full Lightning checkpoint as live references."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def eval_loop(trainer: L.Trainer, *, testing: bool) -> Any:
+    """The loop of ``trainer.test`` or ``trainer.validate``; not the one that fit validates with."""
+    return trainer.test_loop if testing else trainer.validate_loop
+
+
+def has_step(trainer: L.Trainer, name: str) -> bool:
+    """Whether the module has its own ``test_step`` or ``validation_step``."""
+    return is_overridden(name, trainer.lightning_module)
+
+
+def source_is_defined(loop: Any) -> bool:
+    """Whether module, data module or an argument gives the loop its loaders."""
+    return bool(loop._data_source.is_defined())
+
+
+def set_source(loop: Any, instance: Any) -> Any:
+    """Give the loop its loaders; returns what it had."""
+    before, loop._data_source.instance = loop._data_source.instance, instance
+    return before
+
+
+def batches_in_all(loop: Any) -> int | None:
+    """Batches over all loaders of an evaluation that has begun; None if unknown."""
+    total = sum(loop._max_batches)
+    return int(total) if total != float("inf") else None
+
+
+def setup_datamodule(trainer: L.Trainer, stage: str) -> None:
+    """Call the data module's ``setup`` as ``trainer.test`` would."""
+    if trainer.datamodule is not None:
+        call._call_lightning_datamodule_hook(trainer, "setup", stage=stage)
+
+
+def last_val_time(trainer: L.Trainer) -> Any:
+    """When a validation ended, for time-based ``val_check_interval``."""
+    return getattr(trainer, "_last_val_time", None)
+
+
+def set_last_val_time(trainer: L.Trainer, value: Any) -> None:
+    """Put it back."""
+    if value is not None:
+        trainer._last_val_time = value
+
+
+def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
+    """The loaders of training and of the validation inside fit, those that are made already."""
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop):
+        combined = loop._combined_loader
+        # "is": a CombinedLoader without an iterator has no truth
+        if combined is not None:
+            yield from combined.flattened
