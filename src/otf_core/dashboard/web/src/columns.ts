@@ -1,0 +1,297 @@
+/** The step series of one session in typed arrays, and the way they are thinned for drawing.
+ *
+ * NaN stands for "no value". Rows are in the order of event_seq.
+ */
+
+import type { OtfEvent } from "./types";
+
+/** Fields of trainStep that are not metrics. */
+const NOT_METRICS = new Set([
+  "type", "step", "epoch", "event_seq", "ts", "run_id", "run_gen", "session_id", "replay",
+  "metrics", "lrs", "global_step",
+]);
+
+interface Smoothed {
+  alpha: number;
+  values: Float64Array;
+  done: number;
+  last: number;
+}
+
+export class Columns {
+  length = 0;
+  /** Rises with every change; what was drawn from an older one is stale. */
+  version = 0;
+  private capacity = 1024;
+  readonly seq = new Grown();
+  readonly step = new Grown();
+  readonly epoch = new Grown();
+  readonly ts = new Grown();
+  private readonly metrics = new Map<string, Grown>();
+  /** Row of the last value of each metric that ever had one. */
+  private readonly lastRow = new Map<string, number>();
+  private readonly smooth = new Map<string, Smoothed>();
+  /** epoch -> its first step */
+  readonly epochStarts = new Map<number, number>();
+
+  /** Take a trainStep in; false if it is here already. */
+  add(event: OtfEvent): boolean {
+    const seq = numeric(event.event_seq);
+    const step = numeric(event.step);
+    if (Number.isNaN(step)) return false;
+    let row = this.length;
+    if (row > 0 && seq <= (this.seq.values[row - 1] ?? 0)) {
+      row = lowerBound(this.seq.values, this.length, seq);
+      if (this.seq.values[row] === seq) return false;
+    }
+    this.open(row);
+    this.seq.values[row] = seq;
+    this.step.values[row] = step;
+    this.epoch.values[row] = numeric(event.epoch);
+    this.ts.values[row] = numeric(event.ts);
+    for (const [name, value] of Object.entries(event)) {
+      if (!NOT_METRICS.has(name) && (typeof value === "number" || value === null)) {
+        this.set(name, row, value);
+      }
+    }
+    const { metrics, lrs } = event;
+    if (isDict(metrics)) {
+      for (const [name, value] of Object.entries(metrics)) this.set(`metrics.${name}`, row, value);
+    }
+    if (lrs !== null && typeof lrs === "object") {
+      // The first group is what `lr` says already.
+      for (const [name, value] of Object.entries(lrs).slice(1)) this.set(`lrs.${name}`, row, value);
+    }
+    const epoch = this.epoch.values[row] ?? NaN;
+    if (!Number.isNaN(epoch)) {
+      const first = this.epochStarts.get(epoch);
+      if (first === undefined || step < first) this.epochStarts.set(epoch, step);
+    }
+    this.version += 1;
+    return true;
+  }
+
+  /** Names of all metrics that ever came, with or without a value. */
+  names(): string[] {
+    return [...this.metrics.keys()];
+  }
+
+  has(name: string): boolean {
+    return this.lastRow.has(name);
+  }
+
+  values(name: string): Float64Array | undefined {
+    return this.metrics.get(name)?.values;
+  }
+
+  /** Row of the latest value, or of the latest one at or before a step; -1 where there is none. */
+  rowOf(name: string, atStep?: number | null): number {
+    const last = this.lastRow.get(name);
+    const values = this.values(name);
+    if (last === undefined || values === undefined) return -1;
+    if (atStep === null || atStep === undefined) return last;
+    let row = Math.min(last, upperBound(this.step.values, this.length, atStep) - 1);
+    while (row >= 0 && Number.isNaN(values[row])) row -= 1;
+    return row;
+  }
+
+  at(name: string, row: number): number {
+    return this.values(name)?.[row] ?? NaN;
+  }
+
+  lastStep(): number | null {
+    return this.length > 0 ? (this.step.values[this.length - 1] ?? null) : null;
+  }
+
+  lastTs(): number | null {
+    const ts = this.length > 0 ? this.ts.values[this.length - 1] : undefined;
+    return ts === undefined || Number.isNaN(ts) ? null : ts;
+  }
+
+  /** Rows at which a metric took a new value: the evaluations of a val_loss that is repeated in every step. */
+  changes(name: string): number[] {
+    const values = this.values(name);
+    const rows: number[] = [];
+    if (values === undefined) return rows;
+    let last = NaN;
+    for (let row = 0; row < this.length; row += 1) {
+      const value = values[row] as number;
+      if (!Number.isNaN(value) && value !== last) {
+        rows.push(row);
+        last = value;
+      }
+    }
+    return rows;
+  }
+
+  /** Exponentially smoothed copy, kept up to date by going on where it was left. */
+  smoothed(name: string, alpha: number): Float64Array | undefined {
+    const raw = this.values(name);
+    if (raw === undefined || alpha <= 0) return raw;
+    let kept = this.smooth.get(name);
+    if (kept === undefined || kept.alpha !== alpha) {
+      kept = { alpha, values: new Float64Array(0), done: 0, last: NaN };
+      this.smooth.set(name, kept);
+    }
+    if (kept.values.length < raw.length) {
+      const wider = new Float64Array(raw.length);
+      wider.set(kept.values.subarray(0, kept.done));
+      kept.values = wider;
+    }
+    for (let row = kept.done; row < this.length; row += 1) {
+      const value = raw[row] as number;
+      if (!Number.isNaN(value)) {
+        kept.last = Number.isNaN(kept.last) ? value : alpha * kept.last + (1 - alpha) * value;
+      }
+      kept.values[row] = Number.isNaN(value) ? NaN : kept.last;
+    }
+    kept.done = this.length;
+    return kept.values;
+  }
+
+  private set(name: string, row: number, value: unknown): void {
+    let column = this.metrics.get(name);
+    if (column === undefined) {
+      column = new Grown(this.capacity);
+      this.metrics.set(name, column);
+    }
+    if (typeof value === "number" && Number.isFinite(value)) {
+      column.values[row] = value;
+      if (row > (this.lastRow.get(name) ?? -1)) this.lastRow.set(name, row);
+    }
+  }
+
+  /** Make room for one row. */
+  private open(row: number): void {
+    const all = [this.seq, this.step, this.epoch, this.ts, ...this.metrics.values()];
+    if (this.length === this.capacity) {
+      this.capacity *= 2;
+      for (const column of all) column.grow(this.capacity);
+    }
+    if (row < this.length) {
+      // A gap is being filled from the journal: rare, so moving the tail is good enough.
+      for (const column of all) column.values.copyWithin(row + 1, row, this.length);
+      for (const column of all) column.values[row] = NaN;
+      for (const [name, last] of this.lastRow) if (last >= row) this.lastRow.set(name, last + 1);
+      this.smooth.clear();
+    }
+    this.length += 1;
+  }
+}
+
+class Grown {
+  values: Float64Array;
+  constructor(capacity = 1024) {
+    this.values = new Float64Array(capacity).fill(NaN);
+  }
+  grow(capacity: number): void {
+    const wider = new Float64Array(capacity).fill(NaN);
+    wider.set(this.values);
+    this.values = wider;
+  }
+}
+
+/** Where each bucket of a plot begins: `starts[i]` to `starts[i+1]` are its rows. */
+export interface Buckets {
+  starts: Int32Array;
+  count: number;
+}
+
+const gridCache = new WeakMap<Columns, Map<string, { version: number; grid: Buckets }>>();
+
+/** The bucket grid of one range and width, shared by all charts, so that peaks line up. */
+export function buckets(columns: Columns, from: number, to: number, width_px: number): Buckets {
+  let kept = gridCache.get(columns);
+  if (kept === undefined) gridCache.set(columns, (kept = new Map()));
+  const key = `${from} ${to} ${width_px}`;
+  const known = kept.get(key);
+  if (known !== undefined && known.version === columns.version) return known.grid;
+  if (kept.size > 24) kept.clear();
+  const steps = columns.step.values;
+  const first = Math.max(0, lowerBound(steps, columns.length, from) - 1);
+  const end = Math.min(columns.length, upperBound(steps, columns.length, to) + 1);
+  const rows = end - first;
+  let grid: Buckets;
+  if (rows <= width_px) {
+    const starts = new Int32Array(rows + 1);
+    for (let i = 0; i <= rows; i += 1) starts[i] = first + i;
+    grid = { starts, count: rows };
+  } else {
+    const size = Math.max(1e-9, (to - from) / width_px);
+    const starts = new Int32Array(width_px + 4);
+    let count = 0;
+    let current = NaN;
+    for (let row = first; row < end; row += 1) {
+      const bucket = Math.floor(((steps[row] as number) - from) / size);
+      if (bucket !== current && count < width_px + 3) {
+        starts[count] = row;
+        count += 1;
+        current = bucket;
+      }
+    }
+    starts[count] = end;
+    grid = { starts, count };
+  }
+  kept.set(key, { version: columns.version, grid });
+  return grid;
+}
+
+/** x, highest, lowest and line of one metric on a bucket grid; empty buckets are left out. */
+export type Thinned = [x: number[], high: number[], low: number[], line: (number | null)[]];
+
+export function thin(
+  columns: Columns, raw: Float64Array, line: Float64Array, grid: Buckets, positiveOnly: boolean,
+): Thinned {
+  const out: Thinned = [[], [], [], []];
+  const steps = columns.step.values;
+  for (let i = 0; i < grid.count; i += 1) {
+    let low = Infinity;
+    let high = -Infinity;
+    let last = -1;
+    const end = grid.starts[i + 1] as number;
+    for (let row = grid.starts[i] as number; row < end; row += 1) {
+      const value = raw[row] as number;
+      if (Number.isNaN(value) || (positiveOnly && value <= 0)) continue;
+      if (value < low) low = value;
+      if (value > high) high = value;
+      last = row;
+    }
+    if (last < 0) continue;
+    out[0].push(steps[last] as number);
+    out[1].push(high);
+    out[2].push(low);
+    const smooth = line[last] as number;
+    out[3].push(positiveOnly && smooth <= 0 ? null : smooth);
+  }
+  return out;
+}
+
+export function lowerBound(values: Float64Array, length: number, wanted: number): number {
+  let low = 0;
+  let high = length;
+  while (low < high) {
+    const mid = (low + high) >> 1;
+    if ((values[mid] as number) < wanted) low = mid + 1;
+    else high = mid;
+  }
+  return low;
+}
+
+export function upperBound(values: Float64Array, length: number, wanted: number): number {
+  let low = 0;
+  let high = length;
+  while (low < high) {
+    const mid = (low + high) >> 1;
+    if ((values[mid] as number) <= wanted) low = mid + 1;
+    else high = mid;
+  }
+  return low;
+}
+
+function numeric(value: unknown): number {
+  return typeof value === "number" && Number.isFinite(value) ? value : NaN;
+}
+
+export function isDict(value: unknown): value is Record<string, unknown> {
+  return value !== null && typeof value === "object" && !Array.isArray(value);
+}

@@ -1,0 +1,180 @@
+/** The dialogs: stop, keys, the trace of a command. All show the command line. */
+
+import type { ComponentChildren, JSX } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { isDict } from "./columns";
+import { clockSeconds, count, plural, setting, span } from "./format";
+import { Icon } from "./icons";
+import { controlsNow, give, page } from "./page";
+import { nameOf, stepOf, totalSteps, type View } from "./state";
+import { isSettled, store, type Held } from "./store";
+import type { Session } from "./types";
+import { cli, waits, what, why } from "./words";
+
+export function Dialogs({ view }: { view: View }): JSX.Element | null {
+  const { dialog } = page;
+  if (dialog === null) return null;
+  if (dialog.kind === "keys") return <Keys />;
+  if (view.session === null) return null;
+  if (dialog.kind === "stop") return <Stop view={view} session={view.session} />;
+  return <Trace id={dialog.id} session={view.session} />;
+}
+
+/** A modal dialog; the browser gives the focus back to where it was. */
+function Box({ title, children, foot }: { title: string; children: ComponentChildren; foot: ComponentChildren }): JSX.Element {
+  const box = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    const opener = document.activeElement;
+    box.current?.showModal();
+    box.current?.querySelector<HTMLElement>("[data-first]")?.focus();
+    return () => {
+      if (opener instanceof HTMLElement) opener.focus();
+    };
+  }, []);
+  return (
+    <dialog ref={box} aria-labelledby="dialog-title" onClose={() => page.ask(null)}>
+      <div class="dg-h">
+        <h2 id="dialog-title">{title}</h2>
+        <button type="button" class="icb" aria-label="Close" onClick={() => page.ask(null)}><Icon name="close" /></button>
+      </div>
+      <div class="dg-b">{children}</div>
+      <div class="dg-f">{foot}</div>
+    </dialog>
+  );
+}
+
+function Cli({ line }: { line: string }): JSX.Element {
+  return <code class="cli grow clip" title={line}>{line}</code>;
+}
+
+function Stop({ view, session }: { view: View; session: Session }): JSX.Element {
+  const [save, setSave] = useState(true);
+  const step = stepOf(session, view.data);
+  const total = totalSteps(session, view.data);
+  const kept = view.checkpointStep;
+  const lost = step !== null && kept !== null ? step - kept : null;
+  const payload = { save };
+  const stop = controlsNow().find((one) => one.cmd === "stop");
+  const shut = stop === undefined || stop.state === "off" || stop.state === "pending";
+  return (
+    <Box
+      title={`Stop ${nameOf(session)}?`}
+      foot={
+        <>
+          <Cli line={cli("stop", payload, nameOf(session))} />
+          <button type="button" class="btn" data-first onClick={() => page.ask(null)}>Keep training</button>
+          <button
+            type="button" class="btn pri dan" aria-disabled={shut ? "true" : undefined}
+            onClick={() => {
+              if (shut) return;
+              page.ask(null);
+              give("stop", payload);
+            }}
+          >
+            {save ? "Stop and save" : "Stop without saving"}
+          </button>
+        </>
+      }
+    >
+      <p class="lead">
+        {step === null ? "No step is done yet." : `Step ${count(step)}${total === null ? "" : ` of ${total.exact ? "" : "about "}${count(total.steps)}`}.`} This
+        ends the training; it can be started again from a checkpoint.
+        {shut && ` Not possible now: ${stop?.line ?? "no run"}.`}
+      </p>
+      <label class="opt">
+        <input type="radio" name="stop" checked={save} onChange={() => setSave(true)} />
+        <span><b>Finish this step, save a checkpoint, stop</b><span class="hint">Nothing that was trained is lost.</span></span>
+      </label>
+      <label class="opt">
+        <input type="radio" name="stop" checked={!save} onChange={() => setSave(false)} />
+        <span>
+          <b>Stop without saving</b>
+          <span class="hint">
+            {kept === null
+              ? "No checkpoint has been saved: all that was trained is lost."
+              : lost !== null && lost > 0
+                ? `Loses ${plural(lost, "step")} since the checkpoint at step ${count(kept)}.`
+                : `The checkpoint at step ${count(kept)} stays.`}
+          </span>
+        </span>
+      </label>
+    </Box>
+  );
+}
+
+const LIST: readonly [string, string][] = [
+  ["Pause or resume", "Space"], ["Save checkpoint", "C"], ["Validate", "V"], ["Test", "T"], ["Stop, asks first", "X"],
+  ["Panels 1 – 3", "1 … 3"], ["Close panel or dialog", "Esc"], ["Apply changes in Steer", "Ctrl ↵"],
+  ["Cursor on a chart", "← →"], ["Cursor × 10", "Shift ← →"], ["First, last step", "Home End"],
+  ["Along the marks of the timeline", "← →"], ["Reset zoom", "Z"], ["This list", "?"],
+];
+
+function Keys(): JSX.Element {
+  return (
+    <Box title="Keyboard" foot={<><span class="grow" /><button type="button" class="btn" data-first onClick={() => page.ask(null)}>Close</button></>}>
+      <div class="keys">{LIST.map(([act, key]) => <div key={act}><span>{act}</span><kbd>{key}</kbd></div>)}</div>
+      <label class="opt">
+        <input type="checkbox" checked={page.singleKeys} onChange={(event) => page.setSingleKeys(event.currentTarget.checked)} />
+        <span><b>Single keys act</b><span class="hint">They never act while you type or a dialog is open.</span></span>
+      </label>
+    </Box>
+  );
+}
+
+function Trace({ id, session }: { id: string; session: Session }): JSX.Element {
+  const receipt = store.receipts.get(session.session_id)?.get(id);
+  const pending = session.pending.find((one) => one.request_id === id);
+  const cmd = receipt?.cmd ?? pending?.cmd ?? "";
+  const payload = receipt?.payload ?? {};
+  const line = cli(cmd, payload, nameOf(session));
+  const rest = `POST api/sessions/${session.session_id}/commands ${JSON.stringify({ cmd, payload })}`;
+  const lead = receipt?.state === "applied"
+    ? "Applied means: the trainer made the change at a step boundary and answered for it."
+    : receipt?.state === "refused"
+      ? "Refused: nothing changed."
+      : "Still on its way. What was before holds until the trainer answers.";
+  return (
+    <Box
+      title={receipt === undefined ? cmd : what(receipt, session.params)}
+      foot={<><Cli line={line} /><button type="button" class="btn" data-first onClick={() => page.ask(null)}>Close</button></>}
+    >
+      <p class="lead">{lead}</p>
+      <div class="trace">
+        {receipt === undefined
+          ? <Row time="" text={`waiting for ${waits(pending?.waits_for ?? null)}`} />
+          : <Steps receipt={receipt} />}
+        <Row time="id" text={id} />
+        <Row time="REST" text={rest} />
+      </div>
+    </Box>
+  );
+}
+
+function Steps({ receipt }: { receipt: Held }): JSX.Element {
+  const sent = receipt.sent_ts ?? receipt.first_ms / 1000;
+  const after = (ts: number | null): string => (ts === null ? "" : `+${Math.max(0, ts - sent).toFixed(3)} s`);
+  const data = receipt.reply?.data;
+  const step = isDict(data) ? (data["applied_step"] ?? data["step"]) : undefined;
+  return (
+    <>
+      <Row time={clockSeconds(sent)} text={`sent from ${receipt.mine ? "this page" : SOURCES[receipt.by] ?? receipt.by}`} />
+      {receipt.accepted_ts !== null && (
+        <Row time={after(receipt.accepted_ts)} text={`received by the trainer, waiting for ${waits(receipt.waits_for)}`} />
+      )}
+      {receipt.state === "applied" && (
+        <>
+          <Row time={after(receipt.answered_ts)} text={typeof step === "number" ? `applied at step ${count(step)}` : "answered"} />
+          {isDict(data) && "new" in data && <Row time="" tone="ok" text={`read back: ${String(data["path"])} = ${setting(data["new"])}`} />}
+        </>
+      )}
+      {receipt.state === "refused" && <Row time={after(receipt.answered_ts)} tone="bad" text={`refused (${receipt.reply?.code ?? "error"}): ${why(receipt)}`} />}
+      {!isSettled(receipt.state) && <Row time="…" tone="warn" text={`no answer yet, ${span((Date.now() - receipt.first_ms) / 1000)}`} />}
+    </>
+  );
+}
+
+const SOURCES: Record<string, string> = { page: "another page", cli: "the command line", rest: "the REST API" };
+
+function Row({ time, text, tone }: { time: string; text: string; tone?: string }): JSX.Element {
+  return <div><span class="t">{time}</span><span class={tone}>{text}</span></div>;
+}

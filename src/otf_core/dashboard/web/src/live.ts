@@ -1,0 +1,206 @@
+/** The connection with the dashboard's server: one WebSocket, and REST for what is asked once. */
+
+import { isDict } from "./columns";
+import { isSettled, store } from "./store";
+import { token } from "./token";
+import type { Dict, FromServer, OtfEvent, Receipt, Reply } from "./types";
+
+const PING_EVERY_MS = 5_000;
+const FIRST_WAIT_MS = 500;
+const LONGEST_WAIT_MS = 8_000;
+/** A server that says nothing for this long, pings included, is as good as gone. */
+const SILENCE_MS = 15_000;
+const UNAUTHORIZED = 4401;
+
+let socket: WebSocket | null = null;
+let wait_ms = FIRST_WAIT_MS;
+let retry: ReturnType<typeof setTimeout> | undefined;
+let heard_ms = 0;
+let delay_ms: number | null = null;
+let arrivals: number[] = [];
+const subscribed = new Set<string>();
+
+export function url(path: string): string {
+  return new URL(path, document.baseURI).href;
+}
+
+/** Connect, and stay connected for as long as the page is open. */
+export function connect(): void {
+  clearTimeout(retry);
+  const old = socket;
+  socket = null;
+  old?.close();
+  const address = new URL("api/live", document.baseURI);
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  address.search = "";
+  address.hash = "";
+  const opening = new WebSocket(address.href);
+  socket = opening;
+  heard_ms = Date.now();
+  opening.onopen = () => {
+    opening.send(JSON.stringify({ token }));
+  };
+  opening.onmessage = (message) => {
+    if (socket === opening && typeof message.data === "string") receive(message.data);
+  };
+  opening.onclose = (closing) => {
+    if (socket === opening) lost(closing.code);
+  };
+}
+
+function lost(code: number): void {
+  socket = null;
+  subscribed.clear();
+  delay_ms = null;
+  if (code === UNAUTHORIZED) {
+    store.link = { state: "refused" };
+    store.changed();
+    return;
+  }
+  const since_ms = store.link.state === "lost" ? store.link.since_ms : Date.now();
+  const jittered = wait_ms * (0.8 + 0.4 * Math.random());
+  store.link = { state: "lost", since_ms, retry_at_ms: Date.now() + jittered };
+  retry = setTimeout(connect, jittered);
+  wait_ms = Math.min(LONGEST_WAIT_MS, wait_ms * 1.8);
+  store.changed();
+}
+
+function receive(text: string): void {
+  heard_ms = Date.now();
+  const message = JSON.parse(text) as FromServer;
+  switch (message.kind) {
+    case "welcome":
+      wait_ms = FIRST_WAIT_MS;
+      store.link = { state: "up", delay_ms: null, rate_hz: 0 };
+      store.take(message);
+      ping();
+      settle();
+      break;
+    case "pong":
+      delay_ms = performance.now() - message.t;
+      store.changed();
+      break;
+    case "events":
+      arrivals.push(heard_ms);
+      store.take(message);
+      break;
+    default:
+      store.take(message);
+  }
+  follow();
+}
+
+/** Ask for the events of the session that is shown. */
+export function follow(): void {
+  const session = store.current();
+  if (session === null || store.link.state !== "up" || subscribed.has(session.session_id)) return;
+  subscribed.add(session.session_id);
+  send({
+    kind: "subscribe",
+    session_id: session.session_id,
+    after_seq: store.dataOf(session.session_id).lastSeq,
+  });
+}
+
+function send(message: object): boolean {
+  if (socket === null || socket.readyState !== WebSocket.OPEN) return false;
+  socket.send(JSON.stringify(message));
+  return true;
+}
+
+function ping(): void {
+  send({ kind: "ping", t: performance.now() });
+}
+
+/** Every second: the rate, the age of the connection, the ages on the page. */
+export function beat(): void {
+  const now = Date.now();
+  if (store.link.state === "up") {
+    arrivals = arrivals.filter((at) => now - at < 5_000);
+    store.link = { state: "up", delay_ms, rate_hz: arrivals.length / 5 };
+    if (now - heard_ms > SILENCE_MS) {
+      const silent = socket;
+      lost(0);
+      silent?.close();
+    } else if (Math.floor(now / 1000) % (PING_EVERY_MS / 1000) === 0) {
+      ping();
+    }
+  }
+  store.changed();
+}
+
+/** Works on pages without a secure context as well, which have no randomUUID. */
+function newId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = ((bytes[6] as number) & 0x0f) | 0x40;
+  bytes[8] = ((bytes[8] as number) & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}
+
+/** Give a command. Nothing is queued: without a connection it is not sent, and null comes back. */
+export function command(session_id: string, cmd: string, payload: Dict): string | null {
+  if (store.link.state !== "up") return null;
+  const id = newId();
+  store.mine.add(id);
+  if (!send({ kind: "command", session_id, id, cmd, payload })) return null;
+  store.takeReceipt(session_id, {
+    id, cmd, payload, by: "page", sent_ts: null, accepted_ts: null, waits_for: null,
+    answered_ts: null, reply: null, state: "sent",
+  });
+  return id;
+}
+
+/** After a new connection: ask what became of every command that had no answer. */
+function settle(): void {
+  for (const [session_id, receipts] of store.receipts) {
+    for (const receipt of receipts.values()) {
+      if (!isSettled(receipt.state)) void settleOne(session_id, receipt);
+    }
+  }
+}
+
+async function settleOne(session_id: string, receipt: Receipt): Promise<void> {
+  const path = `api/sessions/${encodeURIComponent(session_id)}/commands/${encodeURIComponent(receipt.id)}`;
+  const answer = await getJson(path);
+  if (!isDict(answer)) return;
+  if (answer["state"] === "answered" && isDict(answer["reply"])) {
+    const reply = answer["reply"] as unknown as Reply;
+    store.takeReceipt(session_id, { ...receipt, reply, state: reply.ok ? "applied" : "refused" });
+  } else if (answer["state"] === "unknown") {
+    store.takeReceipt(session_id, { ...receipt, state: "unknown" });
+  }
+}
+
+/** JSON of a GET, null if there is none. */
+async function getJson(path: string): Promise<unknown> {
+  try {
+    const answer = await fetch(url(path), { headers: authorization() });
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null; // the socket tells of a lost connection
+  }
+}
+
+function authorization(): Record<string, string> {
+  return token === "" ? {} : { Authorization: `Bearer ${token}` };
+}
+
+/** Fetch a file with the token and hand it to the browser's downloads; what went wrong, or null. */
+export async function download(path: string, name: string): Promise<string | null> {
+  try {
+    const answer = await fetch(url(path), { headers: authorization() });
+    if (!answer.ok) return `not downloaded: the server answered ${answer.status}`;
+    const address = URL.createObjectURL(await answer.blob());
+    const link = document.createElement("a");
+    link.href = address;
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    return null;
+  } catch {
+    return "not downloaded: no connection";
+  }
+}
+
+export type { OtfEvent };

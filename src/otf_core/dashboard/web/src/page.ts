@@ -1,0 +1,235 @@
+/** The page's own state (drawer, dialog, drafts) and what its keys and buttons do. */
+
+import { command } from "./live";
+import { kept, store, type Held } from "./store";
+import { closed, controls, stateOf, type Control, type View } from "./state";
+import type { Dict, Json, Param } from "./types";
+import { shared } from "./view";
+
+export type Panel = "steer" | "checkpoints" | "log";
+export const PANELS: readonly Panel[] = ["steer", "checkpoints", "log"];
+
+export type Dialog =
+  | { kind: "keys" }
+  | { kind: "stop" }
+  | { kind: "receipt"; id: string };
+
+export type Theme = "light" | "dark";
+
+/** What is typed in Steer and not sent, by session and path. */
+export const drafts = new Map<string, Map<string, string>>();
+
+class Page {
+  panel: Panel | null = PANELS.find((one) => one === kept.get("panel")) ?? null;
+  dialog: Dialog | null = null;
+  menu: "runs" | "verbs" | "charts" | null = null;
+  theme: Theme = startTheme();
+  singleKeys = kept.get("keys") !== "off";
+  /** Said to screen readers as soon as it comes. */
+  alert = "";
+
+  open(panel: Panel | null): void {
+    this.panel = panel;
+    kept.set("panel", panel ?? "");
+    store.changed();
+  }
+
+  toggle(panel: Panel): void {
+    this.open(this.panel === panel ? null : panel);
+  }
+
+  ask(dialog: Dialog | null): void {
+    this.dialog = dialog;
+    this.menu = null;
+    store.changed();
+  }
+
+  showMenu(menu: Page["menu"]): void {
+    this.menu = this.menu === menu ? null : menu;
+    store.changed();
+  }
+
+  setTheme(theme: Theme): void {
+    this.theme = theme;
+    document.documentElement.dataset["theme"] = theme;
+    shared.recolour();
+  }
+
+  setSingleKeys(on: boolean): void {
+    this.singleKeys = on;
+    kept.set("keys", on ? "on" : "off");
+    store.changed();
+  }
+}
+
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+
+function startTheme(): Theme {
+  const chosen = kept.get("theme");
+  if (chosen === "light" || chosen === "dark") return chosen;
+  return systemDark.matches ? "dark" : "light";
+}
+
+export const page = new Page();
+page.setTheme(page.theme);
+systemDark.addEventListener("change", () => {
+  if (kept.get("theme") === null) page.setTheme(startTheme());
+});
+
+export function toggleTheme(): void {
+  const theme = page.theme === "dark" ? "light" : "dark";
+  kept.set("theme", theme);
+  page.setTheme(theme);
+}
+
+/** The facts that the words are made of, as they are now. */
+export function viewNow(): View {
+  const session = store.current();
+  const run = session === null ? undefined : store.runOf(session);
+  const last = session?.last_checkpoint?.["step"];
+  const steps = (run?.checkpoints ?? []).map((one) => one.step ?? -1);
+  const newest = Math.max(typeof last === "number" ? last : -1, ...steps);
+  return {
+    session,
+    data: session === null ? null : store.dataOf(session.session_id),
+    link: store.link,
+    now_s: store.now(),
+    opened_s: store.opened_ms / 1000 + store.skew_s,
+    bestVal: run?.summary?.best_val_loss ?? null,
+    bestStep: run?.summary?.best_val_step ?? null,
+    checkpointStep: newest >= 0 ? newest : null,
+  };
+}
+
+export function controlsNow(): Control[] {
+  const session = store.current();
+  return session === null ? [] : controls(viewNow(), store.receiptsOf(session.session_id), Date.now());
+}
+
+/** Press a control: by button or key. What is not possible or pending does nothing. */
+export function press(control: Control): void {
+  const session = store.current();
+  if (session === null || control.state === "off" || control.state === "pending") return;
+  page.menu = null;
+  if (control.cmd === "stop") {
+    page.ask({ kind: "stop" });
+    return;
+  }
+  give(control.cmd, control.cmd === "test_now" ? { label: "manual" } : {});
+}
+
+/** Give a command to the session that is shown. */
+export function give(cmd: string, payload: Dict): void {
+  const session = store.current();
+  if (session !== null) command(session.session_id, cmd, payload);
+  store.changed();
+}
+
+const KEYS: Record<string, string[]> = {
+  " ": ["pause", "resume"],
+  c: ["save_ckpt"],
+  v: ["validate_now"],
+  t: ["test_now"],
+  x: ["stop"],
+};
+
+/** Single keys act unless somebody types or a dialog is open; Space only when nothing has the focus that takes it. */
+export function onKey(event: KeyboardEvent): void {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape") {
+    escape(event);
+    return;
+  }
+  const target = event.target instanceof Element ? event.target : null;
+  if (page.dialog !== null || target?.closest("input:not([type=checkbox],[type=range]), select, textarea, dialog")) return;
+  if (!page.singleKeys) return;
+  if (event.key === " " && target?.closest("button, a, summary, input, [role=slider], [tabindex='0']")) return;
+  if (event.key === "?") {
+    event.preventDefault();
+    page.ask({ kind: "keys" });
+    return;
+  }
+  const panel = PANELS[Number(event.key) - 1];
+  if (panel !== undefined) {
+    event.preventDefault();
+    page.toggle(panel);
+    return;
+  }
+  if (event.key.toLowerCase() === "z" && shared.zoom !== null) {
+    shared.setZoom(null);
+    return;
+  }
+  const cmds = KEYS[event.key.toLowerCase()];
+  const control = cmds === undefined ? undefined : controlsNow().find((one) => cmds.includes(one.cmd));
+  if (control !== undefined && !event.repeat) {
+    event.preventDefault();
+    press(control);
+  }
+}
+
+function escape(event: KeyboardEvent): void {
+  if (page.dialog !== null) return; // the dialog closes itself
+  if (page.menu !== null) {
+    const opener = document.querySelector<HTMLElement>(`[data-menu="${page.menu}"]`);
+    page.showMenu(null);
+    opener?.focus();
+  } else if (page.panel !== null) {
+    const opener = document.querySelector<HTMLElement>(`[data-panel="${page.panel}"]`);
+    page.open(null);
+    opener?.focus();
+  } else {
+    return;
+  }
+  event.preventDefault();
+}
+
+// ---------------------------------------------------------------- Steer
+
+export function draftsOf(session_id: string): Map<string, string> {
+  let found = drafts.get(session_id);
+  if (found === undefined) drafts.set(session_id, (found = new Map()));
+  return found;
+}
+
+export type Reading = { ok: true; value: Json } | { ok: false; reason: string };
+
+/** What somebody typed for a parameter, as a value within its bounds. */
+export function readDraft(param: Param, text: string): Reading {
+  if (param.kind === "bool") return { ok: true, value: text === "true" };
+  if (param.kind === "enum") {
+    const value = (param.choices ?? []).find((choice) => String(choice) === text);
+    return value === undefined ? { ok: false, reason: "not one of the choices" } : { ok: true, value };
+  }
+  const value = Number(text.trim().replaceAll(",", ""));
+  if (text.trim() === "" || !Number.isFinite(value)) return { ok: false, reason: "not a number" };
+  if (param.kind === "int" && !Number.isInteger(value)) return { ok: false, reason: "a whole number is needed" };
+  if (param.min !== null && param.min !== undefined && value < param.min) {
+    return { ok: false, reason: `at least ${param.min}` };
+  }
+  if (param.max !== null && param.max !== undefined && value > param.max) {
+    return { ok: false, reason: `at most ${param.max}` };
+  }
+  return { ok: true, value };
+}
+
+/** The latest receipt for a parameter. */
+export function receiptFor(receipts: Held[], path: string): Held | undefined {
+  return receipts.find((one) => one.cmd === "set_param" && one.payload?.["path"] === path);
+}
+
+/** Send what is typed and can be sent; each row then waits for its own answer. */
+export function applyDrafts(): void {
+  const view = viewNow();
+  const { session } = view;
+  if (session === null || closed(view) !== null || stateOf(view) === "stalled") return;
+  const typed = draftsOf(session.session_id);
+  for (const [path, text] of [...typed]) {
+    const param = session.params.find((one) => one.path === path);
+    const receipt = receiptFor(store.receiptsOf(session.session_id), path);
+    if (param === undefined || receipt?.state === "sent" || receipt?.state === "accepted") continue;
+    const reading = readDraft(param, text);
+    if (!reading.ok) continue;
+    if (command(session.session_id, "set_param", { path, value: reading.value }) !== null) typed.delete(path);
+  }
+  store.changed();
+}

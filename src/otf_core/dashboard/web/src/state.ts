@@ -1,0 +1,437 @@
+/** The state band's words: sentence, facts, and what each control may do. Pure functions of the store's facts. */
+
+import { isDict } from "./columns";
+import { clock, clockSeconds, count, plural, sig, span } from "./format";
+import { isSettled, type Held, type Link, type SessionData } from "./store";
+import type { Session } from "./types";
+import { waits } from "./words";
+
+export type Tone = "live" | "warn" | "bad" | "mute" | "done";
+
+/** A piece of a sentence: strong ones are numbers and names. */
+export interface Piece {
+  text: string;
+  kind?: "strong" | "verb" | "good" | "worse";
+}
+
+export interface Band {
+  /** What the page takes the state to be, connection and stalls included. */
+  state: string;
+  tone: Tone;
+  glyph: string;
+  sentence: Piece[];
+  facts: Piece[][];
+}
+
+export interface View {
+  session: Session | null;
+  data: SessionData | null;
+  link: Link;
+  now_s: number;
+  opened_s: number;
+  bestVal: number | null;
+  bestStep: number | null;
+  checkpointStep: number | null;
+}
+
+const b = (text: string): Piece => ({ text, kind: "strong" });
+const t = (text: string): Piece => ({ text });
+const v = (text: string): Piece => ({ text, kind: "verb" });
+
+/** The name that people gave the run, else its id. */
+export function nameOf(session: Session): string {
+  return session.run_name || session.run_id || session.session_id;
+}
+
+/** Steps done: the newest that the page has seen. */
+export function stepOf(session: Session, data: SessionData | null): number | null {
+  const seen = data?.columns.lastStep() ?? null;
+  if (session.step === null) return seen;
+  return seen === null ? session.step : Math.max(seen, session.step);
+}
+
+export function epochOf(session: Session, data: SessionData | null): number | null {
+  const columns = data?.columns;
+  const seen = columns !== undefined && columns.length > 0 ? columns.epoch.values[columns.length - 1] : undefined;
+  const epoch = seen === undefined || Number.isNaN(seen) ? session.epoch : seen;
+  return epoch;
+}
+
+/** Total number of steps, told by the trainer or worked out from the first epoch's length. */
+export function totalSteps(session: Session, data: SessionData | null): { steps: number; exact: boolean } | null {
+  if (session.max_steps !== null && session.max_steps > 0) return { steps: session.max_steps, exact: true };
+  const starts = data?.columns.epochStarts;
+  if (session.max_epochs === null || session.max_epochs <= 0 || starts === undefined) return null;
+  const first = starts.get(0);
+  const second = starts.get(1);
+  if (first === undefined || second === undefined) return null;
+  return { steps: (second - first) * session.max_epochs, exact: false };
+}
+
+export function speedOf(session: Session): number | null {
+  const speed = session.status?.["steps_per_s"];
+  return typeof speed === "number" && speed > 0 ? speed : null;
+}
+
+/** Seconds of training left; pauses, validation and stalls are not in it. */
+export function left(session: Session, data: SessionData | null): number | null {
+  const total = totalSteps(session, data);
+  const step = stepOf(session, data);
+  const speed = speedOf(session);
+  if (total === null || step === null || speed === null) return null;
+  return Math.max(0, total.steps - step) / speed;
+}
+
+/** The state the page shows. */
+export function stateOf(view: View): string {
+  const { session, link, data } = view;
+  if (link.state === "refused") return "refused";
+  if (session === null) {
+    if (link.state === "up") return "empty";
+    return link.state === "lost" ? "connection-lost" : "connecting";
+  }
+  if (link.state === "lost") return "connection-lost";
+  if (session.state === "finished" || session.state === "failed" || session.state === "interrupted") {
+    return session.state;
+  }
+  if (session.state === "journal") return "journal";
+  if (session.state === "lost" || !session.connected) return "trainer-lost";
+  if (data !== null && data.stall !== null && session.state !== "paused") return "stalled";
+  return session.state;
+}
+
+export function band(view: View): Band {
+  const state = stateOf(view);
+  const { session, data, link, now_s } = view;
+  if (session === null) return withoutRun(state, view);
+  const R = b(nameOf(session));
+  const step = stepOf(session, data);
+  const at = step === null ? [] : [t(" at step "), b(count(step))];
+  const eta = left(session, data);
+  const loss = validation(data);
+  const facts = factsOf(view);
+  switch (state) {
+    case "running": {
+      const total = totalSteps(session, data);
+      const epoch = epochOf(session, data);
+      const where: Piece[] = step === null ? [t("no step yet")] : [t("step "), b(count(step))];
+      if (step !== null && total !== null) where.push(t(` of ${total.exact ? "" : "about "}${count(total.steps)}`));
+      if (epoch !== null) where.push(t(`, epoch ${count(epoch)}`));
+      if (loss !== null) where.push(t(", val loss "), ...loss);
+      if (eta !== null) where.push(t(", "), b(span(eta)), t(" left"));
+      return { state, tone: "live", glyph: "run", sentence: [v("Training "), R, t(" — "), ...where], facts };
+    }
+    case "starting":
+      return {
+        state, tone: "live", glyph: "wait",
+        sentence: [v("Starting "), R, t(" — attached, the first step has not begun")], facts,
+      };
+    case "pausing":
+      return {
+        state, tone: "warn", glyph: "pausing",
+        sentence: step === null
+          ? [v("Pausing "), R, t(" — it holds at the end of this step")]
+          : [v("Pausing "), R, t(" — finishing step "), b(count(step + 1)), t(", then it holds there")],
+        facts,
+      };
+    case "paused": {
+      const since = pausedSince(data);
+      const how = since === null ? [] : [t(" for "), b(span(now_s - since))];
+      const tail: Piece[] = session.reason === "after_fit"
+        ? [t(" — training is done, the process is held")]
+        : eta === null ? [t(" — it goes on when you press Resume")] : [t(" — "), b(span(eta)), t(" of training left")];
+      return { state, tone: "warn", glyph: "paused", sentence: [v("Paused "), R, ...at, ...how, ...tail], facts };
+    }
+    case "validating":
+    case "testing": {
+      const verb = state === "validating" ? "Validating " : "Testing ";
+      return {
+        state, tone: "live", glyph: state === "validating" ? "val" : "test",
+        sentence: [v(verb), R, ...at, t(" — training goes on when it is done")], facts,
+      };
+    }
+    case "stalled": {
+      const stall = data?.stall;
+      const where = stall?.where ? `: ${stall.where}` : ": no batch has ended, and the trainer does not know where";
+      return {
+        state, tone: "bad", glyph: "stall",
+        sentence: [
+          v("Stalled "), b(span(now_s - (stall?.since_ts ?? now_s))), t(" — "), R, ...at, t(where),
+        ],
+        facts,
+      };
+    }
+    case "connection-lost": {
+      const lost = link.state === "lost" ? link.since_ms : Date.now();
+      const ago = span(Math.max(0, (Date.now() - lost) / 1000));
+      const ended = ["finished", "failed", "interrupted", "journal"].includes(session.state);
+      return {
+        state, tone: "mute", glyph: "lost",
+        sentence: ended
+          ? [v("Connection lost "), t(`${ago} ago — `), R, t(" had ended"), ...at]
+          : [v("Connection lost "), t(`${ago} ago — `), R, t(` was ${doing(session.state)}`), ...at,
+             t("; it goes on without this page")],
+        facts: [
+          ...(session.last_ts === null ? [] : [[t(`last message ${clockSeconds(session.last_ts)}`)]]),
+          [t("values below are from then")],
+          [t("nothing you press is kept for later")],
+        ],
+      };
+    }
+    case "trainer-lost": {
+      const since = session.last_ts === null ? "" : `${span(now_s - session.last_ts)} ago `;
+      return {
+        state, tone: "mute", glyph: "lost",
+        sentence: [v("Trainer lost "), t(`${since}— `), R, t(" was last seen"), ...at,
+                   t("; it connects again by itself if it still runs")],
+        facts,
+      };
+    }
+    case "finished": {
+      const took = duration(session, data);
+      const best = view.bestVal === null ? [] : [
+        t(", best val loss "), b(sig(view.bestVal)),
+        ...(view.bestStep === null ? [] : [t(" at step "), b(count(view.bestStep))]),
+      ];
+      return {
+        state, tone: "done", glyph: "done",
+        sentence: [v("Finished "), R, t(" — "), b(plural(session.finished?.step ?? step ?? 0, "step")),
+                   ...(took === null ? [] : [t(" in "), b(span(took))]), ...best],
+        facts,
+      };
+    }
+    case "failed": {
+      const error = session.finished?.error || session.reason || "the trainer gave no reason";
+      const kept = view.checkpointStep === null
+        ? [] : [t("; the checkpoint at "), b(count(view.checkpointStep)), t(" is intact")];
+      return { state, tone: "bad", glyph: "fail", sentence: [v("Failed "), R, ...at, t(` — ${error}`), ...kept], facts };
+    }
+    case "interrupted": {
+      const kept = view.checkpointStep === null
+        ? [t("no checkpoint was saved")]
+        : [t("the checkpoint at "), b(count(view.checkpointStep)), t(" is intact")];
+      return {
+        state, tone: "done", glyph: "stop",
+        sentence: [v("Interrupted "), R, ...at, t(" — stopped before its end, "), ...kept], facts,
+      };
+    }
+    case "journal": {
+      const ago = session.last_ts === null ? "" : `, last written ${span(now_s - session.last_ts)} ago`;
+      return {
+        state, tone: "mute", glyph: "journal",
+        sentence: [v("Journal of "), R, t(` — read from disk${ago}`), ...at, t("; no trainer attached")],
+        facts: [
+          [t("everything here is recorded, nothing is live")],
+          ...(session.journal_complete ? [] : [[t("the journal has gaps")]]),
+          [t("to control it, start the trainer again")],
+        ],
+      };
+    }
+    default:
+      return { state, tone: "mute", glyph: "wait", sentence: [R, t(` — ${state}`), ...at], facts };
+  }
+}
+
+function withoutRun(state: string, view: View): Band {
+  switch (state) {
+    case "refused":
+      return {
+        state, tone: "mute", glyph: "lost",
+        sentence: [v("Not let in"), t(" — this page has no valid token; open the address that "), b("otf dashboard"), t(" printed")],
+        facts: [[t("the token is new each time the dashboard starts")]],
+      };
+    case "connection-lost":
+      return {
+        state, tone: "mute", glyph: "lost",
+        sentence: [v("Connection lost"), t(" — the dashboard does not answer; runs go on without this page")],
+        facts: [[t("nothing you press is kept for later")]],
+      };
+    case "connecting":
+      return { state, tone: "mute", glyph: "wait", sentence: [v("Connecting"), t(" to the dashboard")], facts: [] };
+    default:
+      return {
+        state: "empty", tone: "mute", glyph: "wait",
+        sentence: [v("No run yet"), t(" — this page listens and shows the first run within a second of its start")],
+        facts: [[t(`listening since ${clock(view.opened_s)}`)]],
+      };
+  }
+}
+
+function doing(state: string): string {
+  return state === "running" ? "training" : state === "lost" ? "not connected" : state;
+}
+
+/** "0.312 ↓": the latest validation and which way it went. */
+function validation(data: SessionData | null): Piece[] | null {
+  const columns = data?.columns;
+  if (columns === undefined || !columns.has("val_loss")) return null;
+  const row = columns.rowOf("val_loss");
+  const value = columns.at("val_loss", row);
+  let before = row - 1;
+  const values = columns.values("val_loss");
+  while (before >= 0 && (Number.isNaN(values?.[before]) || values?.[before] === value)) before -= 1;
+  const pieces = [b(sig(value))];
+  if (before >= 0) {
+    const down = value < columns.at("val_loss", before);
+    pieces.push({ text: down ? " ↓" : " ↑", kind: down ? "good" : "worse" });
+  }
+  return pieces;
+}
+
+export function pausedSince(data: SessionData | null): number | null {
+  const open = data?.pauses.at(-1);
+  return open !== undefined && open.to_ts === null ? open.from_ts : null;
+}
+
+function pausedFor(data: SessionData | null, now_s: number): number {
+  let sum = 0;
+  for (const pause of data?.pauses ?? []) sum += (pause.to_ts ?? now_s) - pause.from_ts;
+  return sum;
+}
+
+function duration(session: Session, data: SessionData | null): number | null {
+  const end = data?.columns.lastTs() ?? session.last_ts;
+  if (session.started_ts === null || end === null) return null;
+  return Math.max(0, end - session.started_ts - pausedFor(data, end));
+}
+
+function factsOf(view: View): Piece[][] {
+  const { session, data, now_s } = view;
+  if (session === null) return [];
+  const facts: Piece[][] = [];
+  const state = session.state;
+  const speed = speedOf(session);
+  const eta = left(session, data);
+  if (state === "pausing") {
+    const asked = session.pending.find((one) => one.cmd === "pause")?.since_ts;
+    if (asked !== null && asked !== undefined) facts.push([t(`asked ${span(now_s - asked)} ago`)]);
+    if (speed !== null) facts.push([t(`a step takes about ${stepTime(speed)}`)]);
+  }
+  if (state === "running" && speed !== null) facts.push([b(sig(speed)), t(" steps/s")]);
+  if (state === "running" && eta !== null) {
+    facts.push([t("done about "), b(clock(now_s + eta)), t(", pauses not counted")]);
+  }
+  const paused = pausedFor(data, now_s);
+  if (paused >= 1 && state !== "paused") facts.push([t(`${span(paused)} of pauses so far`)]);
+  const device = session.device ?? "";
+  const host = session.host ?? "";
+  if (device || host) facts.push([t([device, host].filter(Boolean).join(" on "))]);
+  if (session.project) facts.push([t(`project ${session.project}`)]);
+  const rewritten = session.status?.["snapshot_age_s"];
+  if (state === "running" && typeof rewritten === "number" && rewritten > 10) {
+    facts.push([t(`status is ${span(rewritten)} old`)]);
+  }
+  return facts;
+}
+
+function stepTime(steps_per_s: number): string {
+  const seconds = 1 / steps_per_s;
+  return seconds < 1 ? `${Math.max(1, Math.round(seconds * 1000))} ms` : `${seconds.toFixed(1)} s`;
+}
+
+// ---------------------------------------------------------------- controls
+
+export type ControlState = "idle" | "pending" | "applied" | "refused" | "off";
+
+export interface Control {
+  cmd: string;
+  label: string;
+  state: ControlState;
+  /** The line under the button. */
+  line: string;
+  primary: boolean;
+}
+
+const APPLIED_SHOWN_MS = 6_000;
+
+/** The latest receipt of one command. */
+export function latest(receipts: Held[], fits: (receipt: Held) => boolean): Held | undefined {
+  return receipts.find(fits);
+}
+
+/** Why no command can be given now, or null. */
+export function closed(view: View): string | null {
+  const { session, link } = view;
+  if (link.state !== "up") return "offline";
+  if (session === null) return "no run";
+  switch (stateOf(view)) {
+    case "finished":
+      return "finished";
+    case "failed":
+    case "interrupted":
+      return "ended";
+    case "journal":
+      return "no trainer";
+    case "trainer-lost":
+      return "trainer lost";
+    default:
+      return null;
+  }
+}
+
+/** All controls of the band in order, from what the trainer and the receipts say. */
+export function controls(view: View, receipts: Held[], now_ms: number): Control[] {
+  const { session, data } = view;
+  if (session === null) return [];
+  const state = stateOf(view);
+  const shut = closed(view);
+  const holds = state === "paused";
+  const offered = (cmd: string): string | null => {
+    if (shut !== null) return shut;
+    if (session.capabilities.length > 0 && !session.capabilities.includes(cmd)) return "not in this run";
+    if (state === "stalled") return "no step end";
+    return null;
+  };
+  const make = (
+    cmd: string, label: string, doing: string, fact: string, not: string | null, primary = false,
+  ): Control => {
+    const receipt = latest(receipts, (one) => one.cmd === cmd);
+    const asked = session.pending.find((one) => one.cmd === cmd);
+    const open = receipt !== undefined && !isSettled(receipt.state);
+    if (shut === "offline") return { cmd, label, state: "off", line: "offline", primary: false };
+    if (shut === null && (open || asked !== undefined)) {
+      const quiet = open && receipt.state === "sent" && now_ms - receipt.first_ms > 5_000;
+      const wait = open ? receipt.waits_for : (asked?.waits_for ?? null);
+      return { cmd, label: doing, state: "pending", line: quiet ? "no answer yet" : `waits for ${waits(wait)}`, primary };
+    }
+    if (not !== null) return { cmd, label, state: "off", line: not, primary: false };
+    if (receipt?.state === "refused") return { cmd, label, state: "refused", line: "refused: see why", primary };
+    if (receipt?.state === "applied" && now_ms - (receipt.settled_ms ?? 0) < APPLIED_SHOWN_MS) {
+      const reply = receipt.reply?.data;
+      const step = isDict(reply) ? (reply["applied_step"] ?? reply["step"]) : undefined;
+      return {
+        cmd, label, state: "applied", primary,
+        line: typeof step === "number" ? `applied @ ${count(step)}` : "applied",
+      };
+    }
+    return { cmd, label, state: "idle", line: fact, primary };
+  };
+
+  const saved = view.checkpointStep;
+  const step = stepOf(session, data);
+  const busy = state === "pausing" ? "pausing" : null;
+  const pauseOff = offered("pause");
+  const first = holds
+    ? make("resume", "Resume", "Resuming", step === null ? "goes on" : `from ${count(step + 1)}`, offered("resume"), true)
+    : state === "pausing" && pauseOff === null
+      ? { cmd: "pause", label: "Pausing", state: "pending" as const, line: "waits for step end", primary: true }
+      : make("pause", "Pause", "Pausing", "at step end", pauseOff ?? (state === "starting" ? "not begun" : null), true);
+  return [
+    first,
+    make("save_ckpt", "Save checkpoint", "Saving",
+         saved === null ? "none yet" : saved === step && holds ? `saved at ${count(saved)}` : `last: step ${count(saved)}`,
+         offered("save_ckpt")),
+    make("validate_now", "Validate", "Validating", lastVal(data),
+         offered("validate_now") ?? busy ?? (state === "testing" ? "after this" : state === "validating" ? "running" : null)),
+    make("test_now", "Test", "Testing", data?.lastTest == null ? "not run yet" : `last: ${sig(data.lastTest)}`,
+         offered("test_now") ?? busy ?? (state === "validating" ? "after this" : state === "testing" ? "running" : null)),
+    make("stop", "Stop…", "Stopping", "asks first", offered("stop")),
+  ];
+}
+
+function lastVal(data: SessionData | null): string {
+  if (data === null) return "not run yet";
+  if (data.lastValidation !== null) return `last: ${sig(data.lastValidation)}`;
+  const row = data.columns.rowOf("val_loss");
+  return row < 0 ? "not run yet" : `last: ${sig(data.columns.at("val_loss", row))}`;
+}
