@@ -7,29 +7,25 @@ otf-sampler).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import secrets
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from rich.console import Console
-
-from otf_core import __version__, protocol
-from otf_core.channel import SocketChannel
+from otf_core import __version__, protocol, rendezvous
+from otf_core.channel import SocketChannel, to_stderr
 from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, past_step
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Position
 from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.run_state import RunState
+from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.rendezvous import Finder
 from otf_core.state import run_folder
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.params import Steering
@@ -37,10 +33,9 @@ from otf_core.telemetry.emitter import Emitter
 from otf_core.telemetry.journal import Journal
 from otf_core.telemetry.recorder import Level, StepRecorder
 from otf_core.telemetry.system import DeviceStatsMonitor
-from otf_core.transport import StdioTransport, TcpTransport, Transport, at_fork
+from otf_core.transport import StdioTransport, Transport, at_fork
 
 PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
-DIAL_TIMEOUT_S: Final = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +60,13 @@ class SessionOptions:
     env: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
 
 
+class Dial(NamedTuple):
+    """How a session comes to a connection; see SocketChannel."""
+
+    call: Callable[[], Transport | None]
+    put_off: Callable[[str, float], None] | None = None
+
+
 class Session:
     """One run under control.
 
@@ -86,11 +88,11 @@ class Session:
         world_size: int = 1,
         unsupported: Mapping[str, str] | None = None,
         say: Callable[[str], None] | None = None,
-        dial: Callable[[], Transport | None] | None = None,
+        dial: Dial | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
-        self._say = say or _stderr
+        self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self.run_dir, self.run_id = self._make_folder()
         self._position = Position()
@@ -106,11 +108,13 @@ class Session:
         folder = self.run_dir / "journal" if self.run_dir is not None else None
         path = folder / f"{self.session_id}.jsonl" if folder is not None else None
         self.journal = Journal(path, on_loss=self._journal_lost)
+        dial = dial or self._make_dial()
         self.channel = SocketChannel(
-            dial or self._make_dial(),
+            dial.call,
             self,
             self.journal,
             identity=self._identity,
+            put_off=dial.put_off,
             announce=self._say,
         )
         self.emitter = Emitter(
@@ -381,15 +385,7 @@ class Session:
             by="user",
             request_id=ticket.id,
         )
-        return {
-            "path": applied.path,
-            "old": applied.old,
-            "new": applied.new,
-            "applied_step": applied.applied_step,
-            "owner": applied.owner,
-            "mode": applied.mode,
-            "until": applied.until,
-        }
+        return applied.to_wire()
 
     def _list_checkpoints(self, ticket: Ticket) -> dict[str, Any]:
         run_id = ticket.payload.run_id
@@ -487,33 +483,18 @@ class Session:
             )
         except OSError as error:
             where = error.filename or options.save_dir
-            self._say(f"otf: no run folder ({where}: {error.strerror}); the run trains on unsaved")
+            self._say(f"no run folder ({where}: {error.strerror}); the run trains on unsaved")
             return None, options.run_name
         return folder, folder.name
 
-    def _make_dial(self) -> Callable[[], Transport | None]:
+    def _make_dial(self) -> Dial:
         options = self.options
-        dashboard = options.env.get("OTF_DASHBOARD") or options.dashboard
-        if options.dashboard != "auto":
-            dashboard = options.dashboard
+        dashboard = rendezvous.chosen(options.dashboard, options.env)
         if dashboard == "stdio":
             stdio: list[Transport] = [StdioTransport()]
-            return lambda: stdio.pop() if stdio else None
-        finder = Finder(dashboard, options.env)
-
-        def dial() -> Transport | None:
-            for target in finder.next_targets():
-                with contextlib.suppress(OSError):
-                    return TcpTransport.dial(
-                        target.host,
-                        target.port,
-                        DIAL_TIMEOUT_S,
-                        token=target.token,
-                        legacy_allowed=target.legacy,
-                    )
-            return None
-
-        return dial
+            return Dial(lambda: stdio.pop() if stdio else None)
+        dialler = Dialler(rendezvous.Finder(options.dashboard, options.env))
+        return Dial(dialler, dialler.put_off)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -539,7 +520,7 @@ class Session:
             self._refresh_params()
             for found in self.steering.watch(self._position.step):
                 text = (
-                    f"{found.path} was set to {found.ours} and is {found.found} now: "
+                    f"{found.path} was set to {found.set_to} and is {found.found} now: "
                     "the training script writes it itself"
                 )
                 self.emit("log", level="warning", phase="info", text=text)
@@ -549,12 +530,11 @@ class Session:
         self._params = self._rows()
 
     def _rows(self) -> list[dict[str, Any]]:
-        rows = self.steering.list(self._position.step)
         waiting = {
             ticket.payload.path: {"value": _asked(ticket.payload), "at_step": at_step}
             for at_step, ticket in self.bus.scheduled("set_param")
         }
-        return [{**row, "pending": waiting.get(row["path"])} for row in rows]
+        return self.steering.list(self._position.step, waiting)
 
     def _capture(self) -> dict[str, Any]:
         try:
@@ -603,7 +583,7 @@ class Session:
         )
 
     def _journal_lost(self, why: str) -> None:
-        self._say(f"otf: {why}; the run trains on, its newest events are kept in memory")
+        self._say(f"{why}; the run trains on, its newest events are kept in memory")
         text = f"{why}; events are kept in memory from here on"
         # Its own thread may hold nothing here: the emitter only appends.
         self.emit("log", level="error", phase="info", text=text)
@@ -694,8 +674,3 @@ def _described(manifest: Manifest, path: str) -> dict[str, Any]:
         "pinned": manifest.pinned,
         "exact": manifest.exact,
     }
-
-
-def _stderr(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-    sys.stderr.flush()

@@ -9,14 +9,12 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from otf_core.steering.params import Knob
 
 from otf_core.control.delegate import Evaluation, OnBatch, Position
 from otf_core.state.host_copy import host_copy
 from otf_core.state.rng import parked_rng
+from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside
-
-MAX_CLIP = 1000.0  # beyond any norm that clipping is used for
 
 
 class LightningFrameworkDelegate:
@@ -129,12 +127,4 @@ class LightningFrameworkDelegate:
         def write(value: Any) -> None:
             trainer.gradient_clip_val = value
 
-        return {
-            "gradient_clip_val": Knob(
-                read=lambda: trainer.gradient_clip_val,
-                write=write,
-                min=0.0,
-                max=MAX_CLIP,
-                owner="trainer",
-            )
-        }
+        return {"gradient_clip_val": clip_knob(lambda: trainer.gradient_clip_val, write)}

@@ -55,9 +55,17 @@ NOT_IN_THIS_VERSION: Final = {
 class Saved(Protocol):
     """A checkpoint on its way to the disk."""
 
-    id: str
-    path: str
-    step: int
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def path(self) -> str:
+        """The file that it is or will be."""
+
+    @property
+    def step(self) -> int:
+        """Steps done when it was taken."""
 
     def wait(self, timeout_s: float) -> bool:
         """Whether the file is complete by then."""

@@ -43,7 +43,7 @@ class Emitter:
         """The number of the last event, 0 before the first."""
         return self._seq
 
-    def emit(self, kind: str, **fields: Any) -> int:
+    def emit(self, kind: str, /, **fields: Any) -> int:
         """Send one event; returns its ``event_seq``. Costs a few microseconds, never blocks.
 
         Args:

@@ -1,0 +1,46 @@
+# Two commands do everything on a machine with Python 3.11+ and make: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: demo test lint bench page clean chromium
+
+# pip takes torch first and alone: a later requirement must not bring another build of it.
+$(STAMP): pyproject.toml constraints.txt hatch_build.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+.venv: $(STAMP)
+
+page: $(STAMP)
+	$(BIN)/python hatch_build.py
+
+demo: $(STAMP) page
+	$(BIN)/python -m otf_lightning.demo $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/otf_core src/otf_lightning
+	$(BIN)/lint-imports --no-cache
+
+# The browser tests need Chromium; where it cannot be had they say so and the rest runs.
+chromium:
+	@command -v chromium >/dev/null 2>&1 || \
+	{ command -v apt-get >/dev/null 2>&1 && apt-get update -qq && apt-get install -y -qq chromium; } \
+	>/dev/null 2>&1 || echo "no Chromium: the browser tests will be left out" >&2
+
+test: $(STAMP) page chromium lint
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf src/otf_core/dashboard/web/dist src/otf_core/dashboard/web/node_modules
