@@ -1,0 +1,63 @@
+"""Events as lines for people."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from otf_core.client.verbs import number, size
+
+Say = Callable[[Mapping[str, Any]], str]
+
+
+def _step(event: Mapping[str, Any]) -> str:
+    said = [f"step {number(event.get('step'))}"]
+    shown = ("epoch", "loss", "val_loss", "accuracy", "lr")
+    said += [f"{name} {number(event[name])}" for name in shown if event.get(name) is not None]
+    return "  ".join(said)
+
+
+_SAY: Final[dict[str, Say]] = {
+    "trainStep": _step,
+    "log": lambda e: f"{e.get('level')}: {e.get('text')}",
+    "error": lambda e: str(e.get("text")),
+    "state": lambda e: f"{e.get('previous')} → {e.get('state')} at step {number(e.get('step'))}",
+    "paused": lambda e: f"at step {number(e.get('step'))}",
+    "resumed": lambda e: f"at step {number(e.get('step'))}",
+    "note": lambda e: f"at step {number(e.get('step'))}: {e.get('text')}",
+    "param_changed": lambda e: (
+        f"{e.get('path')} {number(e.get('old'))} → {number(e.get('new'))},"
+        f" applied at step {number(e.get('applied_step'))}, by {e.get('by')}"
+    ),
+    "checkpoint_saved": lambda e: (
+        f"step {number(e.get('step'))}, {size(e.get('bytes'))}: {e.get('path')}"
+    ),
+    "trainingFinished": lambda e: (
+        f"{e.get('status')} at step {number(e.get('step'))}"
+        + (f": {e['error']}" if e.get("error") else "")
+    ),
+    "stall": lambda e: (
+        f"{'over' if e.get('over') else 'no batch has ended'} for {number(e.get('seconds'))} s"
+        f" at step {number(e.get('step'))}, in {e.get('where')}"
+    ),
+}
+_STAMPS: Final = frozenset(
+    {"type", "run_id", "run_gen", "ts", "session_id", "event_seq", "replay", "metrics"}
+)
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """One event, one line: local time, type, what it says. Control characters are left out."""
+    ts = event.get("ts")
+    clock = "--:--:--"
+    if isinstance(ts, int | float):
+        clock = datetime.datetime.fromtimestamp(ts).astimezone().strftime("%H:%M:%S")
+    say = _SAY.get(str(event.get("type")), _rest)
+    text = f"{clock}  {event.get('type')}  {say(event)}".rstrip()
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _rest(event: Mapping[str, Any]) -> str:
+    plain = {k: v for k, v in event.items() if k not in _STAMPS and not isinstance(v, dict | list)}
+    return "  ".join(f"{key} {number(value)}" for key, value in plain.items())

@@ -1,0 +1,324 @@
+"""``otf``: see and steer runs from a terminal. Main thread; never imports torch.
+
+Rule 1: exit 0 only when applied; 2 usage; 3 refused, or not answered in the time given; 4 no run
+answers.
+Rule 2: with ``--json`` stdout is one JSON object: the reply's data, or the error object.
+Rule 3: a verb of the wire is a row of ``client.verbs``; only what has no command is written here.
+Rule 4: heavy imports are where they are used: ``otf status`` answers within 250 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from otf_core.client import (
+    Client,
+    ClientError,
+    NoDashboardError,
+    NotConnectedError,
+)
+from otf_core.client.verbs import VERBS, Arg, Verb, payload_of
+
+EXIT_USAGE: Final = 2
+EXIT_REFUSED: Final = 3
+EXIT_NO_RUN: Final = 4
+TAIL_SHOWN: Final = 10
+_KINDS: Final[dict[str, Any]] = {"int": click.INT, "float": click.FLOAT}
+
+
+class Failure(click.ClickException):
+    """Ends the command with a status, said on stderr or, with --json, on stdout."""
+
+    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
+        super().__init__(str(error.get("detail") or error.get("error")))
+        self.status, self.error = status, dict(error)
+
+
+def _fail(status: int, code: str, detail: str, **more: Any) -> NoReturn:
+    raise Failure(status, {"error": code, "code": code, "detail": detail, **more})
+
+
+def _failure_of(error: ClientError) -> Failure:
+    nobody = isinstance(error, NoDashboardError | NotConnectedError)
+    said = {key: value for key, value in error.error.items() if key not in ("ok", "connected")}
+    return Failure(EXIT_NO_RUN if nobody else EXIT_REFUSED, said)
+
+
+def _out(text: str) -> None:
+    click.echo(text)
+
+
+def _out_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+# -- choosing a run ------------------------------------------------------------------------------
+
+
+def choose_session(sessions: Sequence[Mapping[str, Any]], asked: str | None) -> Mapping[str, Any]:
+    """The live session that is meant: by run name, session id or run id.
+
+    Raises:
+        Failure: none is live (4), none fits (4), or several could be meant (2).
+    """
+    live = [session for session in sessions if session["connected"]]
+    if asked is not None:
+        keys = ("run_name", "session_id", "run_id")
+        fits = [s for s in live if asked in [s[key] for key in keys]]
+        if not fits:
+            known = ", ".join(_label(s) for s in live) or "none"
+            detail = f"No live run {asked!r}; live: {known}."
+            _fail(EXIT_NO_RUN, "no_run", detail, allowed=[s["session_id"] for s in live])
+    else:
+        fits = live
+    if len(fits) == 1:
+        return fits[0]
+    if not fits:
+        detail = (
+            "No run is connected to the dashboard. Start one with OnTheFlyCallback(); "
+            "runs find the dashboard of otf dashboard by themselves."
+        )
+        _fail(EXIT_NO_RUN, "no_run", detail)
+    which = ", ".join(_label(session) for session in fits)
+    detail = f"{len(fits)} live runs could be meant: {which}; say which with --run."
+    _fail(EXIT_USAGE, "usage", detail, field="run", allowed=[s["session_id"] for s in fits])
+
+
+def _label(session: Mapping[str, Any]) -> str:
+    return f"{session['run_name'] or session['run_id']} ({session['session_id']})"
+
+
+def _name(session: Mapping[str, Any]) -> str:
+    return str(session["run_name"] or session["run_id"])
+
+
+# -- the verbs of the wire -----------------------------------------------------------------------
+
+
+def _run_verb(verb: Verb, given: dict[str, Any]) -> None:
+    as_json, asked, wait_s = given.pop("as_json"), given.pop("run"), given.pop("wait")
+    client = Client.from_rendezvous()
+    session = choose_session(client.sessions(), asked)
+    key = session["session_id"]
+    data = client.send(key, verb.cmd, payload_of(verb, given), wait_s, by="cli")
+    if as_json:
+        _out_json(data)
+        return
+    if isinstance(data, dict) and (data.get("path") or data.get("ckpt") or verb.word == "status"):
+        session = client.session(key)  # knows the size of the checkpoint by now
+    _out(verb.say(_name(session), data if isinstance(data, dict) else {}, session))
+
+
+def _param_of(arg: Arg) -> click.Parameter:
+    if not arg.words:
+        return click.Argument([arg.key], metavar="NAME" if arg.key == "path" else arg.key.upper())
+    if arg.kind == "flag":
+        return click.Option([arg.key, *arg.words], is_flag=True, help=arg.help)
+    kind = click.Choice(arg.choices) if arg.choices else _KINDS.get(arg.kind, click.STRING)
+    return click.Option([arg.key, *arg.words], type=kind, help=arg.help)
+
+
+def _json_option() -> click.Option:
+    return click.Option(["as_json", "--json"], is_flag=True, help="One JSON object on stdout.")
+
+
+def _run_option() -> click.Option:
+    return click.Option(
+        ["run", "--run"], help="Run name, session id or run id, if several are live."
+    )
+
+
+def _command_of(verb: Verb) -> click.Command:
+    def callback(**given: Any) -> None:
+        _run_verb(verb, given)
+
+    wait = click.Option(
+        ["wait", "--wait"], type=click.FloatRange(0), metavar="SECONDS",
+        help="Give up waiting for the answer after so long; the command may yet apply.",
+    )  # fmt: skip
+    params = [*map(_param_of, verb.args), _run_option(), wait, _json_option()]
+    # "otf set lr -1" is a value, not an option.
+    settings = {"ignore_unknown_options": True} if verb.word == "set" else {}
+    return click.Command(
+        verb.word, callback=callback, params=params, help=verb.help, context_settings=settings
+    )
+
+
+# -- what has no command of its own --------------------------------------------------------------
+
+
+@click.command("dashboard", help="Serve the page and take trainers, until Ctrl-C.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="The page's; 0: any free one."
+)
+@click.option(
+    "--control-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The trainers'; 0: any free one.",
+)
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("otf_runs"),
+              help="Where runs keep their journals.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", help="Where the page listens; trainers: always local.")
+@click.option("--allow-host", multiple=True, help="A Host name that a proxy in front sends.")
+@click.option("--force", is_flag=True, help="Start beside one that runs; new runs find this one.")
+def dashboard(
+    port: int, control_port: int, folder: Path, host: str, allow_host: tuple[str, ...], force: bool  # noqa: FBT001 -- click passes by name
+) -> None:  # fmt: skip
+    """Start the dashboard's process."""
+    running = None if force else _running_dashboard()
+    if running is not None:
+        detail = f"A dashboard runs already: {running} (another one beside it: --force)"
+        _fail(EXIT_REFUSED, "not_allowed_now", detail)
+    try:
+        from otf_core.dashboard import serve
+    except ImportError as error:
+        detail = f"The dashboard needs {error.name}: pip install 'otf-lightning[dashboard]'"
+        _fail(EXIT_REFUSED, "unsupported", detail)
+    options = serve.Options(
+        host=host, port=port, control_port=control_port, folder=folder, allow_hosts=allow_host
+    )
+    sys.exit(serve.run(options))
+
+
+def _running_dashboard() -> str | None:
+    """The URL, token included, of a dashboard that answers."""
+    try:
+        client = Client.from_rendezvous(timeout_s=2.0)
+        client.health()
+    except NoDashboardError:
+        return None
+    return client.page_url
+
+
+@click.command(
+    "demo",
+    help="Train a real model on real digits, with a dashboard.",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def demo(args: tuple[str, ...]) -> None:
+    """Become ``python -m otf_lightning.demo``, so that this package never imports lightning."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "otf_lightning.demo", *args])
+
+
+@click.command("ps", help="List the runs that the dashboard knows.")
+@click.option("--all", "everything", is_flag=True, help="Those read from journals too.")
+@click.option("as_json", "--json", is_flag=True, help="One JSON object on stdout.")
+def ps(everything: bool, as_json: bool) -> None:  # noqa: FBT001 -- click passes by name
+    """A table of sessions."""
+    found = Client.from_rendezvous().sessions()
+    shown = [s for s in found if everything or s["state"] != "journal"]
+    if as_json:
+        _out_json({"sessions": shown})
+    elif not shown:
+        _out("No run yet — the dashboard listens.")
+    else:
+        from otf_core.cli.tables import sessions_table
+
+        sessions_table(shown)
+
+
+@click.command("tail", help="Follow a run's events, or show the last few with -n.")
+@click.option("-n", "count", type=click.IntRange(1), help="Show so many and end; do not follow.")
+@click.option("--type", "types", multiple=True, help="Only events of this type; may be repeated.")
+@click.option("run", "--run", help="Run name, session id or run id, if several are live.")
+@click.option("as_json", "--json", is_flag=True, help="Events as JSON, one a line.")
+def tail(count: int | None, types: tuple[str, ...], run: str | None, as_json: bool) -> None:  # noqa: FBT001 -- as above
+    """Events as readable lines."""
+    from otf_core.cli.lines import event_line
+
+    client = Client.from_rendezvous()
+    session = choose_session(client.sessions(), run)
+    key = session["session_id"]
+    start = max(0, session["last_seq"] - 2000)
+    last = client.events(key, after=start, types=types or None, limit=10_000)
+    shown = last[-(count or TAIL_SHOWN) :]
+    for event in shown:
+        _out(json.dumps(event, ensure_ascii=False) if as_json else event_line(event))
+    sys.stdout.flush()
+    if count is not None:
+        return
+    after = last[-1]["event_seq"] if last else start
+    for event in client.follow(key, after=after, types=types or None):
+        _out(json.dumps(event, ensure_ascii=False) if as_json else event_line(event))
+        sys.stdout.flush()
+
+
+@click.command("doctor", help="Check what otf needs, and say what is amiss.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("otf_runs"))
+@click.option("as_json", "--json", is_flag=True, help="One JSON object on stdout.")
+def doctor(folder: Path, as_json: bool) -> None:  # noqa: FBT001 -- as above
+    """Exit 0 if nothing that is needed is missing."""
+    from otf_core.cli.doctor import examine
+
+    findings = examine(folder)
+    if as_json:
+        _out_json(
+            {
+                "ok": all(f.state != "bad" for f in findings),
+                "checks": [f.to_json() for f in findings],
+            }
+        )
+    else:
+        for finding in findings:
+            mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.state]
+            _out(f"{mark} {finding.name}: {finding.said}")
+    if any(finding.state == "bad" for finding in findings):
+        sys.exit(EXIT_REFUSED)
+
+
+@click.group(
+    name="otf",
+    help="See, pause, change and save a training run while it trains.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="otf-lightning", prog_name="otf")
+def app() -> None:
+    """The group that holds all commands."""
+
+
+for _command in (dashboard, demo, ps, tail, doctor, *map(_command_of, VERBS)):
+    app.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: runs a command and ends the process with its status."""
+    given = list(sys.argv[1:] if args is None else args)
+    as_json = "--json" in given and given[:1] not in (["dashboard"], ["demo"])
+    try:
+        try:
+            app.main(args=given, prog_name="otf", standalone_mode=False)
+        except ClientError as error:
+            raise _failure_of(error) from error
+    except click.exceptions.Abort:
+        sys.exit(130)  # Ctrl-C
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left
+        sys.exit(0)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except click.ClickException as error:
+        if as_json:
+            usage = {"error": "usage", "code": "usage", "detail": error.format_message()}
+            _out_json(getattr(error, "error", usage))
+        elif isinstance(error, Failure):
+            click.echo(f"otf: {error.message}", err=True)
+        else:
+            error.show()
+        sys.exit(getattr(error, "status", error.exit_code))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,460 @@
+"""REST and the page's files; event loop only.
+
+Rule: a handler is a row of ``openapi.ENDPOINTS``; what is not in that table is not served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import math
+import mimetypes
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from otf_core.dashboard import columns
+from otf_core.dashboard.hub import Hub, NotConnectedError
+from otf_core.dashboard.live import Live
+from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
+from otf_core.dashboard.security import HEADERS, MAX_BODY_BYTES, HostCheck, bearer, token_fits
+from otf_core.dashboard.store import Change, Run, Session
+from otf_core.errors import CommandError, ErrorCode
+
+WEB: Final = Path(__file__).parent / "web" / "dist"
+MAX_WAIT_S: Final = 600.0
+MAX_POLL_S: Final = 60.0
+GZIP_FROM_BYTES: Final = 16 * 1024
+STATUS_OF: Final = {
+    ErrorCode.BAD_PAYLOAD: 400,
+    ErrorCode.UNKNOWN_COMMAND: 400,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.NOT_ALLOWED_NOW: 409,
+    ErrorCode.UNSUPPORTED: 409,
+    ErrorCode.UNAUTHORIZED: 409,  # between dashboard and trainer; 401 is about this API's token
+    ErrorCode.BUSY: 503,
+    ErrorCode.INTERNAL: 503,
+}
+NOT_BUILT: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>otf: the page is not built</title></head>
+<body><h1>The page is not built</h1>
+<p>This dashboard runs and takes trainers; only the files of its page are missing.
+In a checkout, build them with:</p>
+<pre>make page</pre>
+<p>then load this address again. An installed wheel has them inside. Meanwhile
+<code>otf status</code> and the other commands work, and so does the API.</p>
+</body></html>
+"""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def make_app(hub: Hub, live: Live, check: HostCheck, version: str, *, web: Path = WEB) -> ASGIApp:
+    """The whole HTTP side."""
+    api = Api(hub, version)
+    routes: list[Any] = [
+        Route(endpoint.path, api.handler(endpoint), methods=[endpoint.method])
+        for endpoint in ENDPOINTS
+    ]
+    routes.append(WebSocketRoute("/api/live", live.serve))
+    routes.append(Route("/{path:path}", Pages(web).serve, methods=["GET"]))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
+    return Guard(app, check)
+
+
+class Guard:
+    """Outermost: Host, Origin and body size of each request; our headers on each answer."""
+
+    def __init__(self, app: ASGIApp, check: HostCheck) -> None:
+        self._app, self._check = app, check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                ours = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                names = {name for name, _ in ours}
+                rest = [pair for pair in message.get("headers", []) if pair[0] not in names]
+                message = {**message, "headers": rest + ours}
+            await send(message)
+
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        problem = self._check.problem(headers.get(b"host"), headers.get(b"origin"))
+        if problem is not None:
+            await _refusal(403, "unauthorized", problem)(scope, receive, send_guarded)
+            return
+        length = headers.get(b"content-length", "0")
+        if b"transfer-encoding" in headers or not length.isdigit():
+            answer = _refusal(400, "bad_payload", "A body needs a Content-Length here.")
+            await answer(scope, receive, send_guarded)
+        elif int(length) > MAX_BODY_BYTES:
+            detail = (
+                f"A body of {int(length):,} bytes was sent; at most {MAX_BODY_BYTES:,} are read."
+            )
+            await _refusal(413, "bad_payload", detail)(scope, receive, send_guarded)
+        else:
+            await self._app(scope, receive, send_guarded)
+
+
+def _refusal(status: int, code: str, detail: str, **more: Any) -> Response:
+    body = {"ok": False, "error": code, "code": code, "detail": detail, **more}
+    return Response(_encode(body), status, media_type="application/json")
+
+
+def _refused(error: CommandError, status: int | None = None, **more: Any) -> Response:
+    body = {"ok": False, **error.to_wire(), **more}
+    status = status or STATUS_OF[error.code]
+    return Response(_encode(body), status, media_type="application/json")
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = "not_found" if error.status_code == 404 else "bad_payload"
+    detail = f"{request.method} {request.url.path}: {error.detail}; see /api/openapi.json."
+    return _refusal(error.status_code, code, detail)
+
+
+async def _json(request: Request, value: Any) -> Response:
+    body = _encode(value)
+    headers = {}
+    if len(body) >= GZIP_FROM_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+        body = await asyncio.to_thread(gzip.compress, body, 5)
+        headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def _bad(*, field: str, detail: str) -> CommandError:
+    return CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field)
+
+
+def _integer(request: Request, name: str, default: int, low: int, high: int) -> int:
+    asked = request.query_params.get(name)
+    if not asked:
+        return default
+    try:
+        value = int(asked)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise _bad(
+            field=name,
+            detail=f"{name} was asked to be {asked[:40]!r}; allowed: {low:,} to {high:,}.",
+        )
+    return value
+
+
+def _seconds(asked: Any, name: str, default: float, high: float) -> float:
+    if asked is None or asked == "":
+        return default
+    try:
+        value = float(asked)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= high:
+        raise _bad(
+            field=name,
+            detail=f"{name} was asked to be {str(asked)[:40]!r}; allowed: 0 to {high:g} s.",
+        )
+    return value
+
+
+def _names(request: Request, name: str) -> list[str] | None:
+    asked = request.query_params.get(name)
+    return list(dict.fromkeys(filter(None, asked.split(",")))) if asked is not None else None
+
+
+class Api:
+    """The handlers; each is a row of ``ENDPOINTS``."""
+
+    def __init__(self, hub: Hub, version: str) -> None:
+        self._hub, self._store, self._version = hub, hub.store, version
+
+    def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """The handler of a row, behind the token and with its refusals as answers."""
+        handle: Callable[[Request], Awaitable[Response]] = getattr(self, endpoint.name)
+
+        async def guarded(request: Request) -> Response:
+            asked = bearer(request.headers.get("authorization"))
+            if not endpoint.public and not token_fits(asked, self._hub.token):
+                detail = "No token, or not this dashboard's; it stands behind #token= in its URL."
+                return _refusal(401, "unauthorized", detail)
+            try:
+                return await handle(request)
+            except NotConnectedError as error:
+                return _refused(error, 503, connected=False)
+            except CommandError as error:
+                return _refused(error)
+
+        return guarded
+
+    async def health(self, request: Request) -> Response:
+        return await _json(request, {"ok": True, "version": self._version})
+
+    async def openapi(self, request: Request) -> Response:
+        return await _json(request, document(self._version))
+
+    async def sessions(self, request: Request) -> Response:
+        found = [session.to_json() for session in self._store.sessions.values()]
+        return await _json(request, {"sessions": found})
+
+    async def session(self, request: Request) -> Response:
+        return await _json(request, self._session(request).to_json())
+
+    async def runs(self, request: Request) -> Response:
+        return await _json(request, {"runs": [run.to_json() for run in self._store.runs.values()]})
+
+    async def run(self, request: Request) -> Response:
+        run = self._run(request)
+        return await _json(request, run.to_json() | {"metrics": run.names()})
+
+    async def metrics(self, request: Request) -> Response:
+        run = self._run(request)
+        names = _names(request, "names") or run.names()
+        low = _integer(request, "from", 0, 0, 2**62)
+        high = _integer(request, "to", 2**62, 0, 2**62)
+        points = _integer(request, "points", 6000, 2, columns.MAX_ROWS)
+        held = [(key, run.columns[key]) for key in run.session_ids if key in run.columns]
+        views = [column.view(names) for _, column in held]
+        picked = await asyncio.to_thread(
+            columns.pick,
+            views,
+            names,
+            low=low,
+            high=None if high == 2**62 else high,
+            points=points,
+        )
+        return await _json(
+            request,
+            {
+                "run_id": run.run_id,
+                "session_ids": [key for key, _ in held],
+                "columns": picked.columns,
+                "total": picked.total,
+                "thinned": picked.thinned or any(column.thinned for _, column in held),
+            },
+        )
+
+    async def run_events(self, request: Request) -> Response:
+        run = self._run(request)
+        sessions = [self._store.sessions[key] for key in run.session_ids]
+        if _integer(request, "after", 0, 0, 2**62):
+            sessions = sessions[-1:]
+        return await self._events(request, sessions, run.run_id)
+
+    async def session_events(self, request: Request) -> Response:
+        return await self._events(request, [self._session(request)], None)
+
+    async def _events(
+        self, request: Request, sessions: list[Session], run_id: str | None
+    ) -> Response:
+        after = _integer(request, "after", 0, 0, 2**62)
+        limit = _integer(request, "limit", 1000, 1, 10_000)
+        asked = _names(request, "types")
+        types = frozenset(asked) if asked is not None else None
+        wait_s = _seconds(request.query_params.get("wait_s"), "wait_s", 0.0, MAX_POLL_S)
+        found = self._find_events(sessions, after, types, run_id, limit)
+        if not found and wait_s:
+            found = await self._await_events(sessions, after, types, run_id, limit, wait_s)
+        return await _json(request, {"events": found})
+
+    def _find_events(
+        self,
+        sessions: list[Session],
+        after: int,
+        types: frozenset[str] | None,
+        run_id: str | None,
+        limit: int,
+    ) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for session in sessions:
+            found += self._store.events(
+                session, after=after, types=types, run_id=run_id, limit=limit - len(found)
+            )
+        return found
+
+    async def _await_events(
+        self,
+        sessions: list[Session],
+        after: int,
+        types: frozenset[str] | None,
+        run_id: str | None,
+        limit: int,
+        wait_s: float,
+    ) -> list[dict[str, Any]]:
+        """The next ones, as soon as there are any."""
+        happened = asyncio.Event()
+
+        def watch(session: Session, change: Change) -> None:  # noqa: ARG001 -- a watcher's shape
+            if session in sessions:
+                happened.set()
+
+        self._store.watchers.add(watch)
+        try:
+            async with asyncio.timeout(wait_s):
+                while True:
+                    await happened.wait()
+                    happened.clear()
+                    found = self._find_events(sessions, after, types, run_id, limit)
+                    if found:
+                        return found
+        except TimeoutError:
+            return []
+        finally:
+            self._store.watchers.discard(watch)
+
+    async def command(self, request: Request) -> Response:
+        body = await self._body(request)
+        cmd, payload = body.get("cmd"), body.get("payload", {})
+        request_id, by = body.get("id"), body.get("by", "rest")
+        wait_s = _seconds(body.get("wait_s"), "wait_s", 30.0, MAX_WAIT_S)
+        if not isinstance(cmd, str):
+            raise _bad(field="cmd", detail=f"cmd was {cmd!r}; allowed: the name of a command.")
+        if payload is not None and not isinstance(payload, dict):
+            raise _bad(
+                field="payload", detail=f"payload was {type(payload).__name__}; allowed: an object."
+            )
+        if request_id is not None and not (
+            isinstance(request_id, str) and 0 < len(request_id) <= 200
+        ):
+            raise _bad(
+                field="id", detail="id was no string of 1 to 200 characters; a UUID is usual."
+            )
+        if by not in ("rest", "cli"):
+            raise _bad(field="by", detail=f"by was {by!r}; allowed: rest, cli.")
+        session_id = request.path_params["session_id"]
+        receipt = self._hub.send(session_id, cmd, payload or {}, request_id=request_id, by=by)
+        await receipt.wait(wait_s)
+        reply = receipt.reply
+        if reply is None:
+            return Response(
+                _encode({"id": receipt.id, "pending": True}), 202, media_type="application/json"
+            )
+        if reply.get("ok") is True:
+            return await _json(request, {"id": receipt.id, "ok": True, "data": reply.get("data")})
+        try:
+            status = STATUS_OF[ErrorCode(str(reply.get("code")))]
+        except ValueError:
+            status = 503
+        said = {"error": "internal", "code": "internal", "detail": "The trainer gave no reason."}
+        return Response(_encode(said | reply), status, media_type="application/json")
+
+    async def answer(self, request: Request) -> Response:
+        session = self._session(request)
+        wait_s = _seconds(request.query_params.get("wait_s"), "wait_s", 0.0, MAX_POLL_S)
+        request_id = request.path_params["request_id"]
+        receipt = self._hub.book(session.session_id).find(request_id)
+        state, reply = "unknown", None
+        if receipt is not None:
+            await receipt.wait(wait_s)
+            reply = receipt.reply
+            state = "answered" if reply is not None else "pending"
+        return await _json(request, {"id": request_id, "state": state, "reply": reply})
+
+    async def checkpoint_file(self, request: Request) -> Response:
+        session = self._session(request)
+        ckpt_id = request.path_params["ckpt_id"]
+        path = await asyncio.to_thread(self._file_of, session, ckpt_id)
+        if path is None:
+            detail = f"No checkpoint {ckpt_id!r} of this session lies in its run folder."
+            raise CommandError(ErrorCode.NOT_FOUND, detail)
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+    def _file_of(self, session: Session, ckpt_id: str) -> Path | None:
+        """The file of a checkpoint that the trainer named, if it lies in the run's own folder."""
+        for run in list(self._store.runs.values()):
+            named = run.checkpoints.get((session.session_id, ckpt_id))
+            if named is None:
+                continue
+            said = Path(named["path"])
+            folder = session.run_dir or self._folder_of(said)
+            if folder is None:
+                return None
+            # A journal may have been moved with its run folder since it was written.
+            for path in (said, folder / "checkpoints" / said.name):
+                try:
+                    real, home = path.resolve(strict=True), folder.resolve(strict=True)
+                    if real.is_relative_to(home) and stat.S_ISREG(real.stat().st_mode):
+                        return real
+                except (OSError, ValueError, RuntimeError):
+                    continue
+        return None
+
+    def _folder_of(self, path: Path) -> Path | None:
+        """The run folder of a session that named none: it must lie below ours."""
+        folder = path.parent.parent
+        runs_dir = self._store.runs_dir
+        if path.parent.name != "checkpoints" or runs_dir is None:
+            return None
+        try:
+            inside = folder.resolve(strict=True).relative_to(runs_dir.resolve(strict=True))
+        except (OSError, ValueError, RuntimeError):
+            return None
+        return folder if len(inside.parts) >= 1 else None
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        try:
+            body = msgspec.json.decode(await request.body())
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            detail = f"The body is no JSON ({error})."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail) from error
+        if not isinstance(body, dict):
+            detail = f"The body is {type(body).__name__}; allowed: an object with a cmd."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+        return body
+
+    def _session(self, request: Request) -> Session:
+        session_id = request.path_params["session_id"]
+        found = self._store.sessions.get(session_id)
+        if found is None:
+            detail = f"No session {session_id!r} is known here."
+            known = sorted(self._store.sessions)[-20:]
+            raise CommandError(ErrorCode.NOT_FOUND, detail, allowed=known)
+        return found
+
+    def _run(self, request: Request) -> Run:
+        run_id, project = request.path_params["run"], request.query_params.get("project")
+        found = self._store.find_run(run_id, project)
+        if found is None:
+            where = f" in {project!r}" if project is not None else ""
+            known = sorted({run.run_id for run in self._store.runs.values()})[-20:]
+            detail = f"No run {run_id!r}{where} is known here."
+            raise CommandError(ErrorCode.NOT_FOUND, detail, allowed=known)
+        return found
+
+
+class Pages:
+    """The page's built files; what is not below ``web`` does not exist."""
+
+    def __init__(self, web: Path) -> None:
+        self._web = web
+
+    async def serve(self, request: Request) -> Response:
+        asked = request.path_params["path"] or "index.html"
+        path = self._find(asked)
+        if path is not None:
+            kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            kind = "text/javascript" if path.suffix in (".js", ".mjs") else kind
+            return Response(path.read_bytes(), media_type=kind)
+        if asked == "index.html":
+            return Response(NOT_BUILT, 503, media_type="text/html")
+        raise HTTPException(404, "no such file")
+
+    def _find(self, asked: str) -> Path | None:
+        try:
+            path = (self._web / asked).resolve(strict=True)
+            fits = path.is_relative_to(self._web.resolve()) and path.is_file()
+        except (OSError, ValueError, RuntimeError):
+            return None
+        return path if fits else None

@@ -1,0 +1,245 @@
+"""The trainStep numbers of one run in one session, as compact columns.
+
+Rule 1: a row is a trainStep; a missing or non-finite value is NaN here and null outside.
+Rule 2: bounded. Over ``max_rows`` rows, or ``MAX_CELLS`` cells, the older half is thinned: of each
+two neighbours the one with more values stays, so rare values such as val_loss outlive dense ones.
+Repeated, the past grows coarser the older it is, and the newest half is always whole.
+Rule 3: the event loop alone writes. A ``View`` may be read by another thread meanwhile: arrays only
+grow, and thinning or sorting puts new ones in their place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from typing import Any, Final
+
+MAX_ROWS: Final = 1_000_000
+MAX_CELLS: Final = 24_000_000  # 192 MB of doubles: a million rows of two dozen metrics
+MAX_NAMES: Final = 256  # a script that logs a new name each step must not eat the memory
+NAN: Final = math.nan
+
+# Stamps and coordinates; all else in a trainStep that is a number is a metric.
+NOT_METRICS: Final = frozenset({"type", "step", "event_seq", "ts", "run_gen", "run_id", "replay"})
+AXES: Final = ("epoch", "global_step")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The first ``rows`` rows of some columns; any thread may read it."""
+
+    rows: int
+    seq: array[int]
+    step: array[int]
+    ts: array[float]
+    values: Mapping[str, array[float]]
+
+
+class Columns:
+    """See the module; event loop only."""
+
+    def __init__(self, max_rows: int = MAX_ROWS) -> None:
+        self._max_rows = max_rows
+        self._seq: array[int] = array("q")
+        self._step: array[int] = array("q")
+        self._ts: array[float] = array("d")
+        self._values: dict[str, array[float]] = {}
+        self._logged: set[str] = set()  # names that came under "metrics"
+        self._sorted = True
+        self.thinned = False
+
+    def __len__(self) -> int:
+        return len(self._seq)
+
+    @property
+    def names(self) -> list[str]:
+        """Metrics that have ever had a value, in order of appearance."""
+        return [name for name in self._values if name not in AXES]
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Append one trainStep; out of order is allowed and sorted when read."""
+        seq, step = event.get("event_seq"), event.get("step")
+        if type(step) is not int:
+            return
+        row = len(self._seq)
+        number = seq if type(seq) is int else (self._seq[-1] + 1 if row else 1)
+        if row and number < self._seq[-1]:
+            self._sorted = False
+        ts = event.get("ts")
+        self._seq.append(number)
+        self._step.append(step)
+        self._ts.append(float(ts) if isinstance(ts, int | float) else NAN)
+        for name, value in event.items():
+            if name not in NOT_METRICS:
+                self._put(name, value, row)
+        logged = event.get("metrics")
+        if isinstance(logged, dict):
+            for name, value in logged.items():
+                if name not in event and name not in NOT_METRICS:
+                    self._logged.add(name)
+                    self._put(name, value, row)
+        for column in self._values.values():
+            if len(column) == row:
+                column.append(NAN)
+        if row + 1 > self._limit():
+            self.thin()
+
+    def _put(self, name: str, value: Any, row: int) -> None:
+        if type(value) is not float and type(value) is not int:
+            return
+        column = self._values.get(name)
+        if column is None:
+            if len(self._values) >= MAX_NAMES:
+                return
+            column = self._values[name] = array("d", [NAN]) * row
+        if len(column) == row:
+            column.append(value)
+
+    def _limit(self) -> int:
+        return min(self._max_rows, MAX_CELLS // (3 + len(self._values)))
+
+    def thin(self) -> None:
+        """Halve the older half; see rule 2."""
+        self.sort()
+        half = len(self._seq) // 2 // 2 * 2
+        filled = [0] * half
+        for column in self._values.values():
+            for row, value in enumerate(column[:half]):
+                filled[row] += value == value
+        keep = bytearray(b"\x01\x00" * (half // 2))
+        for row in range(0, half, 2):
+            if filled[row + 1] > filled[row]:
+                keep[row], keep[row + 1] = 0, 1
+        self._seq = array("q", compress(self._seq[:half], keep)) + self._seq[half:]
+        self._step = array("q", compress(self._step[:half], keep)) + self._step[half:]
+        self._ts = array("d", compress(self._ts[:half], keep)) + self._ts[half:]
+        for name, column in self._values.items():
+            self._values[name] = array("d", compress(column[:half], keep)) + column[half:]
+        self.thinned = True
+
+    def sort(self) -> None:
+        """Rows in order of event_seq; new arrays if they were not."""
+        if self._sorted:
+            return
+        order = sorted(range(len(self._seq)), key=self._seq.__getitem__)
+        self._seq = array("q", map(self._seq.__getitem__, order))
+        self._step = array("q", map(self._step.__getitem__, order))
+        self._ts = array("d", map(self._ts.__getitem__, order))
+        for name, column in self._values.items():
+            self._values[name] = array("d", map(column.__getitem__, order))
+        self._sorted = True
+
+    def view(self, names: Sequence[str] | None = None) -> View:
+        """What to read, for any thread; unknown names are left out."""
+        self.sort()
+        chosen = self._values if names is None else {n: self._values.get(n) for n in names}
+        held = {name: column for name, column in chosen.items() if column is not None}
+        return View(len(self._seq), self._seq, self._step, self._ts, held)
+
+    def events(self, rows: Iterable[int], stamps: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows as trainStep events again: numbers only, null where there was none."""
+        made = []
+        for row in rows:
+            event: dict[str, Any] = {"type": "trainStep", "step": self._step[row], "metrics": {}}
+            for name, column in self._values.items():
+                value = column[row]
+                into = event["metrics"] if name in self._logged else event
+                into[name] = None if value != value else value
+            if event.get("epoch") is not None:
+                event["epoch"] = int(event["epoch"])
+            made.append(event | stamps | {"ts": self._ts[row], "event_seq": self._seq[row]})
+        return made
+
+    def rows_after(self, seq: int) -> range:
+        """The rows with a higher event_seq."""
+        self.sort()
+        low, high = 0, len(self._seq)
+        while low < high:
+            middle = (low + high) // 2
+            if self._seq[middle] <= seq:
+                low = middle + 1
+            else:
+                high = middle
+        return range(low, len(self._seq))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picked:
+    """Thinned rows of several views, as the metrics endpoint answers them."""
+
+    columns: dict[str, list[Any]]
+    total: int
+    thinned: bool
+
+
+def pick(
+    views: Sequence[View], names: Sequence[str], *, low: int, high: int | None, points: int
+) -> Picked:
+    """Rows with ``low <= step <= high``, at most about ``points``; any thread.
+
+    Too many: the rows are cut into buckets of equal count, and of each bucket the rows that hold
+    the least and the greatest value of each column stay (whole rows, as they were sent), with the
+    first and the last row of all. One grid for all columns, so that peaks of charts line up.
+    """
+    out: dict[str, list[Any]] = {key: [] for key in ("event_seq", "step", "ts", "session")}
+    out |= {name: [] for name in names}
+    ranges = [_rows_between(view, low, high) for view in views]
+    total = sum(len(rows) for rows in ranges)
+    thinned = total > points
+    for index, (view, rows) in enumerate(zip(views, ranges, strict=True)):
+        share = max(2, points * len(rows) // total) if total else 2
+        chosen = _extremes(view, rows, names, share) if thinned else rows
+        out["event_seq"] += [view.seq[row] for row in chosen]
+        out["step"] += [view.step[row] for row in chosen]
+        out["ts"] += [_plain(view.ts[row]) for row in chosen]
+        out["session"] += [index] * len(chosen)
+        for name in names:
+            column = view.values.get(name)
+            if column is None:
+                out[name] += [None] * len(chosen)
+            else:
+                out[name] += [_plain(column[row]) for row in chosen]
+    return Picked(out, total, thinned)
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _rows_between(view: View, low: int, high: int | None) -> Sequence[int]:
+    if low <= 0 and high is None:
+        return range(view.rows)
+    top = high if high is not None else max(view.step[: view.rows], default=0)
+    steps = view.step[: view.rows]
+    return [row for row, step in enumerate(steps) if low <= step <= top]
+
+
+def _extremes(view: View, rows: Sequence[int], names: Sequence[str], points: int) -> list[int]:
+    columns = [view.values[name] for name in names if name in view.values]
+    buckets = max(1, points // max(2, 2 * len(columns)))
+    if len(rows) <= points:
+        return list(rows)
+    kept = {rows[0], rows[-1]}
+    for column in columns:
+        values = (
+            column[rows.start : rows.stop]
+            if isinstance(rows, range)
+            else array("d", map(column.__getitem__, rows))
+        )
+        for bucket in range(buckets):
+            start, stop = bucket * len(rows) // buckets, (bucket + 1) * len(rows) // buckets
+            part: Any = values[start:stop]
+            lowest = min(part, default=NAN)
+            if lowest != lowest:
+                real = [value for value in part if value == value]
+                if not real:
+                    continue
+                lowest, greatest = min(real), max(real)
+            else:
+                greatest = max(part)
+            kept.add(rows[start + part.index(lowest)])
+            kept.add(rows[start + part.index(greatest)])
+    return sorted(kept)

@@ -1,0 +1,105 @@
+"""What has become of each command; event loop only.
+
+Rule: the same id is the same command. A reply is kept and given again; only ``busy`` is forgotten,
+since the trainer forgets it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+from otf_core.errors import ErrorCode
+
+MAX_KEPT: Final = 4096  # as many as a trainer keeps (docs/protocol.md, "same id, same answer")
+
+
+@dataclasses.dataclass
+class Receipt:
+    """One command, from sent to answered."""
+
+    id: str
+    cmd: str
+    payload: dict[str, Any]
+    by: str
+    sent_ts: float
+    accepted_ts: float | None = None
+    waits_for: str | None = None
+    answered_ts: float | None = None
+    reply: dict[str, Any] | None = None
+    state: str = "sent"  # accepted, applied, refused, unknown
+    answered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """``receipt`` of the live feed."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "answered"]
+        return {name: getattr(self, name) for name in names}
+
+    def accept(self, event: Mapping[str, Any], ts: float) -> None:
+        """Note the event ``accepted``."""
+        if self.reply is None:
+            self.accepted_ts, self.state = ts, "accepted"
+            waits_for = event.get("waits_for")
+            self.waits_for = waits_for if isinstance(waits_for, str) else None
+
+    def settle(self, reply: dict[str, Any], ts: float) -> None:
+        """Note the reply and wake who waits."""
+        self.reply, self.answered_ts = reply, ts
+        self.state = "applied" if reply.get("ok") is True else "refused"
+        self.answered.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether the answer is there within so many seconds."""
+        if not self.answered.is_set() and timeout_s > 0:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.answered.wait()
+            except TimeoutError:
+                return False
+        return self.answered.is_set()
+
+
+class ReceiptBook:
+    """The receipts of one session."""
+
+    def __init__(self) -> None:
+        self._receipts: dict[str, Receipt] = {}
+
+    def find(self, request_id: str) -> Receipt | None:
+        """The receipt of that id; None also for one that was only ``busy``."""
+        found = self._receipts.get(request_id)
+        if found is not None and (found.reply or {}).get("code") == ErrorCode.BUSY:
+            return None
+        return found
+
+    def put(self, receipt: Receipt) -> None:
+        """Keep one; the oldest answered goes when there are too many."""
+        self._receipts.pop(receipt.id, None)
+        self._receipts[receipt.id] = receipt
+        if len(self._receipts) > MAX_KEPT:
+            for key, kept in self._receipts.items():
+                if kept.reply is not None:
+                    del self._receipts[key]
+                    return
+
+    def newest(self, count: int) -> list[Receipt]:
+        """The last so many, oldest first."""
+        return list(self._receipts.values())[-count:]
+
+    def open(self) -> list[Receipt]:
+        """Those without an answer, oldest first."""
+        return [receipt for receipt in self._receipts.values() if receipt.reply is None]
+
+    def pending(self) -> list[dict[str, Any]]:
+        """``Session.pending`` of the API."""
+        return [
+            {
+                "request_id": receipt.id,
+                "cmd": receipt.cmd,
+                "since_ts": receipt.sent_ts,
+                "waits_for": receipt.waits_for,
+            }
+            for receipt in self.open()
+        ]
