@@ -1,1 +1,19 @@
-"""."""
+"""Stand-ins for tests, ours and a user's own: dashboards of both kinds, a log, a clock.
+
+Nothing here sleeps or polls; what waits has a deadline of real seconds and then raises.
+"""
+
+from otf_core.testing.clock import ManualClock
+from otf_core.testing.dashboards import FakeDashboard, Listener, LoopbackListener, MemoryListener
+from otf_core.testing.legacy import LegacyDashboard
+from otf_core.testing.log import MemoryLog
+
+__all__ = [
+    "FakeDashboard",
+    "LegacyDashboard",
+    "Listener",
+    "LoopbackListener",
+    "ManualClock",
+    "MemoryListener",
+    "MemoryLog",
+]
