@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -142,3 +143,34 @@ def test_any_split_into_tensors_has_the_norm_of_the_whole(rows: list[list[int]])
     params = [nn.Parameter(torch.tensor(row, dtype=torch.float64)) for row in rows]
     exact = math.sqrt(sum(x * x for row in rows for x in row))
     assert value(weight_norm(params)) == pytest.approx(exact, rel=1e-12)
+
+
+def test_compressed_sparse_gradients_count_as_they_are() -> None:
+    param = nn.Parameter(torch.eye(2))
+    assert value(norms_of(param, (torch.eye(2) * 3).to_sparse().coalesce())) == pytest.approx(
+        math.sqrt(18)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that CSR is in beta
+        compressed = torch.tensor([[0.0, 3.0], [4.0, 0.0]]).to_sparse_csr()
+    assert value(weight_norm([compressed])) == 5.0
+
+
+def norms_of(param: nn.Parameter, grad: Tensor) -> Tensor | None:
+    param.grad = grad
+    return grad_norm([param])
+
+
+def test_where_summing_repeated_rows_would_wait_for_a_device_there_is_no_norm() -> None:
+    where, what = torch.tensor([[0, 0]]), torch.tensor([3.0, 4.0])
+
+    class OnDevice(nn.Parameter):
+        """A sparse tensor that says it does not lie on the host."""
+
+        @property
+        def is_cpu(self) -> bool:  # type: ignore[override]
+            return False
+
+    sparse = torch.sparse_coo_tensor(where, what, (2,), check_invariants=True)
+    assert value(weight_norm([sparse])) == 7.0
+    assert weight_norm([OnDevice(sparse), nn.Parameter(torch.ones(1))]) is None

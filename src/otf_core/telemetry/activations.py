@@ -16,8 +16,9 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
+
+from otf_core.telemetry.norms import local_part
 
 # Those whose output can be exactly zero for a whole range of inputs. Not among them: LeakyReLU,
 # RReLU, ELU, GELU, SiLU, Mish, Softplus and the like, which are zero at single points at most, and
@@ -130,10 +131,9 @@ class _ZeroCount:
         self.cost_s += self._clock() - begun
 
     def _add(self, output: Any) -> None:
-        if isinstance(output, DTensor):
-            output = output.to_local()
         if not isinstance(output, Tensor) or output.is_meta or output.is_nested:
             return
+        output = local_part(output)
         if output.layout is not torch.strided or output.numel() == 0:
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(output):  # noqa: SLF001 -- no public question

@@ -15,7 +15,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from otf_core.telemetry.norms import is_sharded
 
 Tag = TypeVar("Tag")
 Values = dict[str, float | None]
@@ -106,7 +107,7 @@ class LateReader(Generic[Tag]):
                 if self._device.is_late(value) and _is_number(value):
                     late = {} if late is None else late
                     late.setdefault(value.device, {})[name] = value
-                elif not isinstance(value, DTensor):
+                elif not is_sharded(value):
                     read[name] = _item(value)
             else:
                 read[name] = float(value) if isinstance(value, numbers.Real) else None
@@ -185,7 +186,7 @@ def _is_number(tensor: Tensor) -> bool:
     """One real element that lies there whole; of a DTensor the value may need a collective."""
     return not (
         tensor.is_meta
-        or isinstance(tensor, DTensor)
+        or is_sharded(tensor)
         or tensor.layout is not torch.strided
         or tensor.is_complex()
         or tensor.numel() != 1

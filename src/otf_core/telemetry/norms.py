@@ -9,12 +9,13 @@ of ours included.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import Parameter, UninitializedBuffer, UninitializedParameter
 
+_PLAIN = (Tensor, Parameter)
 _LAZY = (UninitializedParameter, UninitializedBuffer)
 # torch._foreach_norm and vector_norm know these; the others are widened one by one.
 _KNOWN = frozenset(
@@ -22,6 +23,24 @@ _KNOWN = frozenset(
 )
 # Half precision ends at 65504 and has 11 bits: its norm is computed wider.
 _HALF = frozenset({torch.float16, torch.bfloat16})
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which a rank holds a part; reading the whole is a collective.
+
+    Known by its method: the class has no public name in torch 2.4, and is missing in builds
+    without distributed.
+    """
+    return type(tensor) not in _PLAIN and hasattr(tensor, "to_local")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a DTensor that lies on this rank; any other tensor itself."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    part: Tensor = sharded.to_local()
+    return part
 
 
 def weight_norm(params: Iterable[Tensor]) -> Tensor | None:
@@ -71,7 +90,7 @@ def _norm_of(tensors: Iterable[Tensor]) -> Tensor | None:
             continue
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_part(tensor)
         if local.layout is not torch.strided:
             dense = _values(local)
             if dense is None:
