@@ -1,0 +1,360 @@
+"""The ledger of edits: for every edited value of a parameter group, what the script's own would be.
+
+Many schedules compute the next learning rate from the one they find in the group, so a value that
+is simply written is lost at the next step (closed forms) or bends the rest of the schedule
+(chainable forms). Here the schedule never sees an edit:
+
+Rule 1: before a schedule steps, the group gets the schedule's own value back (the *shadow*); then
+the untouched step runs; then its result is the new shadow and the group gets the edited value.
+The shadow is therefore, bit for bit, the value of the run that was never edited.
+Rule 2: the edited value is a pure function of the shadow: the held value (override), or
+``shadow * factor`` (scale), or exactly what was asked wherever the shadow is what it was then.
+Rule 3: nothing is installed before the first edit, and nothing is ever put into the instance of a
+scheduler, whose ``state_dict`` takes all that it finds there.
+Rule 4: a value that somebody else has written is theirs: the edit is over and is reported.
+
+All of it is for the training thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Mode: TypeAlias = Literal["scale", "override"]
+Raw: TypeAlias = float | Tensor  # a tensor of one element where lr is one (capturable, fused)
+
+_BETAS: Final = {"beta1": 0, "beta2": 1}
+# step_update is the second door of the schedulers of timm.
+_DOORS: Final = ("step", "step_update")
+
+
+class Slot(NamedTuple):
+    """One value of one parameter group.
+
+    By index, not by the group: ``Optimizer.load_state_dict`` puts new dicts in their place.
+    """
+
+    optimizer: Optimizer
+    group: int
+    key: str
+
+    def exists(self) -> bool:
+        """Whether the group has such a value."""
+        groups = self.optimizer.param_groups
+        return (
+            self.group < len(groups)
+            and ("betas" if self.key in _BETAS else self.key) in groups[self.group]
+        )
+
+    def raw(self) -> Raw:
+        """What the group holds; a tensor is the live one."""
+        group = self.optimizer.param_groups[self.group]
+        found: Raw = group["betas"][_BETAS[self.key]] if self.key in _BETAS else group[self.key]
+        return found
+
+    def write(self, value: Raw) -> None:
+        """Put a value there; into the tensor where it is one, since graphs hold its address."""
+        group = self.optimizer.param_groups[self.group]
+        found = self.raw()
+        if isinstance(found, Tensor):
+            with torch.no_grad():
+                found.copy_(value) if isinstance(value, Tensor) else found.fill_(value)
+        elif self.key in _BETAS:
+            betas = list(group["betas"])
+            betas[_BETAS[self.key]] = float(value)
+            group["betas"] = tuple(betas)
+        # An int that is equal stays the int that it was.
+        elif found != value:
+            group[self.key] = float(value)
+
+
+def detached(raw: Raw) -> Raw:
+    """A copy that later writes do not change."""
+    return raw.detach().clone() if isinstance(raw, Tensor) else raw
+
+
+def on_host(raw: Raw) -> float | None:
+    """The value, or None where reading it would wait for a device."""
+    if isinstance(raw, Tensor):
+        return float(raw.item()) if raw.device.type == "cpu" else None
+    return float(raw)
+
+
+@dataclasses.dataclass(slots=True)
+class Edit:
+    """What was made of one value.
+
+    Attributes:
+        mode: "override" holds ``value``; "scale" multiplies what the schedule does.
+        value: what was asked.
+        factor: ``value / anchor``.
+        anchor: the shadow at the time of the edit. There the edited value is ``value`` itself,
+            so that a flat schedule keeps what was asked to the last bit.
+        shadow: what the script by itself would have in the group now.
+    """
+
+    mode: Mode
+    value: float
+    factor: float
+    anchor: Raw
+    shadow: Raw
+    _left: Raw = 0.0
+    _version: int = 0
+
+    def wanted(self) -> Raw:
+        """What the group is to hold now; for a tensor computed where it is, without reading it."""
+        if self.mode == "override":
+            return self.value
+        if isinstance(self.shadow, Tensor):
+            at_anchor = self.shadow == self.anchor
+            return torch.where(at_anchor, self.value, self.shadow * self.factor)
+        return self.value if self.shadow == self.anchor else self.shadow * self.factor
+
+    def leave(self, raw: Raw) -> None:
+        """Remember what the group was left with."""
+        self._left, self._version = raw, _version(raw)
+
+    def stands(self, raw: Raw) -> bool:
+        """Whether the group still holds what it was left with.
+
+        A tensor is told by its identity and its count of writes, so that no device is read.
+        """
+        if isinstance(raw, Tensor) or isinstance(self._left, Tensor):
+            return raw is self._left and _version(raw) == self._version
+        return raw == self._left
+
+    def left_with(self) -> float | None:
+        """The value that the group was left with, if that can be told without a device."""
+        if isinstance(self._left, Tensor):
+            return on_host(torch.as_tensor(self.wanted()))
+        return float(self._left)
+
+
+def _version(raw: Raw) -> int:
+    return raw._version if isinstance(raw, Tensor) else 0  # noqa: SLF001 -- torch's count of writes, the only one
+
+
+class Loss(NamedTuple):
+    """An edit that somebody else's write has ended; None is a value on a device, not read."""
+
+    slot: Slot
+    left: float | None
+    found: float | None
+
+
+class Ledger:
+    """All edits of a run's parameter groups, and the interception that makes them last."""
+
+    def __init__(self) -> None:
+        self._edits: dict[Slot, Edit] = {}
+        self._intercepted: dict[int, tuple[Any, type]] = {}  # id -> (scheduler, its own class)
+        self._stepping: set[int] = set()  # ids of optimizers inside an intercepted step
+        self._losses: list[Loss] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is any edit."""
+        return bool(self._edits) or bool(self._losses)
+
+    def __iter__(self) -> Iterator[Slot]:
+        """The edited slots."""
+        return iter(tuple(self._edits))
+
+    def get(self, slot: Slot) -> Edit | None:
+        """The edit of this slot that stands, else None."""
+        edit = self._edits.get(slot)
+        return edit if edit and slot.exists() and edit.stands(slot.raw()) else None
+
+    def put(self, asked: Mapping[Slot, tuple[Mode, float]]) -> None:
+        """Edit these slots; a slot that was edited keeps its shadow.
+
+        Raises:
+            ZeroDivisionError: scale where the shadow is 0; nothing is written then.
+        """
+        self._sweep(asked)
+        made: dict[Slot, Edit] = {}
+        for slot, (mode, value) in asked.items():
+            before = self._edits.get(slot)
+            shadow = before.shadow if before else detached(slot.raw())
+            factor = value / float(shadow) if mode == "scale" else 1.0
+            made[slot] = Edit(mode, value, factor, anchor=shadow, shadow=shadow)
+        self._edits.update(made)
+        self._write(made)
+
+    def put_back(self, before: Mapping[Slot, Edit | None]) -> None:
+        """Undo: these slots get the edit that they had, on the schedule as it is now."""
+        self._sweep(before)
+        made: dict[Slot, Edit] = {}
+        freed: list[tuple[Slot, Raw]] = []
+        for slot, edit in before.items():
+            now = self._edits.pop(slot)
+            if edit is None:
+                freed.append((slot, now.shadow))
+            else:
+                made[slot] = dataclasses.replace(edit, shadow=now.shadow)
+        for slot, shadow in freed:
+            slot.write(shadow)
+        self._edits.update(made)
+        self._write(made)
+        self._report([slot for slot, _ in freed])
+
+    def losses(self) -> list[Loss]:
+        """The edits that were ended by somebody else since the last call; reads no device."""
+        self._sweep(self._edits)
+        lost, self._losses = self._losses, []
+        return lost
+
+    def state(self) -> dict[Slot, dict[str, Any]]:
+        """Plain values for every edit; reads a device where lr lives on one."""
+        return {
+            slot: {
+                "mode": edit.mode,
+                "value": edit.value,
+                "factor": edit.factor,
+                "anchor": float(edit.anchor),
+                "shadow": float(edit.shadow),
+            }
+            for slot, edit in self._edits.items()
+        }
+
+    def load(self, state: Mapping[Slot, Mapping[str, Any]]) -> None:
+        """Take over what ``state`` gave, in place of all edits, and write it to the groups."""
+        self._losses.clear()
+        self._edits = {
+            slot: Edit(
+                row["mode"],
+                row["value"],
+                row["factor"],
+                anchor=_like(slot.raw(), row["anchor"]),
+                shadow=_like(slot.raw(), row["shadow"]),
+            )
+            for slot, row in state.items()
+        }
+        self._write(self._edits)
+
+    def intercepts(self, scheduler: Any) -> bool:
+        """Whether the steps of this scheduler go through the ledger."""
+        return id(scheduler) in self._intercepted
+
+    def intercept(self, scheduler: Any, optimizer: Optimizer) -> None:
+        """Lead the steps of a scheduler through the ledger, from its next one on.
+
+        Raises:
+            TypeError: it cannot be done for this object; it is left as it was.
+        """
+        if self.intercepts(scheduler):
+            return
+        if any(door in vars(scheduler) for door in _DOORS):
+            msg = f"{type(scheduler).__name__} has its step replaced on the instance"
+            raise TypeError(msg)
+        own = type(scheduler)
+        scheduler.__class__ = _with_open_doors(
+            own, lambda: self._behind_the_scenes(scheduler, optimizer)
+        )
+        self._intercepted[id(scheduler)] = (scheduler, own)
+
+    def close(self) -> None:
+        """Give the schedulers their own class back; the values stay as they are."""
+        for scheduler, own in self._intercepted.values():
+            scheduler.__class__ = own
+        self._intercepted.clear()
+        self._edits.clear()
+
+    @contextlib.contextmanager
+    def _behind_the_scenes(self, scheduler: Any, optimizer: Optimizer) -> Iterator[None]:
+        """Around a step of the schedule, which sees its own values only."""
+        # A scheduler inside a SequentialLR or ChainedScheduler: the outer one does it.
+        if id(optimizer) in self._stepping:
+            yield
+            return
+        self._sweep(slot for slot in self._edits if slot.optimizer is optimizer)
+        mine = {slot: edit for slot, edit in self._edits.items() if slot.optimizer is optimizer}
+        for slot, edit in mine.items():
+            slot.write(edit.shadow)
+        self._stepping.add(id(optimizer))
+        try:
+            yield
+        finally:
+            self._stepping.discard(id(optimizer))
+            # All are read before any is written: groups may share one tensor.
+            for slot, edit in mine.items():
+                edit.shadow = detached(slot.raw())
+            self._write(mine, stepped=scheduler)
+
+    def _write(self, edits: Mapping[Slot, Edit], stepped: Any = None) -> None:
+        for slot, edit in edits.items():
+            slot.write(edit.wanted())
+        for slot, edit in edits.items():
+            edit.leave(slot.raw())
+        self._report(edits, stepped)
+
+    def _report(self, slots: Iterable[Slot], stepped: Any = None) -> None:
+        """Have ``get_last_lr`` say what the groups really hold."""
+        written = [slot for slot in slots if slot.key == "lr"]
+        for scheduler, _ in self._intercepted.values():
+            said = getattr(scheduler, "_last_lr", None)
+            if not isinstance(said, list) or stepped not in (None, scheduler):
+                continue
+            # A new list: SequentialLR shows the very list of its inner scheduler.
+            shown = list(said)
+            for slot in written:
+                if slot.optimizer is scheduler.optimizer and slot.group < len(shown):
+                    shown[slot.group] = detached(slot.raw())
+            scheduler._last_lr = shown  # noqa: SLF001 -- what get_last_lr returns; torch has no setter
+
+    def _sweep(self, slots: Iterable[Slot]) -> None:
+        """End the edits whose value somebody else has written."""
+        for slot in tuple(slots):
+            edit = self._edits.get(slot)
+            if edit is None or (slot.exists() and edit.stands(slot.raw())):
+                continue
+            found = on_host(slot.raw()) if slot.exists() else None
+            self._losses.append(Loss(slot, edit.left_with(), found))
+            del self._edits[slot]
+
+
+def _like(raw: Raw, value: float) -> Raw:
+    return torch.full_like(raw, value) if isinstance(raw, Tensor) else value
+
+
+def _with_open_doors(
+    own: Any, around: Callable[[], contextlib.AbstractContextManager[None]]
+) -> type:
+    """A subclass that passes for its base, but for what is done around its steps."""
+
+    def through(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with around():
+                return method(self, *args, **kwargs)
+
+        return stepped
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807 -- becomes the class's
+        # A copy or a pickle is of the scheduler's own class: it belongs to no ledger. Protocol 1,
+        # since pickle refuses to make another class by the __newobj__ of the later ones.
+        reduced = own.__reduce_ex__(self, min(protocol, 1))
+        if isinstance(reduced, str):
+            return reduced
+        function, arguments, *rest = reduced
+        plain = tuple(own if argument is type(self) else argument for argument in arguments)
+        return (function, plain, *rest)
+
+    doors = {door: through(getattr(own, door)) for door in _DOORS if hasattr(own, door)}
+    body = {
+        **doors,
+        "__slots__": (),  # the layout has to be the same
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+        "__doc__": own.__doc__,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    made: type = type(own)(own.__name__, (own,), body)
+    return made

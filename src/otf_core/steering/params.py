@@ -1,0 +1,546 @@
+"""The values that can be steered: the table, the paths, what is allowed, and how each is set.
+
+Rule 1: ``PARAMS`` is the table; a value of parameter groups is a row in it, a value of the trainer
+is a ``Knob`` that the delegate supplies.
+Rule 2: nothing is written before all of a request is found good.
+Rule 3: what is reported was read back from where the training reads it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias
+
+import msgspec
+from torch import Tensor
+from torch.optim import Optimizer, RMSprop
+
+from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
+from otf_core.protocol import SetParam
+from otf_core.steering.ledger import Edit, Ledger, Mode, Slot, on_host
+
+Owner: TypeAlias = Literal["optimizer", "scheduler", "trainer", "data", "model", "user"]
+Value: TypeAlias = float | int | bool | str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """A value of parameter groups and its bounds, both included."""
+
+    name: str
+    low: float
+    high: float
+    may_scale: bool = False
+
+
+PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
+    {
+        param.name: param
+        for param in (
+            # 10: the largest learning rates in use (LARS, unscaled Adadelta at 1) stay below it;
+            # more is a slip of the decimal point.
+            Param("lr", 0.0, 10.0, may_scale=True),
+            # 1: decoupled decay of lr * 1 shrinks weights by a whole step; more turns their sign
+            # with lr near 1.
+            Param("weight_decay", 0.0, 1.0),
+            # Above 1 the buffer grows without end. No scaling: a schedule's 0.95 times 1.1 would
+            # be above 1 later, when nobody looks.
+            Param("momentum", 0.0, 1.0),
+            # torch asks for beta < 1: at 1 the bias correction divides by 0.
+            Param("beta1", 0.0, 0.999999),
+            Param("beta2", 0.0, 0.999999),
+        )
+    }
+)
+CLIP_MAX: Final = 1000.0  # 0 is no clipping; above a norm of 1,000 nothing is clipped in practice
+
+_ONE: Final = re.compile(r"optim\.(0|[1-9]\d{0,5})\.groups\.(0|[1-9]\d{0,5})\.(\w+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """A single value that is not in a parameter group; read and written on the training thread.
+
+    Attributes:
+        read: the value in force; None where it is not set.
+        write: takes what ``read`` may return.
+        low, high: bounds, both included, for numbers.
+        choices: what an enum may be.
+    """
+
+    read: Callable[[], Value]
+    write: Callable[[Any], None]
+    low: float | None = None
+    high: float | None = None
+    kind: Literal["float", "int", "bool", "enum"] = "float"
+    choices: tuple[str, ...] | None = None
+    unit: str | None = None
+    owner: Owner = "trainer"
+
+
+def clip_knob(read: Callable[[], Value], write: Callable[[Any], None]) -> Knob:
+    """The knob for a gradient clip: 0 to 1,000, where 0 is no clipping."""
+    return Knob(read, write, low=0.0, high=CLIP_MAX)
+
+
+class Tunable(Protocol):
+    """What a framework supplies, so that its run can be steered; training thread only."""
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        """torch's own objects, not a framework's wrappers, in a fixed order."""
+
+    def schedulers(self) -> Sequence[tuple[Any, Optimizer]]:
+        """Whatever is stepped, with the optimizer that it writes: the outermost ones."""
+
+    def trainer_knobs(self) -> Mapping[str, Knob]:
+        """By path."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AppliedParam:
+    """What ``set_param`` did. Lists, in the order of the groups, where the path stands for several.
+
+    Attributes:
+        old, new: read back from where the training reads them.
+        owner, mode: a list only where the groups differ.
+        until: the step at which something is known to write it again; None: nothing is.
+        undo: for ``Steering.undo``.
+    """
+
+    path: str
+    old: Any
+    new: Any
+    applied_step: int
+    owner: Any
+    mode: Any
+    until: int | None = None
+    undo: Mapping[Slot, Edit | None] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """The reply's data."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "undo"
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Overwritten:
+    """A value that was set by a person and has then been written by the script.
+
+    ``set_to`` and ``found`` are None where they live on a device and were not read.
+    """
+
+    path: str
+    set_to: Value
+    found: Value
+    step: int
+
+
+class Steering:
+    """Lists and sets what can be steered in a run; training thread only, at a safe point."""
+
+    def __init__(self, tunable: Tunable) -> None:
+        self._tunable = tunable
+        self._ledger = Ledger()
+        self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
+
+    def list(self, pending: Mapping[str, Any] | None = None) -> builtins.list[dict[str, Any]]:
+        """The rows of ``list_params``.
+
+        A path for several groups has one value where they agree, else the list of them. A value
+        that lives on a device is read, and that waits for the device.
+
+        Args:
+            step: steps done.
+            pending: path -> {"value", "at_step"} of edits that wait for their step.
+        """
+        waiting = pending or {}
+        rows = [
+            {
+                "path": path,
+                "kind": "float",
+                "value": _agreed([float(slot.raw()) for slot in slots]),
+                "pending": waiting.get(path),
+                "min": PARAMS[slots[0].key].low,
+                "max": PARAMS[slots[0].key].high,
+                "owner": "scheduler" if any(map(self._is_scheduled, slots)) else "optimizer",
+            }
+            for path, slots in self._paths().items()
+        ]
+        for path, knob in self._tunable.trainer_knobs().items():
+            optional = {"choices": knob.choices and [*knob.choices], "unit": knob.unit}
+            rows.append(
+                {
+                    "path": path,
+                    "kind": knob.kind,
+                    "value": knob.read(),
+                    "pending": waiting.get(path),
+                    "min": knob.low,
+                    "max": knob.high,
+                    **{key: value for key, value in optional.items() if value is not None},
+                    "owner": knob.owner,
+                }
+            )
+        return rows
+
+    def check(self, request: SetParam, step: int) -> None:
+        """Refuse what cannot be applied; changes nothing and waits for no device.
+
+        Raises:
+            CommandError: ``not_found``, ``bad_payload`` or ``unsupported``.
+        """
+        if request.at_step is not None and request.at_step < step:
+            detail = (
+                f"set_param {request.path} was asked for step {request.at_step}, {step} are done; "
+                f"allowed: {step} or later."
+            )
+            raise CommandError(
+                ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step}
+            )
+        knob = self._tunable.trainer_knobs().get(request.path)
+        if knob is not None:
+            self._plan_knob(request, knob)
+        else:
+            self._plan(request, on_host)
+
+    def apply(self, request: SetParam, step: int) -> AppliedParam:
+        """Set it now, whatever ``at_step`` says; all of it, or nothing and a CommandError."""
+        knob = self._tunable.trainer_knobs().get(request.path)
+        if knob is not None:
+            return self._set_knob(request.path, knob, self._plan_knob(request, knob), step)
+        asked = self._plan(request, float)
+        self._intercept(asked)
+        before = {
+            slot: edit and dataclasses.replace(edit)
+            for slot, edit in ((slot, self._ledger.get(slot)) for slot in asked)
+        }
+        old = [float(slot.raw()) for slot in asked]
+        self._ledger.put(asked)
+        return self._applied(request.path, old, before, step, [m for m, _ in asked.values()])
+
+    def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
+        """Put back what was before: the earlier edit, or the schedule as it is now.
+
+        Raises:
+            CommandError: ``not_allowed_now``; the script has written it since.
+        """
+        if applied.undo is None:
+            knob = self._tunable.trainer_knobs()[applied.path]
+            return self._set_knob(applied.path, knob, applied.old, step)
+        lost = [slot for slot in applied.undo if self._ledger.get(slot) is None]
+        if lost:
+            detail = (
+                f"{applied.path} was asked to be put back, {self._path(lost[0])} has been written "
+                "by the training script since; allowed: to set it anew."
+            )
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        old = [float(slot.raw()) for slot in applied.undo]
+        self._ledger.put_back(applied.undo)
+        modes = [edit.mode if edit else "override" for edit in applied.undo.values()]
+        before = dict.fromkeys(applied.undo)
+        return self._applied(applied.path, old, before, step, modes)
+
+    def watch(self, step: int) -> builtins.list[Overwritten]:
+        """What the script has written over since the last call; cheap, and free without edits.
+
+        An edit that was written over is ended: the script's value stands from then on. Also takes
+        in schedulers that came after an edit (weight averaging brings its own).
+        """
+        found: builtins.list[Overwritten] = []
+        if self._ledger:
+            self._intercept(self._ledger, strict=False)
+            found = [
+                Overwritten(self._path(loss.slot), loss.left, loss.found, step)
+                for loss in self._ledger.losses()
+            ]
+        if self._held:
+            knobs = self._tunable.trainer_knobs()
+            for path, value in tuple(self._held.items()):
+                now = knobs[path].read() if path in knobs else None
+                if now != value:
+                    found.append(Overwritten(path, value, now, step))
+                    del self._held[path]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The edits as plain values, to go into a checkpoint beside optimizers and schedulers."""
+        edits = {self._path(slot): row for slot, row in self._ledger.state().items()}
+        return {"edits": edits, "knobs": dict(self._held)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over a ``state`` in place of all edits; after the optimizers have theirs.
+
+        Raises:
+            LocalProtocolError: it names what this run does not have; nothing is changed.
+        """
+        paths = {self._path(slot): slot for slots in self._paths().values() for slot in slots}
+        knobs = self._tunable.trainer_knobs()
+        strange = [*(state["edits"].keys() - paths), *(state["knobs"].keys() - knobs)]
+        if strange:
+            msg = f"edits of {sorted(strange)} were to be loaded; this run has {sorted(paths)}"
+            raise LocalProtocolError(msg)
+        edits = {paths[path]: row for path, row in state["edits"].items()}
+        self._intercept(edits)
+        self._ledger.load(edits)
+        for path, value in state["knobs"].items():
+            knobs[path].write(value)
+        self._held = dict(state["knobs"])
+
+    def close(self) -> None:
+        """Leave the schedulers as they were found; the values stay as they are."""
+        self._ledger.close()
+        self._held.clear()
+
+    def _applied(
+        self,
+        path: str,
+        old: Sequence[float],
+        before: Mapping[Slot, Edit | None],
+        step: int,
+        modes: Sequence[Mode],
+    ) -> AppliedParam:
+        owners = ["scheduler" if self._is_scheduled(slot) else "optimizer" for slot in before]
+        new = [float(slot.raw()) for slot in before]
+        several = len(new) > 1
+        return AppliedParam(
+            path,
+            [*old] if several else old[0],
+            new if several else new[0],
+            step,
+            _agreed(owners),
+            _agreed(modes),
+            undo=before,
+        )
+
+    def _set_knob(self, path: str, knob: Knob, value: Value, step: int) -> AppliedParam:
+        old = knob.read()
+        if old != value:
+            knob.write(value)
+        new = self._held[path] = knob.read()
+        return AppliedParam(path, old, new, step, knob.owner, "override")
+
+    # What is there.
+
+    def _slots(self) -> Iterator[tuple[int, Slot]]:
+        for name in PARAMS:
+            for index, optimizer in enumerate(self._tunable.optimizers()):
+                for group in range(len(optimizer.param_groups)):
+                    slot = Slot(optimizer, group, name)
+                    if slot.exists():
+                        yield index, slot
+
+    def _paths(self) -> dict[str, builtins.list[Slot]]:
+        """Path -> its slots: each name, then each single one where there are several."""
+        together: dict[str, builtins.list[Slot]] = {}
+        single: dict[str, builtins.list[Slot]] = {}
+        for index, slot in self._slots():
+            together.setdefault(slot.key, []).append(slot)
+            single[_one(index, slot)] = [slot]
+        several = any(len(slots) > 1 for slots in together.values())
+        return {**together, **single} if several else together
+
+    def _path(self, slot: Slot) -> str:
+        indices = (i for i, o in enumerate(self._tunable.optimizers()) if o is slot.optimizer)
+        return _one(next(indices, -1), slot)
+
+    def _find(self, path: str) -> builtins.list[Slot]:
+        paths = self._paths()
+        slots = paths.get(path)
+        if slots is None and _ONE.fullmatch(path):
+            # The only group can be named as well, though it is not listed.
+            slots = [slot for index, slot in self._slots() if _one(index, slot) == path]
+        if slots:
+            return slots
+        known = [*paths, *self._tunable.trainer_knobs()]
+        near = difflib.get_close_matches(path, known, n=1)
+        hint = f", nearest is {near[0]!r}" if near else ""
+        detail = f"{path[:80]!r} was asked{hint}; allowed: {', '.join(known)}."
+        raise CommandError(ErrorCode.NOT_FOUND, detail, field="path", allowed=known)
+
+    def _is_scheduled(self, slot: Slot) -> bool:
+        return any(
+            optimizer is slot.optimizer and slot.key in _written_by(scheduler)
+            for scheduler, optimizer in self._tunable.schedulers()
+        )
+
+    # What is allowed.
+
+    def _plan(
+        self, request: SetParam, read: Callable[[float | Tensor], float | None]
+    ) -> dict[Slot, tuple[Mode, float]]:
+        """Mode and value for each slot; what ``read`` does not tell is left unchecked."""
+        slots = self._find(request.path)
+        param = PARAMS[slots[0].key]
+        plan: dict[Slot, tuple[Mode, float]] = {}
+        for slot in slots:
+            old = read(slot.raw())
+            # A value that is not read stands as 0, so that only the factor is checked.
+            value = _number(request, 0.0 if old is None else old, param.low, param.high)
+            self._check_optimizer(request, slot, value)
+            edit = self._ledger.get(slot)
+            shadow = read(edit.shadow) if edit else old
+            plan[slot] = (self._mode(request, slot, value, old, shadow), value)
+        self._check_shared(request, slots)
+        return plan
+
+    def _mode(
+        self, request: SetParam, slot: Slot, value: float, old: float | None, shadow: float | None
+    ) -> Mode:
+        # A factor of 1e308 or more is no factor: a warm-up that starts all but at 0.
+        possible = shadow is None or (shadow != 0 and math.isfinite(value / shadow))
+        if not PARAMS[slot.key].may_scale:
+            found = f"the rest of a schedule of {slot.key} could be scaled out of its bounds"
+        elif not self._is_scheduled(slot):
+            found = f"no scheduler owns {self._path(slot)}"
+        elif not possible:
+            found = f"the schedule of {self._path(slot)} stands at {shadow}"
+        else:
+            return request.mode or ("override" if old == 0 else "scale")
+        if request.mode == "scale":
+            detail = f"{request.path} was asked to scale its schedule, {found}; allowed: override."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["override"])
+        return "override"
+
+    def _check_optimizer(self, request: SetParam, slot: Slot, value: float) -> None:
+        """What torch's optimizers cannot do once they are made."""
+        if slot.key != "momentum":
+            return
+        group = slot.optimizer.param_groups[slot.group]
+        if value == 0 and group.get("nesterov"):
+            detail = (
+                f"{request.path} was asked to be 0, {self._path(slot)} is Nesterov momentum, which "
+                "needs a momentum; allowed: above 0."
+            )
+            _refuse_value(request, detail, {"min": math.ulp(0.0), "max": PARAMS["momentum"].high})
+        states = (slot.optimizer.state.get(parameter) for parameter in group["params"])
+        if (
+            value > 0
+            and isinstance(slot.optimizer, RMSprop)
+            and any(state and "momentum_buffer" not in state for state in states)
+        ):
+            detail = (
+                f"{request.path} was asked to be {value}, {self._path(slot)} is of an RMSprop that "
+                "has run without momentum and has no buffer for it; allowed: 0."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path")
+
+    def _check_shared(self, request: SetParam, slots: Sequence[Slot]) -> None:
+        """Groups that share one tensor can only be set together."""
+        tensors = {id(raw) for slot in slots if isinstance(raw := slot.raw(), Tensor)}
+        if not tensors:
+            return
+        others = [
+            self._path(slot)
+            for _, slot in self._slots()
+            if slot.key == slots[0].key and slot not in slots and id(slot.raw()) in tensors
+        ]
+        if others:
+            detail = (
+                f"{request.path} was asked, it is one tensor with {', '.join(others)}; "
+                f"allowed: {slots[0].key} for all of them."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path", allowed=[slots[0].key])
+
+    def _plan_knob(self, request: SetParam, knob: Knob) -> Value:
+        if request.mode == "scale":
+            detail = (
+                f"{request.path} was asked to scale its schedule, no scheduler owns it; "
+                "allowed: override."
+            )
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["override"])
+        if knob.kind == "float":
+            return _number(request, knob.read(), knob.low, knob.high)
+        if knob.kind == "int":
+            value = _number(request, knob.read(), knob.low, knob.high)
+            if not value.is_integer():
+                detail = f"{request.path} was asked to be {value}; allowed: a whole number."
+                _refuse_value(request, detail)
+            return int(value)
+        return _choice(request, knob.choices or () if knob.kind == "enum" else (False, True))
+
+    def _intercept(self, slots: Any, *, strict: bool = True) -> None:
+        """Have the schedules of these slots step through the ledger.
+
+        Raises:
+            CommandError: ``unsupported``, if strict.
+        """
+        wanted = [(slot.optimizer, slot.key) for slot in slots]
+        for scheduler, optimizer in self._tunable.schedulers():
+            if self._ledger.intercepts(scheduler) or not any(
+                mine is optimizer and key in _written_by(scheduler) for mine, key in wanted
+            ):
+                continue
+            try:
+                self._ledger.intercept(scheduler, optimizer)
+            except TypeError as error:
+                if strict:
+                    detail = (
+                        f"The schedule of {type(scheduler).__name__} was to be led through the "
+                        f"edit, found: {error}; allowed: schedulers whose class does the step."
+                    )
+                    raise CommandError(ErrorCode.UNSUPPORTED, detail) from error
+
+
+def _written_by(scheduler: Any) -> frozenset[str]:
+    """The names that a scheduler writes: lr, and what it cycles against it."""
+    written = {"lr"}
+    if getattr(scheduler, "cycle_momentum", False):
+        written.add("beta1" if getattr(scheduler, "use_beta1", False) else "momentum")
+    # SequentialLR and ChainedScheduler.
+    return frozenset(written).union(*map(_written_by, getattr(scheduler, "_schedulers", ())))
+
+
+def _one(index: int, slot: Slot) -> str:
+    return f"optim.{index}.groups.{slot.group}.{slot.key}"
+
+
+def _agreed(values: Sequence[Any]) -> Any:
+    """The one value where all are the same, else the list."""
+    return values[0] if all(value == values[0] for value in values) else [*values]
+
+
+def _number(request: SetParam, old: Value, low: float | None, high: float | None) -> float:
+    """What is asked, as a number within the bounds."""
+    allowed = {"min": low, "max": high}
+    if (request.value is msgspec.UNSET) == (request.mul is msgspec.UNSET):
+        detail = f"{request.path} needs one of value and mul; allowed: exactly one of them."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="value", allowed=allowed)
+    asked: Any = request.mul if request.value is msgspec.UNSET else request.value
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or not math.isfinite(asked):
+        detail = f"{request.path} was asked as {asked!r}; allowed: a number from {low} to {high}."
+        _refuse_value(request, detail, allowed)
+    if request.value is msgspec.UNSET:
+        if isinstance(old, str | bool) or old is None:
+            detail = f"{request.path} was asked to be multiplied, it is {old!r}; allowed: value."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mul", allowed=allowed)
+        asked *= old
+    if (low is not None and asked < low) or (high is not None and asked > high):
+        detail = f"{request.path} was asked to be {asked}, is {old}; allowed: {low} to {high}."
+        _refuse_value(request, detail, allowed)
+    return float(asked)
+
+
+def _choice(request: SetParam, allowed: Sequence[Value]) -> Value:
+    asked: Any = request.value
+    # 1 == True: the type is a part of it.
+    fits = any(type(value) is type(asked) and value == asked for value in allowed)
+    if not fits or request.mul is not msgspec.UNSET:
+        said = "multiplied" if asked is msgspec.UNSET else repr(asked)
+        detail = f"{request.path} was asked to be {said}; allowed: {', '.join(map(str, allowed))}."
+        _refuse_value(request, detail, [*allowed])
+    return asked  # type: ignore[no-any-return]  # one of allowed
+
+
+def _refuse_value(request: SetParam, detail: str, allowed: Any = None) -> NoReturn:
+    field = "value" if request.mul is msgspec.UNSET else "mul"
+    raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field, allowed=allowed)
