@@ -13,6 +13,7 @@ import ipaddress
 import os
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -68,7 +69,10 @@ def path(env: Mapping[str, str] = os.environ) -> Path:
     if not folder:
         import platformdirs  # here, since most systems have the variable
 
-        folder = platformdirs.user_runtime_dir()
+        # It warns that the variable is not set, which is no news to somebody who trains.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            folder = platformdirs.user_runtime_dir()
     return Path(folder) / "otf" / "dashboard.json"
 
 

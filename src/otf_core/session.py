@@ -534,7 +534,7 @@ class Session:
             ticket.payload.path: {"value": _asked(ticket.payload), "at_step": at_step}
             for at_step, ticket in self.bus.scheduled("set_param")
         }
-        return self.steering.list(self._position.step, waiting)
+        return self.steering.list(waiting)
 
     def _capture(self) -> dict[str, Any]:
         try:

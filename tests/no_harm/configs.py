@@ -6,6 +6,7 @@ A case builds everything anew, so that a bare and an attached run share nothing.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,9 @@ def _val() -> DataLoader[Any]:
     return DataLoader(digits(64), batch_size=32)
 
 
-def _fit(callbacks: list[L.Callback], model: L.LightningModule | None = None, **kwargs: Any) -> L.Trainer:
+def _fit(
+    callbacks: list[L.Callback], model: L.LightningModule | None = None, **kwargs: Any
+) -> L.Trainer:
     trainer = _trainer(callbacks, **kwargs)
     trainer.fit(model or Net(), _train(), _val())
     return trainer
@@ -240,7 +243,9 @@ def fast_dev_run(callbacks: list[L.Callback], tmp: Path) -> L.Trainer:
 
 def barebones(callbacks: list[L.Callback], tmp: Path) -> L.Trainer:
     trainer = L.Trainer(accelerator="cpu", max_epochs=2, barebones=True, callbacks=callbacks)
-    trainer.fit(Net(), _train(), _val())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are trying to `self.log")
+        trainer.fit(Net(), _train(), _val())
     return trainer
 
 
@@ -300,7 +305,7 @@ def weight_averaging(callbacks: list[L.Callback], tmp: Path) -> L.Trainer:
 def tuner(callbacks: list[L.Callback], tmp: Path) -> L.Trainer:
     trainer = _trainer(callbacks, default_root_dir=tmp)
     model = Net()
-    Tuner(trainer).lr_find(model, _train(), _val(), num_training=8, attr_name="lr")
+    Tuner(trainer).lr_find(model, _train(), _val(), num_training=16, attr_name="lr")
     trainer.fit(model, _train(), _val())
     return trainer
 

@@ -30,7 +30,7 @@ def of(trainer: L.Trainer) -> dict[str, Any]:
             if c.state_dict() and type(c).__name__ not in ("ModelCheckpoint", "Timer")
         },
         "steps": (trainer.global_step, trainer.current_epoch),
-        "logged": trainer.logger.lines if isinstance(trainer.logger, Tape) else None,
+        "logged": list(trainer.logger.lines) if isinstance(trainer.logger, Tape) else None,
     }
 
 
