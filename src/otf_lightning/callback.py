@@ -9,11 +9,11 @@ from typing import Any, Final, Literal
 
 import lightning as L
 import torch
-from otf_core.steering.params import Steering
 from rich.console import Console
 
 from otf_core.session import Session, SessionOptions
 from otf_core.state.run_folder import run_name_of
+from otf_core.steering.params import Steering
 from otf_lightning import inside, spawn
 from otf_lightning.delegate import LightningFrameworkDelegate
 
