@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.steering.worlds import SCHEDULES, STEPS, Run, adam, sgd
 from torch.optim import lr_scheduler
 
 from otf_core.protocol import SetParam
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
+from tests.steering.worlds import SCHEDULES, STEPS, Run, adam, sgd
 
 torch.set_num_threads(1)
 
@@ -265,28 +265,41 @@ def test_a_tensor_stays_the_tensor_that_it_was() -> None:
     assert [lost.found for lost in steering.watch(10)] == pytest.approx([0.7, 0.7])
 
 
-def test_momentum_that_a_schedule_cycles_is_held_and_the_cycle_goes_on_beneath() -> None:
-    for make, key in ((sgd, "momentum"), (adam, "beta1")):
+@pytest.mark.parametrize(("make", "key"), [(sgd, "momentum"), (adam, "beta1")])
+@pytest.mark.parametrize("mode", ["scale", "override"])
+@pytest.mark.parametrize("kind", ["OneCycleLR", "CyclicLR"])
+def test_a_cycled_momentum_is_edited_while_its_cycle_goes_on_beneath(
+    make: Any, key: str, mode: Any, kind: str
+) -> None:
+    def cycled() -> Run:
+        optimizer = make()
+        return Run([optimizer], [SCHEDULES[kind](optimizer)])
 
-        def cycled(make: Any = make) -> Run:
-            optimizer = make()
-            return Run([optimizer], [lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=30)])
-
-        plain, run = cycled(), cycled()
-        steering = Steering(run)
-        done = steering.apply(SetParam(path=key, value=0.5), 0)
-        assert (done.owner, done.mode, done.until) == ("scheduler", "override", None)
-        for index in range(STEPS):
-            plain.step(index)
-            run.step(index)
-            slot = Slot(run.made[0], 0, key)
-            assert slot.raw() == 0.5
-            edit = steering._ledger.get(slot)
-            assert edit is not None
-            assert edit.shadow == Slot(plain.made[0], 0, key).raw()
-            assert run.lrs() == plain.lrs()
-        steering.undo(done, STEPS)
-        assert Slot(run.made[0], 0, key).raw() == Slot(plain.made[0], 0, key).raw()
+    plain, run = cycled(), cycled()
+    steering = Steering(run)
+    for both in (plain, run):
+        for index in range(5):
+            both.step(index)
+    then = float(Slot(plain.made[0], 0, key).raw())
+    asked = 0.999  # low in the cycle: what is left of it would come to more than 1
+    done = steering.apply(SetParam(path=key, value=asked, mode=mode), 5)
+    assert (done.owner, done.mode, done.until) == ("scheduler", mode, None)
+    ceiling = 1.0 if key == "momentum" else 0.999999
+    cut = 0
+    for index in range(5, STEPS):
+        plain.step(index)
+        run.step(index)
+        own = float(Slot(plain.made[0], 0, key).raw())
+        edit = steering._ledger.get(Slot(run.made[0], 0, key))
+        assert edit is not None
+        assert edit.shadow == own
+        scaled = asked if own == then else min(own * (asked / then), ceiling)
+        cut += scaled == ceiling
+        assert Slot(run.made[0], 0, key).raw() == (scaled if mode == "scale" else asked)
+        assert run.lrs() == plain.lrs()
+    assert cut > 0
+    steering.undo(done, STEPS)
+    assert Slot(run.made[0], 0, key).raw() == Slot(plain.made[0], 0, key).raw()
 
 
 def test_what_the_script_writes_is_the_scripts_and_is_reported_once() -> None:

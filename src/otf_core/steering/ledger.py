@@ -8,7 +8,8 @@ Rule 1: before a schedule steps, the group gets the schedule's own value back (t
 the untouched step runs; then its result is the new shadow and the group gets the edited value.
 The shadow is therefore, bit for bit, the value of the run that was never edited.
 Rule 2: the edited value is a pure function of the shadow: the held value (override), or
-``shadow * factor`` (scale), or exactly what was asked wherever the shadow is what it was then.
+``shadow * factor`` (scale; up to a ceiling for momentum), or exactly what was asked wherever the
+shadow is what it was then.
 Rule 3: nothing is installed before the first edit, and nothing is ever put into the instance of a
 scheduler, whose ``state_dict`` takes all that it finds there.
 Rule 4: a value that somebody else has written is theirs: the edit is over and is reported.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -99,6 +101,7 @@ class Edit:
         anchor: the shadow at the time of the edit. There the edited value is ``value`` itself,
             so that a flat schedule keeps what was asked to the last bit.
         shadow: what the script by itself would have in the group now.
+        ceiling: what a scaled value is cut to.
     """
 
     mode: Mode
@@ -106,6 +109,7 @@ class Edit:
     factor: float
     anchor: Raw
     shadow: Raw
+    ceiling: float = math.inf
     _left: Raw = 0.0
     _version: int = 0
 
@@ -115,8 +119,11 @@ class Edit:
             return self.value
         if isinstance(self.shadow, Tensor):
             at_anchor = self.shadow == self.anchor
-            return torch.where(at_anchor, self.value, self.shadow * self.factor)
-        return self.value if self.shadow == self.anchor else self.shadow * self.factor
+            scaled = (self.shadow * self.factor).clamp(max=self.ceiling)
+            return torch.where(at_anchor, self.value, scaled)
+        if self.shadow == self.anchor:
+            return self.value
+        return min(self.shadow * self.factor, self.ceiling)
 
     def leave(self, raw: Raw) -> None:
         """Remember what the group was left with."""
@@ -151,9 +158,14 @@ class Loss(NamedTuple):
 
 
 class Ledger:
-    """All edits of a run's parameter groups, and the interception that makes them last."""
+    """All edits of a run's parameter groups, and the interception that makes them last.
 
-    def __init__(self) -> None:
+    Args:
+        ceilings: key -> what its scaled values are cut to.
+    """
+
+    def __init__(self, ceilings: Mapping[str, float]) -> None:
+        self._ceilings = ceilings
         self._edits: dict[Slot, Edit] = {}
         self._intercepted: dict[int, tuple[Any, type]] = {}  # id -> (scheduler, its own class)
         self._stepping: set[int] = set()  # ids of optimizers inside an intercepted step
@@ -184,7 +196,7 @@ class Ledger:
             before = self._edits.get(slot)
             shadow = before.shadow if before else detached(slot.raw())
             factor = value / float(shadow) if mode == "scale" else 1.0
-            made[slot] = Edit(mode, value, factor, anchor=shadow, shadow=shadow)
+            made[slot] = Edit(mode, value, factor, shadow, shadow, self._ceiling(slot))
         self._edits.update(made)
         self._write(made)
 
@@ -234,6 +246,7 @@ class Ledger:
                 row["factor"],
                 anchor=_like(slot.raw(), row["anchor"]),
                 shadow=_like(slot.raw(), row["shadow"]),
+                ceiling=self._ceiling(slot),
             )
             for slot, row in state.items()
         }
@@ -287,6 +300,9 @@ class Ledger:
             for slot, edit in mine.items():
                 edit.shadow = detached(slot.raw())
             self._write(mine, stepped=scheduler)
+
+    def _ceiling(self, slot: Slot) -> float:
+        return self._ceilings.get(slot.key, math.inf)
 
     def _write(self, edits: Mapping[Slot, Edit], stepped: Any = None) -> None:
         for slot, edit in edits.items():

@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias
@@ -36,7 +37,6 @@ class Param:
     name: str
     low: float
     high: float
-    may_scale: bool = False
 
 
 PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
@@ -45,12 +45,11 @@ PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
         for param in (
             # 10: the largest learning rates in use (LARS, unscaled Adadelta at 1) stay below it;
             # more is a slip of the decimal point.
-            Param("lr", 0.0, 10.0, may_scale=True),
+            Param("lr", 0.0, 10.0),
             # 1: decoupled decay of lr * 1 shrinks weights by a whole step; more turns their sign
             # with lr near 1.
             Param("weight_decay", 0.0, 1.0),
-            # Above 1 the buffer grows without end. No scaling: a schedule's 0.95 times 1.1 would
-            # be above 1 later, when nobody looks.
+            # Above 1 the buffer grows without end.
             Param("momentum", 0.0, 1.0),
             # torch asks for beta < 1: at 1 the bias correction divides by 0.
             Param("beta1", 0.0, 0.999999),
@@ -58,6 +57,9 @@ PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
         )
     }
 )
+# A cycle's 0.8 set to 0.9 is a factor of 1.125, and its 0.95 would come to more than 1 later, when
+# nobody looks: there the bound holds. A learning rate is not cut; its schedule is multiplied whole.
+_CEILINGS: Final = {name: PARAMS[name].high for name in ("momentum", "beta1")}
 CLIP_MAX: Final = 1000.0  # 0 is no clipping; above a norm of 1,000 nothing is clipped in practice
 
 _ONE: Final = re.compile(r"optim\.(0|[1-9]\d{0,5})\.groups\.(0|[1-9]\d{0,5})\.(\w+)")
@@ -151,25 +153,28 @@ class Steering:
 
     def __init__(self, tunable: Tunable) -> None:
         self._tunable = tunable
-        self._ledger = Ledger()
+        self._ledger = Ledger(_CEILINGS)
         self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
 
-    def list(self, pending: Mapping[str, Any] | None = None) -> builtins.list[dict[str, Any]]:
+    def list(
+        self, pending: Mapping[str, Any] | None = None, *, may_wait: bool = True
+    ) -> builtins.list[dict[str, Any]]:
         """The rows of ``list_params``.
 
-        A path for several groups has one value where they agree, else the list of them. A value
-        that lives on a device is read, and that waits for the device.
+        A path for several groups has one value where they agree, else the list of them.
 
         Args:
-            step: steps done.
             pending: path -> {"value", "at_step"} of edits that wait for their step.
+            may_wait: read what lives on a device, which waits for the device; else None stands
+                for it.
         """
+        read: Callable[[Any], float | None] = float if may_wait else on_host
         waiting = pending or {}
         rows = [
             {
                 "path": path,
                 "kind": "float",
-                "value": _agreed([float(slot.raw()) for slot in slots]),
+                "value": _agreed([read(slot.raw()) for slot in slots]),
                 "pending": waiting.get(path),
                 "min": PARAMS[slots[0].key].low,
                 "max": PARAMS[slots[0].key].high,
@@ -398,9 +403,7 @@ class Steering:
     ) -> Mode:
         # A factor of 1e308 or more is no factor: a warm-up that starts all but at 0.
         possible = shadow is None or (shadow != 0 and math.isfinite(value / shadow))
-        if not PARAMS[slot.key].may_scale:
-            found = f"the rest of a schedule of {slot.key} could be scaled out of its bounds"
-        elif not self._is_scheduled(slot):
+        if not self._is_scheduled(slot):
             found = f"no scheduler owns {self._path(slot)}"
         elif not possible:
             found = f"the schedule of {self._path(slot)} stands at {shadow}"
@@ -516,7 +519,11 @@ def _number(request: SetParam, old: Value, low: float | None, high: float | None
         detail = f"{request.path} needs one of value and mul; allowed: exactly one of them."
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="value", allowed=allowed)
     asked: Any = request.mul if request.value is msgspec.UNSET else request.value
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or not math.isfinite(asked):
+    if (
+        isinstance(asked, bool)
+        or not isinstance(asked, int | float)
+        or not abs(asked) <= sys.float_info.max
+    ):
         detail = f"{request.path} was asked as {asked!r}; allowed: a number from {low} to {high}."
         _refuse_value(request, detail, allowed)
     if request.value is msgspec.UNSET:
