@@ -93,6 +93,17 @@ def test_a_module_used_several_times_counts_each_time() -> None:
     assert fraction(Twice(), torch.tensor([-1.0, 1.0, 2.0, 3.0])) == 0.625
 
 
+def test_a_module_that_two_others_share_gets_one_hook() -> None:
+    act = nn.ReLU()
+    model, tracker = (
+        nn.ModuleList([nn.Sequential(act), nn.Sequential(act)]),
+        ActivationZeroTracker(),
+    )
+    tracker.arm(model)
+    assert hooks(model) == 1
+    tracker.disarm()
+
+
 def test_not_a_number_is_no_zero() -> None:
     assert fraction(nn.ReLU(), torch.tensor([float("nan"), -1.0])) == 0.5
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otf_core.telemetry.governor import MAX_EVERY, WARM_UP, WARM_UP_EVERY, Governor
+from otf_core.telemetry.governor import (
+    MAX_EVERY,
+    WARM_UP,
+    WARM_UP_EVERY,
+    Governor,
+    _Cost,
+    _densen,
+)
 
 STEP_S = 0.01  # so that a budget of 1 % is 100 microseconds a step
 
@@ -141,6 +148,14 @@ def test_a_cost_at_the_edge_does_not_flap() -> None:
         seen.append(every(governor, "a"))
     assert seen == sorted(seen)
     assert seen[-1] == 2
+
+
+def test_what_is_cheapest_comes_back_first() -> None:
+    light, heavy = _Cost(), _Cost()
+    light.mean.value, heavy.mean.value = 4.0, 8.0
+    light.every = heavy.every = 4
+    _densen([heavy, light], 5.0)  # 3 of 5 are taken: room for one more of the light alone
+    assert (light.every, heavy.every) == (2, 4)
 
 
 def test_longer_steps_bring_the_metrics_back() -> None:
