@@ -99,6 +99,8 @@ class Session:
         self._position_at_s = time.monotonic()
         self._params: list[dict[str, Any]] = []
         self._params_at_s = 0.0
+        self._step_s: float | None = None
+        self._between_s, self._left_at_s = 0.0, time.monotonic()
         self._seeds = {"fork": 0, "merge": 0, "gen": 0}
         self._notes = 0
         self._changes = 0  # of the run, so that a checkpoint of the same state is recognised
@@ -188,6 +190,7 @@ class Session:
         if self.state.state == "starting":
             self.state.move("running")
         self._params_at_s = 0.0
+        self._left_at_s = time.monotonic()
 
     def tick(
         self,
@@ -209,13 +212,16 @@ class Session:
             self.recorder.flush()
         stop = self.actions.safe_point.tick()
         self.recorder.fetching()
+        self._left_at_s = time.monotonic()
         return stop
 
     def tell_step(
         self, *, lrs: Callable[[], Sequence[Any]], logged: Mapping[str, Any], epoch: int
     ) -> None:
         """Note where the run stands and tell of the step that is done, if one is."""
+        before = self._position.step
         self._look()
+        self._time_step(self._position.step - before)
         self.recorder.boundary(
             step=self._position.step,
             global_step=self._position.global_step,
@@ -309,7 +315,7 @@ class Session:
         """The whole state as of the last safe point; any thread."""
         position, age_s = self._position, time.monotonic() - self._position_at_s
         last = self.store.last()
-        step_s = self.recorder.last_step_s
+        step_s = self._step_s
         return {
             "protocol": protocol.PROTOCOL,
             "version": __version__,
@@ -524,6 +530,19 @@ class Session:
                     "the training script writes it itself"
                 )
                 self.emit("log", level="warning", phase="info", text=text)
+
+    def _time_step(self, done: int) -> None:
+        """Mean time of a step without what the run stood still.
+
+        A validation counts as one slow step, so that it does not spoil the time that is left.
+        """
+        self._between_s += self._position_at_s - self._left_at_s
+        if done > 0:
+            step_s, mean_s = self._between_s / done, self._step_s
+            self._between_s = 0.0
+            self._step_s = (
+                step_s if mean_s is None else mean_s + 0.1 * (min(step_s, 4 * mean_s) - mean_s)
+            )
 
     def _refresh_params(self) -> None:
         self._params_at_s = time.monotonic()
