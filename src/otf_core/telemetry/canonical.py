@@ -112,15 +112,19 @@ class Canonical:
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
 
-    def pick(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The canonical names with the values as they are: nothing is converted or waited for."""
-        names = tuple(metrics)
-        pairs = self._known.get(names)
+    def pairs(self, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+        """See resolve."""
+        key = tuple(names)
+        pairs = self._known.get(key)
         if pairs is None:
             if len(self._known) >= MAX_CACHED:
                 self._known.clear()
-            pairs = self._known[names] = resolve(names)
-        return {canonical: metrics[logged] for canonical, logged in pairs}
+            pairs = self._known[key] = resolve(key)
+        return pairs
+
+    def pick(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The canonical names with the values as they are: nothing is converted or waited for."""
+        return {canonical: metrics[logged] for canonical, logged in self.pairs(metrics)}
 
 
 def canonicalize_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -183,7 +183,13 @@ class StepRecorder:
         if active_s:
             self.governor.step_time(active_s)
             self.last_step_s = active_s
-        return {"fields": fields, "names": names, "rates": rates}
+        # By all that was ever logged, so that a name means the same at every step.
+        return {
+            "fields": fields,
+            "names": names,
+            "rates": rates,
+            "pairs": self._canonical.pairs(self._seen),
+        }
 
     def _start_step(self) -> None:
         self._loss = self._zeros = self._weights = None
@@ -195,7 +201,7 @@ class StepRecorder:
         for known, values in steps:
             fields = known["fields"]
             metrics = {name: values[name] for name in known["names"]}
-            canonical = self._canonical.pick(metrics)
+            canonical = {name: metrics.get(logged) for name, logged in known["pairs"]}
             lrs = [values[f"{_LR}{n}"] for n in range(known["rates"])]
             loss = canonical.get("loss")
             main = {
