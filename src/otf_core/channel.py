@@ -499,7 +499,7 @@ class SocketChannel:
     def _say_who(self, link: Link) -> None:
         if link.otf1:
             self._say("otf/1", link, "is connected")
-        elif link.legacy_served:
+        elif self._legacy_begun:  # not before, since it may refuse our version in the meantime
             self._say("legacy", link, "is connected (VS Code)")
 
     def _say(self, state: str, link: Link, text: str) -> None:

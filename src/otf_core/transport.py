@@ -210,7 +210,8 @@ class StdioTransport(_Closing):
 
     def __init__(self, read_fd: int = 0, write_fd: int = 1, divert_to_fd: int = 2) -> None:
         super().__init__()
-        self.name, self.token, self.legacy_allowed = "stdio", None, False
+        self.name, self.legacy_allowed = "stdio", False
+        self.token: str | None = None
         self.trusted = self.writes_after_end = True
         self._read_fd, self._diverted_fd = read_fd, write_fd
         self._user_stdout: TextIO = sys.stdout

@@ -1,8 +1,9 @@
-"""Time as an input: a clock that stands still until a test moves it."""
+"""Time as an input: a clock that a test moves, and one that is in a hurry."""
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 
 PATIENCE_S: Final = 10.0  # real seconds; a wait that nothing ends is a failed test, not a hung one
@@ -53,3 +54,22 @@ class ManualClock:
                 msg = f"nobody waited for this clock within {PATIENCE_S} s"
                 raise TimeoutError(msg)
             return min(self._sleepers.values()) - self._now_s
+
+
+class HurriedClock:
+    """The real time, so many times as fast, for waits that a test has to sit through; any thread.
+
+    Args:
+        speed: seconds of this clock in a real one.
+    """
+
+    def __init__(self, speed: float = 100.0) -> None:
+        self._speed = speed
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.monotonic() * self._speed
+
+    def wait(self, wake: threading.Event, timeout_s: float | None) -> None:
+        """Until the event is set, or so much time has passed."""
+        wake.wait(None if timeout_s is None else timeout_s / self._speed)

@@ -30,6 +30,14 @@ class Listener(Protocol):
     def close(self) -> None:
         """Nobody is in reach any more."""
 
+    def __enter__(self) -> Self:
+        """Itself."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None
+    ) -> None:
+        """Close."""
+
 
 class LoopbackListener:
     """A listening socket on 127.0.0.1; see Listener. Also a context manager.
