@@ -1,0 +1,111 @@
+"""The page shows the run, not a picture of one: what is on the screen is in the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+RUN = """
+import sys, threading, torch
+import lightning as L
+from otf_lightning import OnTheFlyCallback
+from otf_lightning.digits import Digits, LitDigits
+
+torch.set_num_threads(1)
+L.seed_everything(3, verbose=False)
+
+
+class Steady(L.Callback):
+    def on_train_batch_end(self, *_):
+        threading.Event().wait(0.02)
+
+
+trainer = L.Trainer(
+    max_epochs=50, accelerator="cpu", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False,
+    callbacks=[OnTheFlyCallback("browser", "shown", save_dir=sys.argv[1]), Steady()],
+)
+trainer.fit(LitDigits(), datamodule=Digits())
+"""
+
+
+@pytest.fixture
+def real_run(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A dashboard and a training run, each its own process; the URL and the runs' folder."""
+    env = {**os.environ, "OTF_LEGACY": "off"}
+    command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard", "--dir", str(tmp_path)]
+    dashboard = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert dashboard.stdout is not None
+    url = dashboard.stdout.readline().strip()
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path)], env=env, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield url, tmp_path
+    finally:
+        for process in (run, dashboard):
+            process.terminate()
+            process.wait(20)
+        dashboard.stdout.close()
+
+
+def journal_of(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.glob("browser/shown/journal/*.jsonl")
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def shown(page: Page) -> dict[str, tuple[int, float]]:
+    """Metric -> the event it says it comes from, and the value."""
+    cells = page.locator("[data-metric][data-seq]").all()
+    read = [(c.get_attribute("data-metric"), c.get_attribute("data-seq"), c) for c in cells]
+    return {
+        str(name): (int(str(seq)), float(str(cell.get_attribute("data-value"))))
+        for name, seq, cell in read
+    }
+
+
+@pytest.mark.timeout(120)
+def test_what_the_screen_says_is_what_the_journal_says(
+    browser: Browser, real_run: tuple[str, Path]
+) -> None:
+    url, folder = real_run
+    with browser.new_context(viewport={"width": 1440, "height": 900}) as context:
+        page = context.new_page()
+        page.goto(url)
+        band = page.locator("[data-state]").first
+        expect(band).to_have_attribute("data-state", "running", timeout=60_000)
+        # Past a validation, so that every chart that can be has a value.
+        expect(page.locator("[data-metric=val_loss][data-seq]").first).to_be_attached(
+            timeout=60_000
+        )
+        page.get_by_role("button", name=re.compile("^Pause")).first.click()
+        expect(band).to_have_attribute("data-state", "paused", timeout=20_000)
+        events = {e["event_seq"]: e for e in journal_of(folder)}
+        paused = next(e for e in events.values() if e["type"] == "paused")
+        expect(band).to_have_attribute("data-step", str(paused["step"]))
+
+        last = max(s for s, e in events.items() if e["type"] == "trainStep")
+        expect(page.locator(f"[data-metric=loss][data-seq='{last}']").first).to_be_attached()
+        values = shown(page)
+        assert {"loss", "val_loss", "accuracy", "lr", "grad_norm", "weight_norm"} <= values.keys()
+        for name, (seq, value) in values.items():
+            event = events[seq]
+            assert event["type"] == "trainStep"
+            told = event[name] if name in event else event["metrics"][name]
+            assert value == told, name
+        assert values["loss"][0] == last
+        assert events[last]["step"] == paused["step"]
+
+        page.get_by_role("button", name=re.compile("^Resume")).first.click()
+        expect(band).to_have_attribute("data-state", "running", timeout=20_000)
+        expect(page.locator(f"[data-metric=loss][data-seq='{last}']")).to_have_count(0)
