@@ -298,9 +298,9 @@ class SocketChannel:
 
     def _connect(self) -> bool:
         """Wait for the next dial, then dial; False when closing and there is nobody to flush to."""
+        self._wake.clear()  # first, so that a close between the two is not slept through
         if self._closing and not self._had_stream:
             return False
-        self._wake.clear()
         wait_s = self._dial_at_s - self._clock.now()
         if wait_s > 0:
             if not self._stopped:
