@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
+from otf_core.errors import CommandError
 from otf_core.protocol import SetParam
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
@@ -100,6 +101,10 @@ def test_edits_of_edits_never_reach_the_schedule(
     for index in range(STEPS):
         if index in edits:
             value, mode = edits[index]
+            if mode == "scale" and 0 in plain[index]:
+                with pytest.raises(CommandError, match=r"stands at 0\.0"):
+                    steering.apply(SetParam(path="lr", value=value, mode=mode), index)
+                mode = "override"
             steering.apply(SetParam(path="lr", value=value, mode=mode), index)
             last = (index, value, mode)
             assert run.lrs() == [value, value]
@@ -115,7 +120,7 @@ def test_edits_of_edits_never_reach_the_schedule(
             assert run.lrs() == [value, value]
         else:
             assert run.lrs() == [
-                value if now == then else now * (value / then)
+                value if now == then else min(now * (value / then), 10.0)
                 for now, then in zip(own, plain[at], strict=True)
             ]
 
@@ -125,20 +130,46 @@ def test_undo_gives_the_schedule_back_as_it_is_by_then(name: str) -> None:
     plain = unedited(name)
     run = scheduled(name)
     steering = Steering(run)
-    first = steering.apply(SetParam(path="lr", value=0.5), 0)
+    first = steering.apply(SetParam(path="lr", value=0.05), 0)
     for index in range(7):
         run.step(index)
     second = steering.apply(SetParam(path="lr", value=0.25, mode="override"), 7)
     steering.undo(second, 7)
-    assert run.lrs() == pytest.approx(
-        [0.5 * a / b for a, b in zip(plain[7], plain[0], strict=True)]
-    )
+    pairs = zip(plain[7], plain[0], strict=True)
+    assert run.lrs() == [0.05 if own == then else own * (0.05 / then) for own, then in pairs]
     undone = steering.undo(first, 7)
     assert undone.new == run.lrs() == plain[7]
     assert run.stepped[0].get_last_lr() == plain[7]
     for index in range(7, STEPS):
         run.step(index)
         assert run.lrs() == plain[index + 1]
+
+
+def test_undo_brings_the_earlier_edit_back_on_the_schedule_as_it_is_by_then() -> None:
+    plain = unedited("ExponentialLR")
+    run = scheduled("ExponentialLR")
+    steering = Steering(run)
+    steering.apply(SetParam(path="lr", value=0.5), 0)
+    run.step(0)
+    second = steering.apply(SetParam(path="lr", value=0.25, mode="override"), 1)
+    run.step(1)
+    run.step(2)
+    expected = [own * (0.5 / then) for own, then in zip(plain[3], plain[0], strict=True)]
+    assert steering.undo(second, 3).new == run.lrs() == expected
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_scaled_schedule_is_cut_at_the_bound_but_never_below_its_own(tensor: bool) -> None:
+    lr = 0.25
+    optimizer = adam(lr=torch.tensor(lr) if tensor else lr)
+    run = Run([optimizer], [lr_scheduler.LambdaLR(optimizer, lambda step: 4.0**step)])
+    steering = Steering(run)
+    steering.apply(SetParam(path="lr", value=1.0), 0)  # times 4
+    held = []
+    for index in range(4):
+        run.step(index)
+        held.append(run.lrs()[0])
+    assert held == [4.0, 10.0, 16.0, 64.0]
 
 
 def test_several_schedules_of_one_optimizer_all_work_on_the_shadow() -> None:

@@ -8,8 +8,8 @@ Rule 1: before a schedule steps, the group gets the schedule's own value back (t
 the untouched step runs; then its result is the new shadow and the group gets the edited value.
 The shadow is therefore, bit for bit, the value of the run that was never edited.
 Rule 2: the edited value is a pure function of the shadow: the held value (override), or
-``shadow * factor`` (scale; up to a ceiling for momentum), or exactly what was asked wherever the
-shadow is what it was then.
+``shadow * factor`` (scale; up to a ceiling), or exactly what was asked wherever the shadow is what
+it was then.
 Rule 3: nothing is installed before the first edit, and nothing is ever put into the instance of a
 scheduler, whose ``state_dict`` takes all that it finds there.
 Rule 4: a value that somebody else has written is theirs: the edit is over and is reported.
@@ -101,7 +101,7 @@ class Edit:
         anchor: the shadow at the time of the edit. There the edited value is ``value`` itself,
             so that a flat schedule keeps what was asked to the last bit.
         shadow: what the script by itself would have in the group now.
-        ceiling: what a scaled value is cut to.
+        ceiling: what a scaled value is cut to, unless the schedule itself is above it.
     """
 
     mode: Mode
@@ -119,11 +119,12 @@ class Edit:
             return self.value
         if isinstance(self.shadow, Tensor):
             at_anchor = self.shadow == self.anchor
-            scaled = (self.shadow * self.factor).clamp(max=self.ceiling)
+            limit = self.shadow.clamp(min=self.ceiling)
+            scaled = torch.minimum(self.shadow * self.factor, limit)
             return torch.where(at_anchor, self.value, scaled)
         if self.shadow == self.anchor:
             return self.value
-        return min(self.shadow * self.factor, self.ceiling)
+        return min(self.shadow * self.factor, max(self.shadow, self.ceiling))
 
     def leave(self, raw: Raw) -> None:
         """Remember what the group was left with."""

@@ -57,9 +57,9 @@ PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
         )
     }
 )
-# A cycle's 0.8 set to 0.9 is a factor of 1.125, and its 0.95 would come to more than 1 later, when
-# nobody looks: there the bound holds. A learning rate is not cut; its schedule is multiplied whole.
-_CEILINGS: Final = {name: PARAMS[name].high for name in ("momentum", "beta1")}
+# The bounds hold for what a scaled schedule comes to later as well, when nobody looks: a cycle's
+# 0.8 set to 0.9 would take its 0.95 above 1, and a warm-up caught at 1e-8 can be scaled by 1e5.
+_CEILINGS: Final = {name: PARAMS[name].high for name in ("lr", "momentum", "beta1")}
 CLIP_MAX: Final = 1000.0  # 0 is no clipping; above a norm of 1,000 nothing is clipped in practice
 
 _ONE: Final = re.compile(r"optim\.(0|[1-9]\d{0,5})\.groups\.(0|[1-9]\d{0,5})\.(\w+)")
