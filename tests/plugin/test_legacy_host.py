@@ -1,0 +1,159 @@
+"""The published VS Code dashboard extension drives a real fit over its own wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from otf_core.testing import LegacyDashboard, LoopbackListener
+from otf_lightning import OnTheFlyCallback
+from tests.no_harm.configs import Net, _fit, digits
+from tests.plugin.rig import PATIENCE_S, Barrier, Fit
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackListener]:
+    """The extension's port, taken as the environment says."""
+    with LoopbackListener() as open_:
+        monkeypatch.setenv("ONTHEFLY_DASHBOARD_PORT", str(open_.port))
+        monkeypatch.delenv("OTF_LEGACY")
+        yield open_
+
+
+def attached(save_dir: Path, *barriers: Barrier, name: str = "run", **kwargs: Any) -> Fit:
+    callback = OnTheFlyCallback(
+        "vscode",
+        name,
+        save_dir=save_dir,
+        test_dataloaders=DataLoader(digits(64), batch_size=16),
+    )
+    fit = Fit(lambda: _fit([callback, *barriers], Net(schedule=None), **kwargs))
+    fit.start()
+    return fit
+
+
+def kinds(host: LegacyDashboard) -> list[str]:
+    return [str(e["type"]) for e in host.events]
+
+
+def test_connect_pause_save_test_resume_finish(listener: LoopbackListener, tmp_path: Path) -> None:
+    foreign = tmp_path / "train.py"
+    foreign.write_text("print('mine')\n")
+    barrier = Barrier(5, 9)
+    with LegacyDashboard(listener) as host:
+        fit = attached(tmp_path, barrier)
+        host.wait_for_event("session_started")
+        host.wait_for(lambda: "clean_disk" in host.requests)
+        barrier.wait_for(5)
+        barrier.let_go(5)
+        saved = host.press_pause()
+        assert saved is not None
+        assert Path(saved["path"]).is_file()
+        paused = host.wait_for_event("paused")
+        assert saved["step"] == paused["step"]
+        step = paused["step"]
+        tested = host.press_test()
+        assert tested["status"] == "ok"
+        assert tested["step"] == step
+        assert Path(tested["ckpt_path"]).is_file()
+        assert tested["avg_loss"] > 0
+        host.press_resume()
+        host.wait_for_event("resumed")
+        barrier.open()
+        host.wait_for_event("trainingFinished", status="completed")
+        fit.outcome()
+
+    order = kinds(host)
+    assert order.index("session_started") < order.index("newRun") < order.index("trainStep")
+    assert order.count("paused") == order.count("resumed") == 1
+    held = host.events[order.index("paused") : order.index("resumed")]
+    assert not [e for e in held if e["type"] == "trainStep"]
+    assert [e["step"] for e in host.events if e["type"] == "trainStep"] == list(range(1, 25))
+    seqs = [e["event_seq"] for e in host.events if "event_seq" in e]
+    assert seqs == sorted(set(seqs))
+    assert {"gap", "accepted"}.isdisjoint(order)
+    assert host.page_log == []
+    assert host.shown_errors == []
+    assert foreign.read_text() == "print('mine')\n"
+    before_info = [m for d, m in host.tape[:3] if d == "in"]
+    assert before_info[0]["type"] == "hello"
+
+
+def test_a_second_trainer_says_so_once_and_waits(
+    listener: LoopbackListener, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = Barrier(3), Barrier(3)
+    with LegacyDashboard(listener) as host:
+        one = attached(tmp_path, first, name="one")
+        host.wait_for_event("session_started")
+        first.wait_for(3)
+        two = attached(tmp_path, second, name="two")
+        second.wait_for(3)
+        host.wait_for(lambda: host.warnings >= 2)
+        second.open()
+        two.outcome()
+        first.open()
+        one.outcome()
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("otf:")]
+    refused = [line for line in said if "another" in line or "hung up" in line]
+    assert len(refused) == 1, said
+    assert {e["run_id"] for e in host.events if "run_id" in e} == {"one"}
+
+
+def test_what_this_version_cannot_do_is_said_in_a_sentence(
+    listener: LoopbackListener, tmp_path: Path
+) -> None:
+    barrier = Barrier(2)
+    with LegacyDashboard(listener) as host:
+        fit = attached(tmp_path, barrier)
+        host.wait_for_event("session_started")
+        barrier.wait_for(2)
+        for press in _presses(host):
+            with pytest.raises(Exception, match=r"not part of this version"):
+                press()
+        barrier.open()
+        fit.outcome()
+
+
+def _presses(host: LegacyDashboard) -> list[Callable[[], Any]]:
+    return [
+        lambda: host.ask("generate_report", {"owner_run_id": "run", "subset_on": "train"}),
+        lambda: host.ask("prepare_export", {"dir": "x", "latest_only": True, "owners": ["run"]}),
+        lambda: host.ask("dist_health", {}),
+        lambda: host.ask("fork", {"parent_run_id": "run", "owner_run_id": "run"}),
+    ]
+
+
+def test_attach_context_to_the_run_that_is_under_way_holds_it(
+    listener: LoopbackListener, tmp_path: Path
+) -> None:
+    barrier = Barrier(4)
+    with LegacyDashboard(listener) as host:
+        fit = attached(tmp_path, barrier)
+        host.wait_for_event("session_started")
+        barrier.wait_for(4)
+        asked = host.send(
+            "attach_context",
+            {"run_id": "run", "fork_counter_init": 2, "merge_counter_init": 1},
+        )
+        barrier.open()
+        host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+        data = host.replies[asked]["data"]
+        assert (data["run_id"], data["paused"], data["ckpt_loaded"]) == ("run", True, False)
+        assert (data["fork_counter_seed"], data["merge_counter_seed"]) == (2, 1)
+        assert data["step"] == host.wait_for_event("paused")["step"]
+        host.press_resume()
+        fit.outcome()
