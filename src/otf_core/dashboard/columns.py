@@ -15,7 +15,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 MAX_ROWS: Final = 1_000_000
 MAX_CELLS: Final = 24_000_000  # 192 MB of doubles: a million rows of two dozen metrics
@@ -25,6 +25,11 @@ NAN: Final = math.nan
 # Stamps and coordinates; all else in a trainStep that is a number is a metric.
 NOT_METRICS: Final = frozenset({"type", "step", "event_seq", "ts", "run_gen", "run_id", "replay"})
 AXES: Final = ("epoch", "global_step")
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether this is an integer that a column holds; a trainer may send any."""
+    return type(value) is int and -(2**62) < value < 2**62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Columns:
         self._seq: array[int] = array("q")
         self._step: array[int] = array("q")
         self._ts: array[float] = array("d")
+        self._gen: array[int] = array("q")
         self._values: dict[str, array[float]] = {}
         self._logged: set[str] = set()  # names that came under "metrics"
         self._sorted = True
@@ -62,16 +68,18 @@ class Columns:
     def add(self, event: Mapping[str, Any]) -> None:
         """Append one trainStep; out of order is allowed and sorted when read."""
         seq, step = event.get("event_seq"), event.get("step")
-        if type(step) is not int:
+        if not is_count(step):
             return
         row = len(self._seq)
-        number = seq if type(seq) is int else (self._seq[-1] + 1 if row else 1)
+        number = seq if is_count(seq) else (self._seq[-1] + 1 if row else 1)
         if row and number < self._seq[-1]:
             self._sorted = False
         ts = event.get("ts")
         self._seq.append(number)
         self._step.append(step)
-        self._ts.append(float(ts) if isinstance(ts, int | float) else NAN)
+        self._ts.append(ts if type(ts) is float or is_count(ts) else NAN)
+        gen = event.get("run_gen")
+        self._gen.append(gen if is_count(gen) else 0)
         for name, value in event.items():
             if name not in NOT_METRICS:
                 self._put(name, value, row)
@@ -88,7 +96,7 @@ class Columns:
             self.thin()
 
     def _put(self, name: str, value: Any, row: int) -> None:
-        if type(value) is not float and type(value) is not int:
+        if type(value) is not float and not is_count(value):
             return
         column = self._values.get(name)
         if column is None:
@@ -99,7 +107,7 @@ class Columns:
             column.append(value)
 
     def _limit(self) -> int:
-        return min(self._max_rows, MAX_CELLS // (3 + len(self._values)))
+        return min(self._max_rows, MAX_CELLS // (4 + len(self._values)))
 
     def thin(self) -> None:
         """Halve the older half; see rule 2."""
@@ -116,6 +124,7 @@ class Columns:
         self._seq = array("q", compress(self._seq[:half], keep)) + self._seq[half:]
         self._step = array("q", compress(self._step[:half], keep)) + self._step[half:]
         self._ts = array("d", compress(self._ts[:half], keep)) + self._ts[half:]
+        self._gen = array("q", compress(self._gen[:half], keep)) + self._gen[half:]
         for name, column in self._values.items():
             self._values[name] = array("d", compress(column[:half], keep)) + column[half:]
         self.thinned = True
@@ -128,6 +137,7 @@ class Columns:
         self._seq = array("q", map(self._seq.__getitem__, order))
         self._step = array("q", map(self._step.__getitem__, order))
         self._ts = array("d", map(self._ts.__getitem__, order))
+        self._gen = array("q", map(self._gen.__getitem__, order))
         for name, column in self._values.items():
             self._values[name] = array("d", map(column.__getitem__, order))
         self._sorted = True
@@ -150,7 +160,8 @@ class Columns:
                 into[name] = None if value != value else value
             if event.get("epoch") is not None:
                 event["epoch"] = int(event["epoch"])
-            made.append(event | stamps | {"ts": self._ts[row], "event_seq": self._seq[row]})
+            ts, gen = self._ts[row], self._gen[row]
+            made.append(event | stamps | {"run_gen": gen, "ts": ts, "event_seq": self._seq[row]})
         return made
 
     def rows_after(self, seq: int) -> range:

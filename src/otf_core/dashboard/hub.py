@@ -576,6 +576,8 @@ class Trainer:
                 setattr(session, name, data[name])
         if isinstance(data.get("step"), int):
             session.step = data["step"]
+        if isinstance(data.get("last_checkpoint"), dict):
+            session.note_last_checkpoint(data["last_checkpoint"])
         for name in ("params", "cadence"):
             if isinstance(data.get(name), list if name == "params" else dict):
                 setattr(session, name, data[name])
@@ -588,7 +590,6 @@ _STATUS_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "max_steps": int,
     "max_epochs": int,
     "exactness": str,
-    "last_checkpoint": dict,
 }
 
 

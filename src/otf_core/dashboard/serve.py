@@ -108,7 +108,9 @@ class Dashboard:
             raise
         config = uvicorn.Config(
             self.app, lifespan="off", log_config=None, access_log=False, server_header=False,
-            ws_max_size=MAX_WS_BYTES, ws_max_queue=32, timeout_graceful_shutdown=2,
+            proxy_headers=False, ws_max_size=MAX_WS_BYTES, ws_max_queue=32,
+            ws_per_message_deflate=False,  # a page is mostly on this machine
+            timeout_graceful_shutdown=2,
         )  # fmt: skip
         self._server = Server(config)
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from otf_core.dashboard.columns import MAX_ROWS, Columns
+from otf_core.dashboard.columns import MAX_ROWS, Columns, is_count
 
 MAX_EVENTS: Final = 50_000
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
@@ -123,7 +123,7 @@ class Run:
 
     def note_step(self, event: Mapping[str, Any]) -> None:
         step = event.get("step")
-        if type(step) is int:
+        if is_count(step):
             self.summary["step"] = step
         if _is_number(event.get("loss")):
             self.summary["loss"] = event["loss"]
@@ -139,7 +139,7 @@ class Run:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+    return is_count(value) or (type(value) is float and math.isfinite(value))
 
 
 @dataclasses.dataclass
@@ -214,10 +214,15 @@ class Session:
             "journal_complete": self.have.contiguous == last and not self.lines_lost,
         }
 
+    def note_last_checkpoint(self, said: dict[str, Any]) -> None:
+        """What status says of it; size and kind, which only its event says, are kept."""
+        known = self.last_checkpoint or {}
+        self.last_checkpoint = known | said if known.get("path") == said.get("path") else said
+
     def take_seq(self, event: dict[str, Any]) -> bool:
         """Note the number of an event; False if it is held already."""
         seq = event.get("event_seq")
-        if type(seq) is not int or seq < 1:
+        if not is_count(seq) or seq < 1:
             seq = event["event_seq"] = max(self._next_seq, self.have.highest) + 1
         self._next_seq = seq
         if seq in self.have:
@@ -378,10 +383,10 @@ class Store:
     @staticmethod
     def _note_train_step(session: Session, event: Mapping[str, Any]) -> None:
         step, epoch, run_id = event.get("step"), event.get("epoch"), event.get("run_id")
-        if type(step) is int:
+        if is_count(step):
             session.step = step
-        if type(epoch) in (int, float):
-            session.epoch = int(event["epoch"])
+        if _is_number(epoch):
+            session.epoch = int(epoch)
         if isinstance(run_id, str) and run_id:
             session.run_id = run_id
         # A legacy trainer never says "running"; one of ours says all its states itself.
@@ -488,9 +493,9 @@ def _moved(session: Session, run: Run, event: dict[str, Any], newest: bool) -> N
 
 
 def _note_place(session: Session, event: Mapping[str, Any]) -> None:
-    if type(event.get("step")) is int:
+    if is_count(event.get("step")):
         session.step = event["step"]
-    if type(event.get("epoch")) is int:
+    if is_count(event.get("epoch")):
         session.epoch = event["epoch"]
 
 
