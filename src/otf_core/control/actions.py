@@ -18,7 +18,7 @@ from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Evaluation, Position
 from otf_core.control.gate import PauseGate, State
 from otf_core.control.router import LATER, CommandRouter, Later
-from otf_core.control.run_state import EXCLUSIVE, RunState
+from otf_core.control.run_state import RunState
 from otf_core.control.safe_point import SafePoint
 from otf_core.errors import CommandError, ErrorCode
 
@@ -134,7 +134,7 @@ class ConsoleAction:
         self._pauses: list[Waiter] = []  # to be answered on arrival
         self._resumes: list[Ticket] = []  # to be answered when the thread is away
         self._paused_reply: dict[str, Any] | None = None
-        self._arrival_over = threading.Event()  # the file of the pause is there, or a resume is
+        self._arrival_over = threading.Event()  # this pause has its file, a resume or a stop
         self._action: str | None = None  # the exclusive action that is running
         self._stop: Ticket | None = None
         self._stopping = False
@@ -174,15 +174,28 @@ class ConsoleAction:
         return LATER
 
     def hold(self, waiter: Waiter | None, *, cause: str = "user") -> None:
-        """Ask for a pause from now on; any thread."""
+        """Ask for a pause from now on; any thread.
+
+        Raises:
+            CommandError: the run is over, or about to be.
+        """
         with self._state.lock:
-            self.gate.request(cause, hold_s=self._max_pause_s)
+            if self._state.ended:
+                too_late = self.ended_error("pause")
+                raise too_late
+            if self._stopping:
+                too_late = _overtaken("pause", "stop", self._position().step)
+                raise too_late
+            # Looked at once: the training thread may arrive while we are here.
+            found = self.gate.request(cause, hold_s=self._max_pause_s)
             if waiter is not None:
-                if self._paused_reply is not None and self.gate.state is State.HELD:
+                if self._paused_reply is not None and found is State.HELD:
                     waiter.reply(dict(self._paused_reply))
                     return
                 self._pauses.append(waiter)
-            if self.gate.state is State.REQUESTED:
+            # With a reply still there the thread is on its way out of the last pause, and says
+            # ``resumed`` first.
+            if found is State.REQUESTED and self._paused_reply is None:
                 request_id = waiter.id if waiter is not None else None
                 self._state.move("pausing", reason="user", request_id=request_id)
         self.wake()
@@ -190,8 +203,10 @@ class ConsoleAction:
     def resume(self, ticket: Ticket) -> Later:
         """Let the thread go; answered when it is away."""
         with self._state.lock:
+            if self._state.ended:
+                raise self.ended_error(ticket.request.cmd)
             step = self._position().step
-            overtaken = _overtaken("resume", step)
+            overtaken = _overtaken("pause", "resume", step)
             withdrawn = self.bus.withdraw("pause", overtaken)
             before = self.gate.state
             asked = self.gate.resume("user")
@@ -205,7 +220,9 @@ class ConsoleAction:
             if asked:
                 self._refuse_pauses(overtaken)
                 if self._state.state == "pausing":
-                    self._state.move(self._action or "running", request_id=ticket.id)
+                    reason = "action" if self._action is not None else None
+                    to = self._action or "running"
+                    self._state.move(to, reason=reason, request_id=ticket.id)
             ticket.reply(_resumed(step, changed=asked or withdrawn > 0))
         return LATER
 
@@ -233,12 +250,14 @@ class ConsoleAction:
             raise past_step(ticket.request.cmd, at_step, self._position().step)
 
     def _not_twice(self, ticket: Ticket) -> None:
-        if self._state.state not in EXCLUSIVE:
+        action = self._action  # not the state: a pause that is asked for meanwhile is ``pausing``
+        if action is None:
             return
-        if ticket.link.legacy and self._state.state == "testing":
+        if ticket.link.legacy and action == "testing":
+            ticket.kept = False
             ticket.reply({"status": "busy"})  # its own way of saying so; the error is not sent
         detail = (
-            f"{ticket.request.cmd} was asked, found the run {self._state.state}; "
+            f"{ticket.request.cmd} was asked, found the run {action}; "
             "allowed: one such action at a time."
         )
         raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
@@ -271,13 +290,16 @@ class ConsoleAction:
         return self._stopping
 
     def _work(self) -> None:
-        while self._stop is None and (ticket := self.bus.take()) is not None:
-            if ticket.request.cmd == "pause":
+        while not self._stopping:
+            if self._stop is not None:
+                # Before what is queued; where it fails the queue goes on.
+                self._do_stop(self._stop)
+            elif (ticket := self.bus.take()) is None:
+                return
+            elif ticket.request.cmd == "pause":
                 self.hold(ticket)  # one that had waited for its step
             else:
                 self._router.run(ticket)
-        if self._stop is not None and not self._stopping:
-            self._do_stop(self._stop)
 
     def _announce(self, what: str, causes: tuple[str, ...]) -> None:
         if what == "paused":
@@ -288,9 +310,12 @@ class ConsoleAction:
     def _arrived(self, causes: tuple[str, ...]) -> None:
         step = self._delegate.position().step
         with self._state.lock:
-            self._arrival_over.clear()
+            # A new one: the file of an earlier pause may still be on its way, and sets its own.
+            self._arrival_over = threading.Event()
+            if self._resumes or self._stop is not None:
+                self._arrival_over.set()
             self._state.move("paused", reason="user" if "user" in causes else causes[0])
-        saved, why = self._save_for_pause()
+        saved, why = self._save_for_pause(self._arrival_over)
         ckpt = saved.path if saved is not None else None
         self._emit("paused", step=step, request={"action": "pause"}, ckpt=ckpt)
         if why is not None:
@@ -306,14 +331,14 @@ class ConsoleAction:
         for waiter in waiting:
             waiter.reply(dict(self._paused_reply))
 
-    def _save_for_pause(self) -> tuple[Saved | None, str | None]:
+    def _save_for_pause(self, over: threading.Event) -> tuple[Saved | None, str | None]:
         """The file of a pause once it is complete, or why there is none yet."""
         try:
             saved = self._saver.save("pause")
         except CommandError as error:
             return None, error.detail
-        saved.then(self._arrival_over.set)
-        self._arrival_over.wait(SAVE_PATIENCE_S)
+        saved.then(over.set)
+        over.wait(SAVE_PATIENCE_S)
         if not saved.wait(0):
             return None, "it is still being written; checkpoint_saved will say when it is complete"
         if saved.error is not None:
@@ -327,7 +352,7 @@ class ConsoleAction:
             self._paused_reply = None
             if self._stopping or self._state.ended:
                 for ticket in waiting:
-                    ticket.fail(_overtaken("stop", step))
+                    ticket.fail(_overtaken("resume", "stop", step))
                 return
             if overdue:
                 text = f"the pause was ended after {self._max_pause_s:g} s (max_pause)"
@@ -336,7 +361,8 @@ class ConsoleAction:
             self._state.move("running", request_id=waiting[0].id if waiting else None)
             self._emit("resumed", step=step)
             if again:
-                self._state.move("pausing", reason="user")
+                request_id = self._pauses[0].id if self._pauses else None
+                self._state.move("pausing", reason="user", request_id=request_id)
         for ticket in waiting:
             ticket.reply(_resumed(step, changed=True))
 
@@ -351,8 +377,9 @@ class ConsoleAction:
                 return
         with self._state.lock:
             self._stopping = True
-            self.bus.withdraw("pause", _overtaken("stop", step))
-            self._refuse_pauses(_overtaken("stop", step))
+            overtaken = _overtaken("pause", "stop", step)
+            self.bus.withdraw("pause", overtaken)
+            self._refuse_pauses(overtaken)
             self._emit("stopping", step=step)
             self.gate.open()
         self._delegate.request_stop()
@@ -388,7 +415,7 @@ class ConsoleAction:
             saved = self._save_whole("ring", pinned=False, ticket=None)
             found = self._delegate.run_test(self._tested)
         path = saved.path if saved is not None else None
-        loss = {} if found.avg_loss is None else {"avg_loss": found.avg_loss}
+        loss = _known("avg_loss", found.avg_loss)
         common = {**loss, "step": step, "label": label, "ckpt_path": path}
         self._emit(
             "test_complete",
@@ -408,9 +435,7 @@ class ConsoleAction:
         }
 
     def _tested(self, done: int, _total: int | None, loss: float | None) -> None:
-        # A null would be stored as 0 by the extension's host.
-        known = {"loss": loss} if loss is not None and math.isfinite(loss) else {}
-        self._emit("testStep", step=done, **known)
+        self._emit("testStep", step=done, **_known("loss", loss))
 
     def validate_now(self, ticket: Ticket) -> dict[str, Any]:
         """Validate by the module's hooks alone and leave the training as it was."""
@@ -439,6 +464,8 @@ class ConsoleAction:
                 self._action = None
                 # A pause that was asked for meanwhile has its own state already.
                 if self._state.state == state:
+                    if before == "pausing" and not self.gate.should_block():
+                        before, reason = "running", None  # and was taken back meanwhile
                     self._state.move(before, reason=reason)
 
     def _save_whole(self, kind: str, *, pinned: bool, ticket: Ticket | None) -> Saved | None:
@@ -459,8 +486,13 @@ def _resumed(step: int, *, changed: bool) -> dict[str, Any]:
     return {"status": "resumed", "step": step, "applied_step": step, "changed": changed}
 
 
-def _overtaken(by: str, step: int) -> CommandError:
-    detail = f"The pause that was asked for was overtaken by {by} at step {step}."
+def _known(name: str, loss: float | None) -> dict[str, float]:
+    """Left out where there is none: the extension's host would store a null as 0."""
+    return {name: loss} if loss is not None and math.isfinite(loss) else {}
+
+
+def _overtaken(what: str, by: str, step: int) -> CommandError:
+    detail = f"The {what} that was asked for was overtaken by {by} at step {step}."
     return CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
 
 

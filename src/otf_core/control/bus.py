@@ -48,8 +48,9 @@ class Ticket:
         self.payload: Any = None
         self.waits_for = "safe_point"
         self.since_ts = time.time()
-        self.answer: Any = None
-        self.error: CommandError | None = None
+        self.kept = True  # whether whoever asks again gets the same answer; ``busy`` is not kept
+        self._error: CommandError | None = None
+        self._line: bytes | None = None  # of the answer, encoded once, so that it stays the same
         self._on_answer = on_answer
         self._lock = threading.Lock()
         self._answered = False
@@ -66,7 +67,9 @@ class Ticket:
 
     def reply(self, data: Any) -> None:
         """Applied; sent once, later calls change nothing."""
-        self._settle(data, None)
+        if not self._answered:
+            line = protocol.reply_ok(self.id, data) if self.id is not None else None
+            self._settle(line, None)
 
     def fail(self, error: CommandError) -> None:
         """Refused; sent once, later calls change nothing."""
@@ -74,20 +77,22 @@ class Ticket:
 
     def send(self, link: Link) -> None:
         """Send the answer that there is to a connection."""
+        error = self._error
         if self.id is None:
-            if self.error is not None:
-                link.event(
-                    {
-                        "type": "error",
-                        "code": self.error.code.value,
-                        "text": self.error.detail,
-                        "request_id": None,
-                    }
-                )
-        elif self.error is not None:
-            link.reply(protocol.reply_error(self.id, self.error, legacy=link.legacy))
-        else:
-            link.reply(protocol.reply_ok(self.id, self.answer))
+            if error is not None:
+                said = {"code": error.code.value, "text": error.detail}
+                link.event({"type": "error", **said, "request_id": None})
+        elif error is not None:
+            link.reply(protocol.reply_error(self.id, error, legacy=link.legacy))
+        elif self._line is not None:
+            link.reply(self._line)
+
+    def for_memory(self) -> Ticket:
+        """The answer alone, without what was asked, which may be large; once it is answered."""
+        request = protocol.Request(cmd=self.request.cmd, id=self.id)
+        small = Ticket(request, self.link, on_answer=lambda _: None)
+        small._line, small._error, small._answered = self._line, self._error, True
+        return small
 
     def move_to(self, link: Link) -> None:
         """Asked again over another connection: the one that asked last gets the answer."""
@@ -97,11 +102,13 @@ class Ticket:
         if answered:
             self.send(link)
 
-    def _settle(self, data: Any, error: CommandError | None) -> None:
+    def _settle(self, line: bytes | None, error: CommandError | None) -> None:
         with self._lock:
             if self._answered:
                 return
-            self.answer, self.error, self._answered = data, error, True
+            self._line, self._error, self._answered = line, error, True
+            if error is not None and error.code is ErrorCode.BUSY:
+                self.kept = False
             link = self.link
         self._on_answer(self)
         self.send(link)
@@ -129,8 +136,9 @@ class ControlBus:
         self._lock = threading.Lock()
         self._queue: deque[Ticket] = deque()
         self._scheduled: list[tuple[int, Ticket]] = []
-        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
-        self._open: dict[int, Ticket] = {}
+        self._open: dict[int, Ticket] = {}  # by identity: those without an id as well
+        self._asked: dict[str, Ticket] = {}  # the open ones that have an id
+        self._answers: OrderedDict[str, Ticket] = OrderedDict()  # oldest answer first
         self._closed: CommandError | None = None
 
     def receive(self, request: protocol.Request, link: Link) -> None:
@@ -231,12 +239,13 @@ class ControlBus:
         """A new ticket, or None when this id is known: same id, same answer."""
         ticket = Ticket(request, link, on_answer=self._answered)
         with self._lock:
-            known = self._tickets.get(request.id) if request.id is not None else None
+            name = request.id
+            known = None if name is None else self._asked.get(name) or self._answers.get(name)
             closed = self._closed
             if known is None:
                 self._open[id(ticket)] = ticket
-                if request.id is not None:
-                    self._tickets[request.id] = ticket
+                if name is not None:
+                    self._asked[name] = ticket
         if known is not None:
             known.move_to(link)
             return None
@@ -248,6 +257,8 @@ class ControlBus:
     def _enqueue(self, ticket: Ticket, *, mutates: bool) -> None:
         # Accepted before it can be seen by the training thread, so that the event comes first.
         with self._lock:
+            if self._closed is not None:
+                return  # answered by close, which found it among the open ones
             full = len(self._queue) >= self._max_queue
             if not full:
                 if mutates:
@@ -277,15 +288,12 @@ class ControlBus:
     def _answered(self, ticket: Ticket) -> None:
         with self._lock:
             self._open.pop(id(ticket), None)
-            busy = ticket.error is not None and ticket.error.code is ErrorCode.BUSY
-            if busy and ticket.id is not None:
-                self._tickets.pop(ticket.id, None)
-            self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
-        """Keep the last answers; what is still open is never forgotten."""
-        excess = len(self._tickets) - MAX_ANSWERS
-        if excess > 0:
-            done = (key for key, ticket in self._tickets.items() if ticket.answered)
-            for key in [key for key, _ in zip(done, range(excess), strict=False)]:
-                del self._tickets[key]
+            if ticket.id is None:
+                return
+            self._asked.pop(ticket.id, None)
+            if ticket.kept:
+                self._answers[ticket.id] = ticket.for_memory()
+            # By the time of the answer: one that took long is the newest, however early it was
+            # asked for.
+            while len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)

@@ -56,15 +56,19 @@ class CommandRouter:
                 f"handler for {name!r} was asked; there are {', '.join(sorted(protocol.COMMANDS))}"
             )
             raise LocalProtocolError(msg)
-        if name in self._handlers or name in self._unsupported:
-            msg = f"handler for {name!r} was asked twice; allowed: one per command"
-            raise LocalProtocolError(msg)
+        self._refuse_twice(name)
 
         def register(handler: Handler) -> Handler:
+            self._refuse_twice(name)
             self._handlers[name] = handler, check
             return handler
 
         return register
+
+    def _refuse_twice(self, name: str) -> None:
+        if name in self._handlers or name in self._unsupported:
+            msg = f"handler for {name!r} was asked twice; allowed: one per command"
+            raise LocalProtocolError(msg)
 
     def unsupported(self, reasons: Mapping[str, str]) -> None:
         """Commands that this run cannot carry out, each with one sentence that says why.
@@ -89,9 +93,19 @@ class CommandRouter:
         name = ticket.request.cmd
         if name in self._unsupported:
             raise CommandError(ErrorCode.UNSUPPORTED, self._unsupported[name])
+        if name not in self._handlers:
+            detail = f"{name} was asked; this session has nothing that carries it out."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
         _, check = self._handlers[name]
-        if check is not None:
+        if check is None:
+            return
+        try:
             check(ticket)
+        except CommandError:
+            raise
+        except Exception as error:
+            self._on_crash(ticket, traceback.format_exc())
+            raise crashed(name, error) from error
 
     def run(self, ticket: Ticket) -> None:
         """Carry the command out and answer it; the thread of its lane."""

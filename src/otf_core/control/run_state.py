@@ -13,7 +13,6 @@ from typing import Any, Final
 from otf_core.errors import LocalProtocolError
 
 ENDED: Final = frozenset({"finished", "interrupted", "failed"})
-EXCLUSIVE: Final = frozenset({"testing", "validating"})
 _ALIVE: Final = frozenset({"running", "pausing", "paused", "testing", "validating"})
 
 MOVES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
