@@ -1,0 +1,109 @@
+"""Every example does what it says, in a place of its own with nothing but the package."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+
+from otf_core import rendezvous
+from otf_core.protocol import decode_message
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def _read(notebook: Path) -> Any:
+    return nbformat.reads(notebook.read_text(), as_version=4)  # type: ignore[no-untyped-call]
+
+
+def _events(save_dir: Path) -> list[dict[str, Any]]:
+    [journal] = save_dir.glob("*/*/journal/*.jsonl")
+    return [decode_message(line) for line in journal.read_bytes().splitlines()]
+
+
+@pytest.mark.timeout(120)
+def test_the_script_trains_and_leaves_its_run(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "lightning_digits.py", "--epochs", "1", "--dashboard", "off"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"test accuracy 0\.\d+ after 40 steps\n", done.stdout)
+    events = _events(tmp_path / "otf_runs")
+    assert [e["step"] for e in events if e["type"] == "trainStep"] == list(range(1, 41))
+    assert events[-1] | {"status": "completed", "step": 40} == events[-1]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_what_it_printed(notebook: Path) -> None:
+    cells = [cell for cell in _read(notebook).cells if cell.cell_type == "code"]
+    assert cells
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+@pytest.mark.timeout(150)
+def test_the_first_run_is_paused_changed_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    for name, value in {
+        "XDG_RUNTIME_DIR": str(runtime),
+        "OMP_NUM_THREADS": "1",
+        "OTF_LEGACY": "off",
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "jupyter"),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    notebook = _read(EXAMPLES / "01_first_run.ipynb")
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    manager = client.create_kernel_manager()
+    assert manager.kernel_spec is not None
+    # This interpreter, whatever kernel the machine has under that name.
+    manager.kernel_spec.argv[0] = sys.executable
+    try:
+        asyncio.run(client.async_execute())  # a loop that is closed afterwards
+        assert not (runtime / "otf" / "dashboard.json").exists(), "the dashboard was not ended"
+    finally:
+        manager.context.destroy(linger=0)
+        if (left := rendezvous.find(runtime / "otf" / "dashboard.json")) is not None:
+            os.kill(left.pid, signal.SIGTERM)
+
+    events = _events(tmp_path / "otf_runs")
+    [paused] = [e for e in events if e["type"] == "paused"]
+    [resumed] = [e for e in events if e["type"] == "resumed"]
+    [change] = [e for e in events if e["type"] == "param_changed"]
+    [note] = [e for e in events if e["type"] == "note"]
+    held = paused["step"]
+    assert held >= 50
+    assert held == change["applied_step"] == note["step"] == resumed["step"]
+    assert change["new"] == pytest.approx(change["old"] / 2)
+    states = [e["state"] for e in events if e["type"] == "state"]
+    assert states == [
+        *("running", "pausing", "paused", "validating", "paused", "running", "finished"),
+    ]
+    last = events[-1]
+    assert (last["type"], last["status"]) == ("trainingFinished", "stopped")
+    steps = [e["step"] for e in events if e["type"] == "trainStep"]
+    assert steps == list(range(1, last["step"] + 1))
