@@ -402,3 +402,13 @@ def test_a_schedule_that_comes_after_the_edit_is_taken_in() -> None:
         run.step(index)
         assert run.lrs() == [0.3, 0.3]
         assert steering.watch(index + 2) == []
+
+
+def test_a_list_that_a_scheduler_has_given_out_is_not_written_to() -> None:
+    plain = unedited("SequentialLR", 1)
+    run = scheduled("SequentialLR")
+    run.step(0)
+    given = run.stepped[0].get_last_lr()
+    Steering(run).apply(SetParam(path="lr", value=0.3), 1)
+    assert run.stepped[0].get_last_lr() == [0.3, 0.3]
+    assert given == run.stepped[0]._schedulers[0].get_last_lr() == plain[1]
