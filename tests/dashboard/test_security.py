@@ -39,6 +39,8 @@ def test_an_address_is_let_in_only_where_we_listen_to_all() -> None:
     assert public.problem("evil.example", None) is not None
     assert local.problem("[::1]:80", None) is None
     assert HostCheck("my.host").problem("MY.host", "http://my.HOST") is None
+    assert local.problem("127.0.0.1:1", "http://127.0.0.1:2") is not None
+    assert local.problem("127.0.0.1:1", "null") is not None
     assert "evil.example" in str(public.problem("evil.example", None))
 
 
