@@ -256,6 +256,7 @@ class Session:
         self._closed = True
         if not self.state.ended:
             self.finish("interrupted")
+        self.steering.close()
         if self.monitor is not None:
             self.monitor.stop()
         self.store.close()
@@ -356,7 +357,7 @@ class Session:
         on = self.router.on
         on("status")(lambda _: self.status())
         on("ping")(self._ping)
-        on("list_params")(lambda _: {"params": self._rows()})
+        on("list_params")(lambda _: {"params": self._rows(may_wait=True)})
         on("set_param", check=self._check_at_step)(self._set_param)
         on("list_checkpoints")(self._list_checkpoints)
         on("note", check=self._check_note)(self._note)
@@ -524,12 +525,12 @@ class Session:
         now_s = self._position_at_s = time.monotonic()
         if now_s - self._params_at_s >= PARAMS_EVERY_S:
             self._refresh_params()
-            for found in self.steering.watch(self._position.step):
-                text = (
-                    f"{found.path} was set to {found.set_to} and is {found.found} now: "
-                    "the training script writes it itself"
-                )
-                self.emit("log", level="warning", phase="info", text=text)
+        for found in self.steering.watch(self._position.step):
+            text = (
+                f"{found.path} was set to {found.set_to} and is {found.found} now: "
+                "the training script writes it itself"
+            )
+            self.emit("log", level="warning", phase="info", text=text)
 
     def _time_step(self, done: int) -> None:
         """Mean time of a step without what the run stood still.
@@ -546,14 +547,14 @@ class Session:
 
     def _refresh_params(self) -> None:
         self._params_at_s = time.monotonic()
-        self._params = self._rows()
+        self._params = self._rows(may_wait=False)
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self, *, may_wait: bool) -> list[dict[str, Any]]:
         waiting = {
             ticket.payload.path: {"value": _asked(ticket.payload), "at_step": at_step}
             for at_step, ticket in self.bus.scheduled("set_param")
         }
-        return self.steering.list(waiting)
+        return self.steering.list(waiting, may_wait=may_wait)
 
     def _capture(self) -> dict[str, Any]:
         try:
