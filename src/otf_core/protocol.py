@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -276,6 +277,9 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     payload: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+# As msgspec words it: where a value is of the wrong type, and which one is missing.
+_AT_FIELD: Final = re.compile(r"`\$\.([^`]+)`|missing required field `([^`]+)`")
+
 _encoder = msgspec.json.Encoder()
 _requests = msgspec.json.Decoder(Request)
 _objects = msgspec.json.Decoder()
@@ -289,7 +293,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
     """
     try:
         return _encoder.encode(message) + b"\n"
-    except (TypeError, UnicodeEncodeError, RecursionError, OverflowError, ValueError):
+    except Exception:  # noqa: BLE001 -- boundary: the user's objects may raise anything
         return _encoder.encode(sanitise(message)) + b"\n"
 
 
@@ -335,14 +339,15 @@ def decode_payload(request: Request) -> Payload:
     spec = COMMANDS.get(request.cmd)
     if spec is None:
         known = sorted(COMMANDS)
-        detail = f"{request.cmd!r} was asked; there are {', '.join(known)}."
+        detail = f"{request.cmd[:60]!r} was asked; there are {', '.join(known)}."
         raise CommandError(ErrorCode.UNKNOWN_COMMAND, detail, field="cmd", allowed=known)
     raw = b"{}" if bytes(request.payload) == b"null" else request.payload
     try:
         return msgspec.json.decode(raw, type=spec.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         detail = f"The payload of {request.cmd} does not fit: {error}."
-        field = str(error).partition("`$.")[2].partition("`")[0] or None
+        place = _AT_FIELD.search(str(error))
+        field = place[1] or place[2] if place is not None else None
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field) from error
 
 
@@ -371,8 +376,7 @@ class LineSplitter:
 
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._parts: list[bytes] = []
-        self._held = 0
+        self._held = bytearray()
         self._skipped = 0
 
     def feed(self, data: bytes) -> Iterable[bytes | RemoteProtocolError]:
@@ -382,18 +386,17 @@ class LineSplitter:
             self._add(piece)
             if self._skipped:
                 yield self._too_long()
-            elif line := b"".join(self._parts).strip():
+            elif line := bytes(self._held).strip():
                 yield line
-            self._parts, self._held, self._skipped = [], 0, 0
+            self._held, self._skipped = bytearray(), 0
         self._add(rest)
 
     def _add(self, piece: bytes) -> None:
-        if self._skipped or self._held + len(piece) > self._max_bytes:
-            self._skipped += self._held + len(piece)
-            self._parts, self._held = [], 0
-        elif piece:
-            self._parts.append(piece)
-            self._held += len(piece)
+        if self._skipped or len(self._held) + len(piece) > self._max_bytes:
+            self._skipped += len(self._held) + len(piece)
+            self._held = bytearray()
+        else:
+            self._held += piece
 
     def _too_long(self) -> RemoteProtocolError:
         msg = (
