@@ -313,7 +313,7 @@ LEAVES = [
     st.dates(),
 ]
 ANYTHING = st.recursive(
-    st.one_of(*LEAVES, st.integers(0, len(HOSTILE) - 1).map(HOSTILE.__getitem__)),
+    st.one_of(*LEAVES, st.integers(0, len(HOSTILE) - 1).map(lambda n: HOSTILE[n])),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(st.integers() | TEXT, inner, max_size=3),

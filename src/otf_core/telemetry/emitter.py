@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from otf_core import protocol
+from otf_core.errors import LocalProtocolError
 
 Sink = Callable[[int, bytes, bool], None]  # seq, line, droppable; must not block
 
@@ -51,6 +52,9 @@ class Emitter:
             fields: made plain by ``protocol.sanitise`` where JSON does not know them.
         """
         spec = protocol.EVENTS[kind]
+        if not spec.journaled:
+            msg = f"event {kind!r} was asked of the session; it belongs to a connection"
+            raise LocalProtocolError(msg)
         with self._lock:
             seq = self._seq + 1
             line = protocol.encode(

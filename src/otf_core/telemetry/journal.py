@@ -6,11 +6,13 @@ hold a step.
 
 Rule 1: what is not on the disk yet is in memory, so a reader misses nothing.
 Rule 2: a disk that fails costs the run nothing: said once, then the newest events are kept in
-memory up to a bound, and what falls out of it is a gap.
+memory up to a bound, and what falls out of it is a gap. A disk so slow that the bound is reached
+has failed as well.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -22,6 +24,7 @@ from otf_core.telemetry.replay import LegacyReplay
 
 GATHER_S: Final = 0.1  # one write for what comes within this time
 INDEX_EVERY: Final = 256
+CLOSE_S: Final = 5.0
 MEMORY_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -47,7 +50,8 @@ class Journal:
         self._lost = path is None
         self._pending: deque[tuple[int, bytes]] = deque()
         self._pending_bytes = 0
-        self._first = 1  # the first that can still be read
+        self._trimmed = 0  # the last that fell out of memory unwritten
+        self._said = False
         self._last = 0
         self._written = 0  # the last that is on the disk
         self._size = 0
@@ -60,8 +64,8 @@ class Journal:
 
     @property
     def first_seq(self) -> int:
-        """The first event that can be read."""
-        return self._first
+        """The first event that can be read; behind what is on the disk there may be a hole."""
+        return 1 if self._written else self._trimmed + 1
 
     @property
     def last_seq(self) -> int:
@@ -71,7 +75,7 @@ class Journal:
     @property
     def complete(self) -> bool:
         """Whether every event so far can be read."""
-        return self._first == 1
+        return self._trimmed == 0
 
     def start(self) -> None:
         """Open the file and start the thread; a failure is said and costs the disk alone."""
@@ -92,14 +96,16 @@ class Journal:
             self._pending.append((seq, line))
             self._pending_bytes += len(line)
             self._last = seq
-            if self._lost:
+            if self._pending_bytes > self._memory_bytes:
+                self._lost = True  # said by the thread: nothing here may call out
                 self._trim()
         if not self._due.is_set():
             self._due.set()
 
     def sync(self) -> None:
         """Have what is there written and fsynced soon; any thread."""
-        self._sync_asked = True
+        with self._lock:
+            self._sync_asked = True
         self._due.set()
 
     def close(self) -> None:
@@ -107,11 +113,8 @@ class Journal:
         self._closing.set()
         self._due.set()
         if self._thread is not None:
-            self._thread.join(5.0)
+            self._thread.join(CLOSE_S)  # a disk that hangs keeps its thread, and the file with it
             self._thread = None
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
     def abandon_in_child(self) -> None:
         """In a forked child: let go of the file, write nothing; takes no lock."""
@@ -155,15 +158,20 @@ class Journal:
             self._closing.wait(GATHER_S)
             self._due.clear()
             self._write()
-        self._sync_asked = True
+        with self._lock:
+            self._sync_asked = True
         self._write()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _write(self) -> None:
-        if self._lost or self._file is None:
+        if self._file is None or self._said:
             return
         with self._lock:
-            batch = list(self._pending)
-        sync, self._sync_asked = self._sync_asked, False
+            # Once something fell out, nothing more is written: the line number is the event's.
+            batch = [] if self._lost else list(self._pending)
+            sync, self._sync_asked = self._sync_asked, False
         try:
             data = memoryview(b"".join(line for _, line in batch))
             while data:
@@ -178,13 +186,18 @@ class Journal:
                 if (seq - 1) % INDEX_EVERY == 0:
                     self._index.append(self._size)
                 self._size += len(line)
-                self._pending.popleft()
-                self._pending_bytes -= len(line)
                 self._written = seq
+            while self._pending and self._pending[0][0] <= self._written:
+                self._pending_bytes -= len(self._pending.popleft()[1])
+            if self._trimmed <= self._written:
+                self._trimmed = 0  # what fell out was being written
+            too_slow = self._lost
+        if too_slow:
+            self._give_up(TimeoutError(errno.ETIMEDOUT, "the disk is too slow"))
 
     def _give_up(self, error: OSError) -> None:
         with self._lock:
-            self._lost = True
+            self._lost = self._said = True
             self._trim()
         self._on_loss(f"journal {self.path}: {error.strerror or error}")
 
@@ -192,4 +205,4 @@ class Journal:
         while self._pending_bytes > self._memory_bytes and self._pending:
             seq, line = self._pending.popleft()
             self._pending_bytes -= len(line)
-            self._first = seq + 1
+            self._trimmed = seq
