@@ -91,7 +91,7 @@ function ControlView({ control }: { control: Control }): JSX.Element {
         {cmd === "save_ckpt" ? <span>{label.split(" ")[0]}<span class="hide-s"> {label.split(" ").slice(1).join(" ")}</span></span> : label}
         {key !== undefined && state !== "off" && <kbd aria-hidden="true">{key}</kbd>}
       </button>
-      <span class="ctl-n" id={note}>{line}</span>
+      <span class="ctl-n" id={note} title={line}>{line}</span>
     </div>
   );
 }

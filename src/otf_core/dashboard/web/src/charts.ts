@@ -139,6 +139,7 @@ export class Chart {
       this.plot.destroy();
       this.plot = null;
     }
+    const laid = this.plot === null || width !== this.width || height !== this.height;
     const drawn = `${scene.columns.version} ${scene.from} ${scene.to} ${width} ${height} ${scene.version} ${scene.ended ?? ""}`;
     if (this.plot === null || drawn !== this.drawn) {
       const data = this.thinned(scene, width, log);
@@ -160,8 +161,10 @@ export class Chart {
       this.cursorStep = null;
     }
     if (this.large) {
+      // uPlot lays itself out after this frame: a new or resized plot is measured in the next one.
       const box = this.plot.over.getBoundingClientRect();
-      shared.plot = { left: box.left, width: box.width };
+      if (laid) wake();
+      else if (box.width > 0) shared.plot = { left: box.left, width: box.width };
     }
     this.point();
   }
@@ -185,13 +188,16 @@ export class Chart {
       let rows = this.changed.filter((row) => !log || (raw[row] as number) > 0);
       const inside = rows.filter((row) => within(steps[row] as number, scene));
       if (inside.length > width) rows = inside.filter((_, i) => i % Math.ceil(inside.length / width) === 0);
-      const values = rows.map((row) => raw[row] as number);
+      const values = rows.map((row) => (raw[row] as number) * this.metric.factor);
       return rows.length === 0 ? null : [rows.map((row) => steps[row] as number), values, values, values];
     }
     const line = this.metric.noisy ? columns.smoothed(this.metric.key, shared.smoothing) : raw;
     const grid = buckets(columns, scene.from, scene.to, Math.max(40, Math.floor(width / 8) * 8));
     const data = thin(columns, raw, line ?? raw, grid, log);
-    return data[0].length === 0 ? null : data;
+    if (data[0].length === 0) return null;
+    const { factor } = this.metric;
+    if (factor === 1) return data;
+    return [data[0], ...data.slice(1).map((side) => side.map((value) => (value === null ? null : value * factor)))];
   }
 
   private options(width: number, height: number, log: boolean): uPlot.Options {
@@ -223,7 +229,7 @@ export class Chart {
           : { range: (_u, min, max) => linearRange(min, max, metric.zero) },
       },
       axes: [
-        { ...axis, size: 22, gap: 4, grid: { show: false }, space: 60, values: (_, splits) => splits.map(tick), incrs: WHOLE },
+        { ...axis, size: 22, gap: 4, grid: { show: false }, border: { show: true, stroke: colours.grid, width: 1 }, space: 60, values: (_, splits) => splits.map(tick), incrs: WHOLE },
         y,
       ],
       series: [
@@ -282,6 +288,8 @@ export class Chart {
     if (scene.ended !== null && last !== null && last < scene.to && this.large) {
       hatch(ctx, x(last), top, left + width - x(last), height, colours, px);
       ctx.fillStyle = colours.axis;
+      ctx.textAlign = "left";
+      ctx.textBaseline = "alphabetic";
       ctx.font = colours.font.replace("11px", `${11 * px}px`);
       if (left + width - x(last) > 70 * px) ctx.fillText(scene.ended, x(last) + 10 * px, top + 14 * px);
     }
@@ -289,8 +297,24 @@ export class Chart {
       this.pauses(ctx, scene, x, top, height, colours, px);
       this.rings(u, scene, x, colours, px);
       this.letter(u, scene, x, colours, px);
+    } else {
+      this.end(u, scene, x, colours, px);
     }
     ctx.restore();
+  }
+
+  /** A dot at the newest point of a small chart. */
+  private end(
+    u: uPlot, scene: Scene, x: (step: number) => number, colours: Palette, px: number,
+  ): void {
+    const at = u.data[0].length - 1;
+    const step = u.data[0][at];
+    const value = u.data[3]?.[at];
+    if (step === undefined || value === undefined || value === null || !within(step, scene)) return;
+    u.ctx.fillStyle = colours.line;
+    u.ctx.beginPath();
+    u.ctx.arc(x(step), u.valToPos(value, "y", true), 2.5 * px, 0, 2 * Math.PI);
+    u.ctx.fill();
   }
 
   private pauses(
@@ -299,6 +323,8 @@ export class Chart {
   ): void {
     ctx.strokeStyle = colours.axis;
     ctx.fillStyle = colours.axis;
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
     ctx.lineWidth = px;
     ctx.setLineDash([2 * px, 3 * px]);
     ctx.font = colours.font.replace("11px", `${11 * px}px`);

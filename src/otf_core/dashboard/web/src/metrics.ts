@@ -1,6 +1,6 @@
 /** The metrics that the page knows by name: title, unit, how each is drawn. */
 
-import { bytes, count, sig } from "./format";
+import { count, sig } from "./format";
 
 export interface Metric {
   key: string;
@@ -14,12 +14,13 @@ export interface Metric {
   sparse: boolean;
   /** Begins at zero. */
   zero: boolean;
+  /** From the wire's unit to the shown one. */
+  factor: number;
   show(value: number): string;
 }
 
-const plain = { unit: "", noisy: false, log: false, sparse: false, zero: false, show: sig };
+const plain = { unit: "", noisy: false, log: false, sparse: false, zero: false, factor: 1, show: sig };
 const percent = (value: number): string => (value < 9.95 && value !== 0 ? value.toFixed(1) : value.toFixed(0));
-const mib = (value: number): string => (value >= 1024 ? (value / 1024).toFixed(1) : value.toFixed(0));
 
 export const KNOWN: readonly Metric[] = [
   { ...plain, key: "loss", title: "Train loss", noisy: true, log: true },
@@ -32,10 +33,14 @@ export const KNOWN: readonly Metric[] = [
   { ...plain, key: "throughput", title: "Throughput", unit: "samples/s", noisy: true, zero: true, show: throughput },
   { ...plain, key: "batches_per_s", title: "Batches", unit: "/s", noisy: true, zero: true },
   { ...plain, key: "data_wait_frac", title: "Data wait", unit: "of step time", noisy: true, zero: true },
-  { ...plain, key: "mem_vram", title: "GPU memory", unit: "MiB", zero: true, show: mib },
+  { ...plain, key: "mem_vram", title: "GPU memory", unit: "GiB", zero: true, factor: 1 / 1024, show: (mib) => memory(mib / 1024) },
   { ...plain, key: "gpu_util", title: "GPU utilisation", unit: "%", zero: true, show: percent },
-  { ...plain, key: "ram_mb", title: "RAM", unit: "MB", zero: true, show: (mb) => bytes(mb * 1e6) },
+  { ...plain, key: "ram_mb", title: "RAM", unit: "GB", zero: true, factor: 1 / 1000, show: (mb) => memory(mb / 1000) },
 ];
+
+function memory(value: number): string {
+  return value >= 10 ? value.toFixed(1) : value.toFixed(2);
+}
 
 function throughput(value: number): string {
   return value >= 100 ? count(value) : sig(value);
@@ -60,11 +65,4 @@ export function metricOf(key: string): Metric {
 /** Shown unless the user says otherwise. */
 export function shownAtFirst(key: string): boolean {
   return !(key.startsWith("metrics.") && SAME.test(key.slice("metrics.".length)));
-}
-
-/** Unit after the number, which `show` may have changed. */
-export function unitOf(metric: Metric, value: number): string {
-  if (metric.key === "mem_vram") return value >= 1024 ? "GiB" : "MiB";
-  if (metric.key === "ram_mb") return "";
-  return metric.unit;
 }

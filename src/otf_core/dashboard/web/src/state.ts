@@ -163,13 +163,14 @@ export function band(view: View): Band {
     }
     case "connection-lost": {
       const lost = link.state === "lost" ? link.since_ms : Date.now();
-      const ago = span(Math.max(0, (Date.now() - lost) / 1000));
+      const seconds = (Date.now() - lost) / 1000;
+      const ago = seconds < 1 ? "just now" : `${span(seconds)} ago`;
       const ended = ["finished", "failed", "interrupted", "journal"].includes(session.state);
       return {
         state, tone: "mute", glyph: "lost",
         sentence: ended
-          ? [v("Connection lost "), t(`${ago} ago — `), R, t(" had ended"), ...at]
-          : [v("Connection lost "), t(`${ago} ago — `), R, t(` was ${doing(session.state)}`), ...at,
+          ? [v("Connection lost "), t(`${ago} — `), R, t(" had ended"), ...at]
+          : [v("Connection lost "), t(`${ago} — `), R, t(` was ${doing(session.state)}`), ...at,
              t("; it goes on without this page")],
         facts: [
           ...(session.last_ts === null ? [] : [[t(`last message ${clockSeconds(session.last_ts)}`)]]),
@@ -299,7 +300,7 @@ function factsOf(view: View): Piece[][] {
   const { session, data, now_s } = view;
   if (session === null) return [];
   const facts: Piece[][] = [];
-  const state = session.state;
+  const state = stateOf(view); // a rate and an end are said only while it trains
   const speed = speedOf(session);
   const eta = left(session, data);
   if (state === "pausing") {

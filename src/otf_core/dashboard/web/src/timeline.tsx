@@ -5,14 +5,14 @@ import { useRef } from "preact/hooks";
 import { count, setting, sig, span, tick } from "./format";
 import { Tag, colourOf } from "./icons";
 import { nameOf, stateOf, stepOf, totalSteps, type View } from "./state";
-import { store, type SessionData } from "./store";
+import { store, type Held, type SessionData } from "./store";
 import type { OtfEvent, Session } from "./types";
 import { shared } from "./view";
 import { paramName } from "./words";
 
-export type MarkKind = "command" | "refused" | "checkpoint" | "note" | "stall" | "pause";
+type MarkKind = "command" | "checkpoint" | "note" | "stall" | "pause";
 
-export interface Mark {
+interface Mark {
   kind: MarkKind;
   step: number;
   text: string;
@@ -25,8 +25,17 @@ const CHIPS: readonly [MarkKind, string][] = [
 const hidden = new Set<MarkKind>();
 const NEAR_PX = 9;
 
-/** Marks of one session, oldest first. */
-export function marksOf(session: Session, data: SessionData): Mark[] {
+let made: { key: string; marks: Mark[] } = { key: "", marks: [] };
+
+/** Marks of one session, oldest first; made anew only when an event or an answer came. */
+function marksOf(session: Session, data: SessionData): Mark[] {
+  const settled = store.receiptsOf(session.session_id).filter((one) => one.settled_ms !== null);
+  const key = `${session.session_id} ${data.eventsVersion} ${settled.length}`;
+  if (key !== made.key) made = { key, marks: collect(data, settled) };
+  return made.marks;
+}
+
+function collect(data: SessionData, settled: Held[]): Mark[] {
   const marks: Mark[] = [];
   const removed = new Set(
     data.events.filter((event) => event.type === "note" && event["removed"] === true).map((event) => event["note_id"]),
@@ -39,9 +48,9 @@ export function marksOf(session: Session, data: SessionData): Mark[] {
     const long = pause.to_ts === null ? "paused, still held" : `paused ${span(pause.to_ts - pause.from_ts)}`;
     marks.push({ kind: "pause", step: pause.step, text: `${long} at step ${count(pause.step)}` });
   }
-  for (const receipt of store.receiptsOf(session.session_id)) {
+  for (const receipt of settled) {
     const at = receipt.reply?.data?.["applied_step"];
-    if (receipt.state === "applied" && typeof at === "number" && (receipt.cmd === "validate_now")) {
+    if (receipt.cmd === "validate_now" && receipt.state === "applied" && typeof at === "number") {
       marks.push({ kind: "command", step: at, text: `validated at step ${count(at)}` });
     }
   }
@@ -75,7 +84,6 @@ function markOf(event: OtfEvent, removed: Set<unknown>): Mark | null {
 
 const SHAPES: Record<MarkKind, JSX.Element> = {
   command: <path d="M0-5 5 0 0 5-5 0z" class="m-full" />,
-  refused: <path d="M0-5 5 0 0 5-5 0zM-2-2 2 2M2-2-2 2" class="m-bad" />,
   checkpoint: <rect x="-4" y="-4" width="8" height="8" rx="1" class="m-open" />,
   note: <path d="M-3.500 6V-5.500H5L2.500-2.500 5 .5h-8.500" class="m-open" />,
   stall: <path d="M0-6V6" class="m-stall" />,

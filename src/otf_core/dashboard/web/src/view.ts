@@ -17,7 +17,7 @@ function number(value: string | null, otherwise: number): number {
 class Shared {
   range: RangeName = oneOf(kept.get("range"), ["all", "5k", "1k"], "all");
   zoom: { from: number; to: number } | null = null;
-  log = kept.get("scale") === "log";
+  log = kept.get("scale") !== "linear";
   smoothing = number(kept.get("smoothing"), 0.9);
   /** The step that is pointed at, in all charts and the timeline. */
   cursor: number | null = null;
@@ -86,6 +86,7 @@ class Shared {
 
 function blockOf(steps: number): number {
   if (steps <= 100) return 20;
+  if (steps <= 500) return 50;
   if (steps <= 1000) return 100;
   return 500;
 }

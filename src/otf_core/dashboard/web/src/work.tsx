@@ -6,7 +6,7 @@ import { Chart } from "./charts";
 import type { Columns } from "./columns";
 import { clock, count, sig } from "./format";
 import { Icon, Tag } from "./icons";
-import { KNOWN, metricOf, shownAtFirst, unitOf, type Metric } from "./metrics";
+import { KNOWN, metricOf, shownAtFirst, type Metric } from "./metrics";
 import { page } from "./page";
 import { nameOf, stateOf, totalSteps, type View } from "./state";
 import { store } from "./store";
@@ -92,7 +92,7 @@ function Value({ metric, columns, stale }: { metric: Metric; columns: Columns; s
   const row = columns.rowOf(metric.key, shared.cursor);
   const value = row < 0 ? NaN : columns.at(metric.key, row);
   if (Number.isNaN(value)) return <span class="ch-v" data-metric={metric.key}>–</span>;
-  const unit = unitOf(metric, value);
+  const { unit } = metric;
   return (
     <span
       class={`ch-v${stale && shared.cursor === null ? " stale" : ""}`} data-metric={metric.key}
@@ -125,16 +125,21 @@ function Plot({ metric, large, columns, total }: {
   const last = columns.lastStep() ?? from;
   const step = shared.cursor ?? last;
   const row = columns.rowOf(metric.key, step);
-  const said = row < 0 ? "no value" : `${metric.title.toLowerCase()} ${metric.show(columns.at(metric.key, row))}`;
+  const said = row < 0
+    ? "no value"
+    : `${metric.title.toLowerCase()} ${metric.show(columns.at(metric.key, row))} ${metric.unit}`.trimEnd();
   const onKey = (event: KeyboardEvent): void => {
     const stride = event.shiftKey ? 10 : 1;
-    const to_step: Record<string, number> = {
-      ArrowLeft: step - stride, ArrowRight: step + stride, Home: columns.step.values[0] ?? from, End: last,
+    const newest = columns.lastStep() ?? from;
+    // Not the drawn step: a held key repeats faster than the page draws.
+    const at = shared.cursor ?? newest;
+    const targets: Record<string, number> = {
+      ArrowLeft: at - stride, ArrowRight: at + stride, Home: columns.step.values[0] ?? from, End: newest,
     };
-    const next = to_step[event.key];
+    const next = targets[event.key];
     if (next === undefined) return;
     event.preventDefault();
-    shared.setCursor(Math.min(last, Math.max(from, next)));
+    shared.setCursor(Math.min(newest, Math.max(from, next)));
   };
   return (
     <div
