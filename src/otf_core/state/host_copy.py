@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import collections
+import copy
+from typing import Any, Final
 
+import numpy as np
 import torch
+
+_IMMUTABLE: Final = (str, int, float, bool, bytes, type(None), torch.Size)
 
 
 def host_copy(value: Any) -> Any:
     """Copies tensors to the host and containers by value; what shared a storage still does.
 
-    Everything else goes by reference: a checkpoint's other values are plain. Training thread.
+    What is one container stays one. Everything else goes by reference: a checkpoint's other values
+    are plain. Training thread.
     """
     return _Copier().copy(value)
 
@@ -22,13 +28,31 @@ class _Copier:
         self._alive: list[Any] = []  # ids are only good while their objects live
 
     def copy(self, value: Any) -> Any:
+        if isinstance(value, _IMMUTABLE):
+            return value
+        if id(value) not in self._seen:
+            self._alive.append(value)
+            new = self._copied(value)
+            self._seen.setdefault(id(value), new)
+        return self._seen[id(value)]
+
+    def _copied(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
-        kind = type(value)
-        if kind in (list, tuple):
-            return kind(self.copy(v) for v in value)
         if isinstance(value, dict):
             return self._dict(value)
+        if isinstance(value, list):
+            # Noted before it is filled: it may lie in itself.
+            items = self._seen[id(value)] = copy.copy(value)
+            items[:] = [self.copy(v) for v in value]
+            return items
+        if isinstance(value, tuple):
+            parts = [self.copy(v) for v in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, collections.deque):
+            return collections.deque((self.copy(v) for v in value), value.maxlen)
+        if isinstance(value, set | bytearray | np.ndarray):
+            return copy.copy(value)
         return value
 
     def _dict(self, value: dict[Any, Any]) -> Any:
@@ -38,6 +62,9 @@ class _Copier:
             new = type(value)()
         except TypeError:
             new = {}
+        self._seen[id(value)] = new
+        if isinstance(value, collections.defaultdict):
+            new.default_factory = value.default_factory
         for key, item in value.items():
             new[key] = self.copy(item)
         if hasattr(value, "_metadata") and hasattr(new, "__dict__"):
@@ -45,15 +72,13 @@ class _Copier:
         return new
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        key = id(tensor)
-        if key not in self._seen:
-            self._alive.append(tensor)
-            self._seen[key] = self._copied(tensor)
-        return self._seen[key]  # type: ignore[no-any-return]
-
-    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
         plain = tensor.detach()
-        if plain.layout is not torch.strided or plain.device.type not in ("cpu", "cuda"):
+        strided = plain.layout is torch.strided and not plain.is_quantized
+        # A conjugate is a view whose storage holds other numbers.
+        lazy = strided and (plain.is_conj() or plain.is_neg())
+        if lazy:
+            return plain.resolve_conj().resolve_neg().to("cpu", copy=True)
+        if not strided or plain.device.type not in ("cpu", "cuda"):
             return plain.to("cpu", copy=True)
         # By storage, so that a view of a buffer stays a view and tied weights stay tied.
         storage = plain.untyped_storage()

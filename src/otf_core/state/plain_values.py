@@ -36,6 +36,13 @@ class UnsupportedValueError(TypeError):
     """A value that cannot be stored as tensors and plain values; names its type."""
 
 
+def _length(x: Any) -> int:
+    try:
+        return len(x)
+    except TypeError:  # no container, or an array of no dimension
+        return 0
+
+
 class Encoder:
     """Copies values into what ``weights_only`` loads; what was shared stays shared.
 
@@ -69,7 +76,7 @@ class Encoder:
     def _copy(self, x: Any) -> Any:
         if isinstance(x, GENERATORS):
             return {TAG: "rng", "v": Encoder()(generator_state(x))}
-        long = isinstance(x, torch.Tensor) or (hasattr(x, "__len__") and len(x) > SMALL)
+        long = isinstance(x, torch.Tensor) or _length(x) > SMALL
         if self._small and long:
             raise UnsupportedValueError(type(x).__name__)
         if isinstance(x, torch.Tensor) and x.grad_fn is None and x.layout is torch.strided:
@@ -78,7 +85,8 @@ class Encoder:
                 return copy
             return {TAG: "tensor", "v": copy, "d": str(x.device)}
         if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufc":
-            return {TAG: "numpy", "v": x.tobytes(), "d": x.dtype.str, "s": x.shape}
+            scalar = isinstance(x, np.generic)  # an array of no dimension is none
+            return {TAG: "numpy", "v": x.tobytes(), "d": x.dtype.str, "s": x.shape, "1": scalar}
         if type(x) in KINDS.values():
             items = x.items() if isinstance(x, collections.Counter) else x
             longest = getattr(x, "maxlen", None)
@@ -138,7 +146,8 @@ class Decoder:
         if kind == "tensor":
             return v.to(x["d"], copy=True)
         if kind == "numpy":
-            return np.frombuffer(v, np.dtype(x["d"])).reshape(x["s"]).copy()[()]
+            array = np.frombuffer(v, np.dtype(x["d"])).reshape(x["s"]).copy()
+            return array[()] if x["1"] else array
         if kind == "rng":
             set_generator_state(live, self(v))
             return live

@@ -102,8 +102,8 @@ def clean(save_dir: Path, keep: Path | None) -> tuple[list[str], list[dict[str, 
 
 def _runs(save_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
     for path in sorted(save_dir.resolve().glob("*/*/run.json")):
-        # A link may point at somebody else's folder.
-        if path.parent.is_symlink() or path.is_symlink():
+        # A link, also one further up, may point at somebody else's folder.
+        if path.resolve() != path:
             continue
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             yield path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord)
@@ -120,10 +120,16 @@ def _manifests(folder: Path) -> Iterator[Manifest]:
 def _alive(record: RunRecord) -> bool:
     if record.ended_ts is not None:
         return False
+    if record.host != os.uname().nodename:
+        return (
+            True  # on another machine that shares the disk; whether it lives is not seen from here
+        )
     try:
         return abs(psutil.Process(record.pid).create_time() - record.pid_started) < 1.0
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return False
+    except psutil.Error:
+        return True  # there is one, and more is not said
 
 
 def _remove(
@@ -134,7 +140,8 @@ def _remove(
     ours += [folder / "journal" / f"{run_name_of(s)}.jsonl" for s in record.session_ids]
     ours += [folder / "run.json"]
     for path in ours:
-        if not path.is_file() or path.is_symlink():
+        # A link, also of a folder, leads out of what is ours.
+        if not path.is_file() or path.resolve() != path:
             continue
         try:
             path.unlink()

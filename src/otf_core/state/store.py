@@ -180,7 +180,8 @@ class CheckpointStore:
             if manifest is None or manifest.pinned or self._folder is None:
                 return
             manifest.pinned = True
-            _write_json(self._folder, manifest)
+        # Outside the lock: who asks for the list must not wait for the disk.
+        _write_json(self._folder, manifest)
 
     def list(self) -> list[tuple[Manifest, str]]:
         """The complete ones with their paths, newest first; any thread."""
@@ -221,7 +222,11 @@ class CheckpointStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             manifest.bytes, manifest.sha256 = write_checkpoint(state, self._path(manifest))
-            _write_json(self._folder, manifest)
+            try:
+                _write_json(self._folder, manifest)
+            except OSError:
+                self._path(manifest).unlink(missing_ok=True)  # nobody would ever list it
+                raise
         except Exception as error:  # noqa: BLE001 -- main function of a thread of ours: what cannot be pickled may raise anything
             return _failed(error)
         with self._lock:
@@ -238,9 +243,9 @@ class CheckpointStore:
         for manifest in gone:
             path = self._path(manifest)
             # The JSON first: without it the checkpoint does not exist.
-            with contextlib.suppress(OSError):
-                path.with_suffix(".json").unlink()
-                path.unlink()
+            for file in (path.with_suffix(".json"), path):
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
             self._on_removed(manifest, str(path))
 
 
@@ -257,11 +262,16 @@ class _Hashing:
 
     def __init__(self, file: Any) -> None:
         self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
         self.bytes += len(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         return len(data)
 
     def flush(self) -> None:
@@ -281,7 +291,11 @@ def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
     try:
         with part.open("wb") as file:
             hashing = _Hashing(file)
-            torch.save(state, cast("IO[bytes]", hashing))
+            try:
+                torch.save(state, cast("IO[bytes]", hashing))
+            except RuntimeError as error:
+                # torch closes its archive first, and says that this failed instead of why.
+                raise hashing.error or error from None
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -296,11 +310,16 @@ def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
 def _write_json(folder: Path, manifest: Manifest) -> None:
     path = folder / f"{manifest.id}.json"
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
     _sync_folder(folder)
 
 

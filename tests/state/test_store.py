@@ -1,0 +1,393 @@
+"""Checkpoints on the disk: whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.state import store as store_module
+from otf_core.state.host_copy import host_copy
+from otf_core.state.store import CheckpointStore, Kind, Manifest, Pending, write_checkpoint
+
+torch.set_num_threads(1)
+
+
+class Rig:
+    def __init__(self, folder: Path | None, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.tape: list[str] = []
+        self.store = CheckpointStore(
+            folder, keep=keep, on_saved=self.on_saved, on_removed=self.on_removed
+        )
+        self.store.start()
+        self.step = 0
+
+    def on_saved(self, manifest: Manifest, path: str) -> None:
+        assert threading.current_thread().name == "otf-saver"
+        assert path == str(self.path(manifest.id))
+        self.tape.append(f"saved {manifest.id}")
+
+    def on_removed(self, manifest: Manifest, path: str) -> None:
+        assert not Path(path).exists()
+        self.tape.append(f"removed {manifest.id}")
+
+    def path(self, name: str, end: str = ".ckpt") -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}{end}"
+
+    def save(self, kind: Kind = "ring", *, state: Any = None, pinned: bool = False) -> Pending:
+        self.step += 1
+        return self.again(kind, state=state, pinned=pinned)
+
+    def again(self, kind: Kind = "ring", *, state: Any = None, pinned: bool = False) -> Pending:
+        made = {"w": torch.ones(3)} if state is None else state
+        return self.store.save(
+            lambda: made,
+            run_id="r",
+            step=self.step,
+            epoch=1,
+            kind=kind,
+            pinned=pinned,
+        )
+
+    def saved(self, *args: Any, **options: Any) -> Pending:
+        pending = self.save(*args, **options)
+        assert pending.wait(10)
+        return pending
+
+    def files(self) -> list[str]:
+        assert self.folder is not None
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path / "run" / "checkpoints")
+    yield rig
+    rig.store.close()
+
+
+def test_a_checkpoint_is_one_file_and_the_json_that_fits_it(rig: Rig) -> None:
+    pending = rig.saved("manual", pinned=True)
+    rig.store.close()
+
+    data = Path(pending.path).read_bytes()
+    manifest = json.loads(rig.path("1-manual", ".json").read_bytes())
+    assert manifest.pop("ts") > 1e9
+    assert manifest == {
+        "id": "1-manual",
+        "run_id": "r",
+        "step": 1,
+        "epoch": 1,
+        "kind": "manual",
+        "pinned": True,
+        "exact": False,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    assert (pending.id, pending.step, pending.error) == ("1-manual", 1, None)
+    assert rig.files() == ["1-manual.ckpt", "1-manual.json"]
+    assert rig.tape == ["saved 1-manual"]
+
+
+def test_what_is_written_is_loaded_without_trusting_it(rig: Rig) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = host_copy(
+        {"model": model.state_dict(), "optimizers": [optimizer.state_dict()], "n": (1, None, "a")}
+    )
+    pending = rig.saved(state=state)
+
+    loaded = torch.load(pending.path, weights_only=True)
+    assert torch.equal(loaded["model"]["weight"], model.weight)
+    assert loaded["n"] == (1, None, "a")
+    assert loaded["optimizers"][0]["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def test_the_ring_drops_the_oldest_that_is_not_pinned_and_says_so(rig: Rig) -> None:
+    rig.saved("ring")
+    rig.saved("manual", pinned=True)
+    rig.saved("pause")
+    rig.saved("auto")
+    rig.saved("ring")
+    rig.store.close()
+
+    assert rig.tape == [
+        "saved 1-ring",
+        "saved 2-manual",
+        "saved 3-pause",
+        "saved 4-auto",
+        "removed 1-ring",
+        "saved 5-ring",
+        "removed 3-pause",
+    ]
+    names = ["5-ring", "4-auto", "2-manual"]
+    assert [m.id for m, _ in rig.store.list()] == names
+    last = rig.store.last()
+    assert last is not None
+    assert (last[0].id, last[1]) == ("5-ring", str(rig.path("5-ring")))
+    assert rig.files() == sorted(f"{n}{end}" for n in names for end in (".ckpt", ".json"))
+
+
+def test_a_file_that_somebody_took_away_does_not_keep_the_other_half(rig: Rig) -> None:
+    rig.saved()
+    rig.path("1-ring", ".json").unlink()
+    rig.saved()
+    rig.saved()
+    rig.store.close()
+
+    assert not rig.path("1-ring").exists()
+    assert "removed 1-ring" in rig.tape
+
+
+def test_what_is_pinned_later_stays_and_the_disk_knows(rig: Rig) -> None:
+    first = rig.saved()
+    rig.store.pin(first.id)
+    rig.store.pin(first.id)
+    rig.store.pin("nonsense")
+    for _ in range(4):
+        rig.saved()
+    rig.store.close()
+
+    assert [m.id for m, _ in rig.store.list()] == ["5-ring", "4-ring", "1-ring"]
+    assert json.loads(rig.path("1-ring", ".json").read_bytes())["pinned"] is True
+
+
+def test_the_list_does_not_wait_for_the_disk_of_a_pin(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = rig.saved()
+    asked: list[int] = []
+    monkeypatch.setattr(store_module, "_write_json", lambda *_: asked.append(len(rig.store.list())))
+    rig.store.pin(first.id)
+
+    assert asked == [1]
+
+
+def test_names_at_one_step_differ(rig: Rig) -> None:
+    ids = [rig.saved("manual", pinned=True).id]
+    for _ in range(2):
+        pending = rig.again("manual", pinned=True)
+        assert pending.wait(10)
+        ids.append(pending.id)
+
+    assert ids == ["1-manual", "1-manual-2", "1-manual-3"]
+
+
+def test_two_may_wait_for_the_disk_and_a_third_is_busy(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    write = write_checkpoint
+
+    def slow(state: Any, path: Path) -> tuple[int, str]:
+        begun.set()
+        assert go.wait(10)
+        return write(state, path)
+
+    monkeypatch.setattr(store_module, "write_checkpoint", slow)
+    first, second = rig.save(), rig.save()
+    assert begun.wait(10)
+    assert first.wait(0) is False
+    assert rig.store.list() == []
+    assert rig.store.last() is None
+
+    with pytest.raises(CommandError, match="while 2 checkpoints are being written") as refused:
+        rig.store.save(
+            lambda: pytest.fail("copied"), run_id="r", step=9, epoch=0, kind="ring", pinned=False
+        )
+    assert (refused.value.code, refused.value.retry_after_s) == (ErrorCode.BUSY, 1.0)
+    go.set()
+    assert first.wait(10)
+    assert second.wait(float("inf"))
+    assert rig.saved().error is None
+
+
+def test_a_copy_that_fails_gives_its_place_back(rig: Rig) -> None:
+    def fail() -> Any:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            rig.store.save(fail, run_id="r", step=1, epoch=0, kind="ring", pinned=False)
+    assert rig.saved().error is None
+
+
+def test_without_a_folder_nothing_is_saved() -> None:
+    rig = Rig(None)
+    with pytest.raises(CommandError, match="the run folder cannot be written") as refused:
+        rig.save()
+    assert refused.value.code is ErrorCode.NOT_ALLOWED_NOW
+    rig.store.pin("x")
+    rig.store.close()
+    rig.store.close()
+
+
+# What goes wrong.
+
+
+class FullFile:
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, data: Any) -> int:
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written: int = self._file.write(data)
+        return written
+
+    def __enter__(self) -> FullFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def fill(monkeypatch: pytest.MonkeyPatch, ending: str, room: int) -> None:
+    opened = Path.open
+
+    def open_full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        file = opened(path, mode, *rest, **more)
+        return FullFile(file, room) if path.name.endswith(ending) else file
+
+    monkeypatch.setattr(Path, "open", open_full)
+
+
+@pytest.mark.parametrize(
+    ("ending", "room"), [(".ckpt.part", 0), (".ckpt.part", 700), (".json.part", 10)]
+)
+def test_a_full_disk_refuses_and_leaves_what_was_there_whole(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, ending: str, room: int
+) -> None:
+    rig.saved()
+    with monkeypatch.context() as patch:
+        fill(patch, ending, room)
+        failed = rig.saved("manual", pinned=True, state={"w": torch.zeros(1000)})
+
+    assert failed.error is not None
+    assert failed.error.code is ErrorCode.INTERNAL
+    assert failed.error.detail == (
+        "Saving failed with OSError (no space left on device); "
+        "the older checkpoints are whole, training goes on."
+    )
+    assert rig.files() == ["1-ring.ckpt", "1-ring.json"]
+    assert [m.id for m, _ in rig.store.list()] == ["1-ring"]
+    assert rig.saved().error is None
+
+
+def test_what_cannot_be_pickled_refuses_and_the_saver_lives_on(rig: Rig) -> None:
+    failed = rig.saved(state={"f": lambda: None})
+
+    assert failed.error is not None
+    assert "pickle" in failed.error.detail.lower()
+    assert rig.files() == []
+    assert rig.saved().error is None
+
+
+def test_torchs_own_error_is_told_where_the_disk_is_not_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        raise RuntimeError("of torch")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RuntimeError, match="of torch"):
+        write_checkpoint({}, tmp_path / "a.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_refuses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rig = Rig(tmp_path / "file" / "checkpoints")
+    failed = rig.saved()
+    rig.store.close()
+
+    assert failed.error is not None
+    assert "OSError (" in failed.error.detail
+
+
+def test_killed_between_the_file_and_its_json_there_is_no_checkpoint(tmp_path: Path) -> None:
+    """A process is really killed there; what it leaves is a file without a JSON."""
+    child = os.fork()
+    if child == 0:
+        folder = tmp_path / "c"
+        folder.mkdir()
+        write_checkpoint({"w": torch.ones(2)}, folder / "1-ring.ckpt")
+        os.kill(os.getpid(), 9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["1-ring.ckpt"]
+    rig = Rig(tmp_path / "c")
+    assert rig.store.list() == []
+    rig.store.close()
+
+
+def test_the_json_comes_last(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    replace = Path.replace
+
+    def noted(path: Path, target: Any) -> Any:
+        order.append(f"{path.name} -> {Path(target).name}")
+        assert rig.store.list() == []
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    rig.saved()
+
+    assert order == [
+        "1-ring.ckpt.part -> 1-ring.ckpt",
+        "1-ring.json.part -> 1-ring.json",
+    ]
+
+
+def test_a_file_that_was_there_stays_when_the_new_one_fails(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    size, digest = write_checkpoint({"a": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint({"f": lambda: None}, path)
+
+    data = path.read_bytes()
+    assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+# Waiting for it.
+
+
+def test_who_waits_is_told_once_when_it_is_done_and_at_once_after_that() -> None:
+    pending = Pending(Manifest(id="a", run_id="r", step=1, epoch=0, ts=0.0, kind="ring"), "/a.ckpt")
+    told: list[str] = []
+    pending.then(lambda: told.append("before"))
+    assert (told, pending.wait(0)) == ([], False)
+    error = CommandError(ErrorCode.INTERNAL, "no")
+    pending.settle(error)
+    pending.then(lambda: told.append(f"after {pending.error}"))
+
+    assert told == ["before", "after no"]
+    assert pending.wait(0)
+
+
+def test_close_writes_what_waits(rig: Rig) -> None:
+    pending = [rig.save(), rig.save()]
+    rig.store.close()
+
+    assert [p.wait(0) for p in pending] == [True, True]
+    rig.store.close()
