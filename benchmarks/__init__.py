@@ -1,0 +1,1 @@
+"""What otf costs, each figure beside its rival in the same run."""

@@ -1,0 +1,249 @@
+"""Short fits of several arms, alternately in one process, and what each step of them took.
+
+Rule 1: all arms have the same model, data, seed and probe; they differ in what is attached.
+Rule 2: a step is timed from the start of its batch to the start of the next, by a callback that is
+the first of all. So it holds every hook of ours, the wrapper around ``advance`` too.
+Rule 3: the order of the arms is drawn anew in each round, with a fixed seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.figures import middle, percentile, pooled
+from otf_lightning import OnTheFlyCallback
+
+CONNECT_S: Final = 20.0
+_POLL_S: Final = 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is trained: an MLP of these widths on random numbers."""
+
+    widths: tuple[int, ...]
+    batch: int
+    steps: int  # measured ones of a fit
+    warm_up: int  # before them
+
+    def module(self) -> L.LightningModule:
+        """The same weights each time."""
+        torch.manual_seed(5)
+        return Mlp(self.widths)
+
+    def loader(self) -> DataLoader[Any]:
+        """The same batches each time; few of them lie there, however many steps are made."""
+        torch.manual_seed(6)
+        inputs = torch.randn(self.batch * 8, self.widths[0])
+        labels = torch.randint(0, self.widths[-1], (self.batch * 8,))
+        # One long epoch: what happens between epochs is not the cost of a step.
+        order = torch.arange(self.batch * (self.steps + self.warm_up + 2)) % len(labels)
+        return DataLoader(
+            TensorDataset(inputs, labels), batch_size=self.batch, sampler=order.tolist()
+        )
+
+
+class Mlp(L.LightningModule):
+    """Logs its loss, as every arm does."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for wide, narrow in itertools.pairwise(widths):
+            layers += [nn.Linear(wide, narrow), nn.ReLU()]
+        self.net = nn.Sequential(*layers[:-1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+TINY: Final = Workload((64, 32, 10), batch=16, steps=300, warm_up=40)
+
+
+def of_length(step_s: float, *, steps: int, warm_up: int) -> Workload:
+    """Real computation of about so long a step, found by trying batch sizes on this machine."""
+    widths = (256, 512, 512, 10)
+
+    def took_s(batch: int) -> float:
+        work = Workload(widths, batch, steps=6, warm_up=2)
+        return middle(run_fit(Arm("bare"), work, Path()).wall)
+
+    small, large = 64, 512
+    at_small, at_large = took_s(small), took_s(large)
+    each = max((at_large - at_small) / (large - small), 1e-9)
+    batch = int(small + (step_s - at_small) / each)
+    return Workload(widths, max(batch, 8), steps=steps, warm_up=warm_up)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One kind of run.
+
+    Attributes:
+        callback, logger: made anew for each fit, in a folder of its own.
+        connected: whether the first batch waits until a dashboard is connected.
+        at_step: called with the number of the batch that begins.
+    """
+
+    name: str
+    callback: Callable[[Path], L.Callback] | None = None
+    logger: Callable[[Path], Any] | None = None
+    connected: bool = False
+    at_step: Callable[[int], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Seconds of each measured step of one fit."""
+
+    cpu: np.ndarray[Any, Any]  # of the training thread
+    wall: np.ndarray[Any, Any]
+    process: float  # CPU of all threads, a step
+
+
+class Probe(L.Callback):
+    """Reads three clocks at the start of each batch; comes before every other callback."""
+
+    def __init__(self, arm: Arm, steps: int) -> None:
+        self._arm = arm
+        self.cpu, self.wall, self.process = [np.zeros(steps) for _ in range(3)]
+        self.count = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._arm.connected:
+            return
+        until_s = time.monotonic() + CONNECT_S
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning leaves it untyped
+        ours = next(c for c in callbacks if isinstance(c, OnTheFlyCallback))
+        waiting = threading.Event()
+        while ours.session is not None and not ours.session.connected:
+            if time.monotonic() > until_s:
+                msg = f"no dashboard was connected within {CONNECT_S:g} s"
+                raise TimeoutError(msg)
+            waiting.wait(_POLL_S)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._arm.at_step is not None:
+            self._arm.at_step(batch_idx)
+        n = self.count
+        self.process[n] = time.process_time()
+        self.wall[n] = time.perf_counter()
+        self.cpu[n] = time.thread_time()
+        self.count = n + 1
+
+
+def run_fit(arm: Arm, work: Workload, tmp: Path) -> Steps:
+    """One fit; its steps without the warm-up."""
+    total = work.steps + work.warm_up + 1
+    probe = Probe(arm, total)
+    callbacks: list[L.Callback] = [probe]
+    if arm.callback is not None:
+        callbacks.append(arm.callback(tmp))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=total,
+        callbacks=callbacks,
+        logger=arm.logger(tmp) if arm.logger is not None else False,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    gc.collect()
+    trainer.fit(work.module(), work.loader())
+    if probe.count != total:
+        msg = f"{arm.name}: {total} batches were asked, {probe.count} began"
+        raise AssertionError(msg)
+    clocks = (probe.cpu, probe.wall, probe.process)
+    cpu, wall, process = (np.diff(clock)[work.warm_up :] for clock in clocks)
+    return Steps(cpu, wall, float(process.mean()))
+
+
+def alternate(
+    arms: Sequence[Arm], work: Workload, *, rounds: int, tmp: Path
+) -> dict[str, list[Steps]]:
+    """Every arm once a round; a first round is thrown away, since it pays for loading."""
+    found: dict[str, list[Steps]] = {arm.name: [] for arm in arms}
+    order = random.Random(7)
+    for number in range(-1, rounds):
+        for arm in order.sample(arms, len(arms)):
+            folder = tmp / f"{arm.name}-{number}".replace(" ", "-")
+            folder.mkdir(parents=True)
+            steps = run_fit(arm, work, folder)
+            if number >= 0:
+                found[arm.name].append(steps)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """What an arm's step takes more than the bare one's, in microseconds."""
+
+    median: float  # CPU of the training thread, medians of all steps
+    p5: float  # the same, 5th percentiles
+    mean: float  # the same, means of a fit; the median over rounds
+    wall: float  # wall time, medians of all steps
+    wall_p5: float
+    process: float  # CPU of all threads, means of a fit; the median over rounds
+
+    @property
+    def judged(self) -> float:
+        """The larger of median and mean: what comes only now and then counts as well."""
+        return max(self.median, self.mean)
+
+    def spread(self) -> dict[str, float]:
+        """By the names of the table."""
+        return {
+            "cpu median": self.median,
+            "cpu p5": self.p5,
+            "cpu mean": self.mean,
+            "wall median": self.wall,
+            "wall p5": self.wall_p5,
+            "all threads' cpu": self.process,
+        }
+
+
+def added(arm: Sequence[Steps], bare: Sequence[Steps]) -> Added:
+    """The difference of two arms that ran in the same rounds."""
+    cpu, bare_cpu = pooled(s.cpu for s in arm), pooled(s.cpu for s in bare)
+    wall, bare_wall = pooled(s.wall for s in arm), pooled(s.wall for s in bare)
+    pairs = list(zip(arm, bare, strict=True))
+    us = 1e6
+    return Added(
+        median=us * (middle(cpu) - middle(bare_cpu)),
+        p5=us * (percentile(cpu, 5) - percentile(bare_cpu, 5)),
+        mean=us * middle([s.cpu.mean() - b.cpu.mean() for s, b in pairs]),
+        wall=us * (middle(wall) - middle(bare_wall)),
+        wall_p5=us * (percentile(wall, 5) - percentile(bare_wall, 5)),
+        process=us * middle([s.process - b.process for s, b in pairs]),
+    )
+
+
+def step_us(steps: Sequence[Steps]) -> dict[str, float]:
+    """What a step takes, to read the differences beside."""
+    return {
+        "bare step, cpu median": 1e6 * middle(pooled(s.cpu for s in steps)),
+        "bare step, wall median": 1e6 * middle(pooled(s.wall for s in steps)),
+    }

@@ -1,0 +1,139 @@
+"""What a step costs more: nobody there, everything on, a dashboard that stalls or dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from benchmarks import fits, peers
+from benchmarks.figures import Row
+from benchmarks.fits import Arm
+from otf_lightning import OnTheFlyCallback
+
+IDLE_US: Final = 50.0
+FULL_SHARE: Final = 0.01
+FULL_STEP_S: Final = 0.020
+BARE: Final = Arm("bare")
+CSV: Final = Arm("CSVLogger", logger=CSVLogger)
+TENSORBOARD: Final = Arm("TensorBoardLogger", logger=TensorBoardLogger)
+
+
+def attached(dashboard: str = "auto", telemetry: Any = "full") -> Callable[[Path], L.Callback]:
+    """Makes our callback."""
+    return lambda tmp: OnTheFlyCallback(
+        project="bench", save_dir=tmp, dashboard=dashboard, telemetry=telemetry
+    )
+
+
+def step_idle(*, quick: bool, tmp: Path) -> list[Row]:
+    """Tiny model, nobody there: telemetry off against its limit, full beside the loggers."""
+    off = Arm("telemetry off", attached(telemetry="off"))
+    full = Arm("telemetry full", attached())
+    work = fits.Workload((64, 32, 10), 16, steps=60, warm_up=20) if quick else fits.TINY
+    arms = [BARE, off, full, CSV, TENSORBOARD]
+    found = fits.alternate(arms, work, rounds=2 if quick else 12, tmp=tmp)
+    cost = {arm.name: fits.added(found[arm.name], found["bare"]) for arm in arms[1:]}
+    rivals = {name: cost[name].judged for name in ("CSVLogger", "TensorBoardLogger")}
+    beside = {**rivals, **fits.step_us(found["bare"])}
+    return [
+        Row(
+            bench="step_idle",
+            what=f"added per step, tiny model, nobody there, {name}",
+            unit="us",
+            ours=cost[name].judged,
+            limit=IDLE_US if name == off.name else None,
+            spread=cost[name].spread(),
+            rivals=beside,
+        )
+        for name in (off.name, full.name)
+    ]
+
+
+def step_full(*, quick: bool, tmp: Path) -> list[Row]:
+    """A step of real length, everything measured, a real dashboard connected and reading."""
+    work = fits.of_length(
+        0.004 if quick else FULL_STEP_S, steps=15 if quick else 60, warm_up=5 if quick else 20
+    )
+    full = Arm("telemetry full", attached(), connected=True)
+    arms = [BARE, full, CSV, TENSORBOARD]
+    with peers.dashboard(tmp):
+        found = fits.alternate(arms, work, rounds=1 if quick else 10, tmp=tmp)
+    cost = {arm.name: fits.added(found[arm.name], found["bare"]) for arm in arms[1:]}
+    bare = fits.step_us(found["bare"])
+    share = 100.0 / bare["bare step, cpu median"]
+    return [
+        Row(
+            bench="step_full",
+            what="added per step, about 20 ms of computation, full telemetry, dashboard reading",
+            unit="% of the step",
+            ours=share * cost[full.name].median,
+            limit=100.0 * FULL_SHARE,
+            spread={f"{name}, us": value for name, value in cost[full.name].spread().items()},
+            rivals={
+                **{f"{arm.name}, %": share * cost[arm.name].median for arm in (CSV, TENSORBOARD)},
+                **{f"{name}, us": value for name, value in bare.items()},
+            },
+        ),
+    ]
+
+
+def stalled_dashboard(*, quick: bool, tmp: Path) -> list[Row]:
+    """A dashboard that stops reading, and one killed in the middle, beside nobody there."""
+    work = fits.Workload((64, 32, 10), 16, steps=60, warm_up=20) if quick else fits.TINY
+    nobody = Arm("nobody there", attached())
+    with peers.peer("stall") as (address, _):
+        stalled = Arm("stalled", attached(address), connected=True)
+        with_kills = _Killed(tmp, at=work.warm_up + work.steps // 2)
+        arms = [nobody, stalled, with_kills.arm]
+        with with_kills:
+            found = fits.alternate(arms, work, rounds=2 if quick else 8, tmp=tmp)
+    rows = []
+    for arm in arms[1:]:
+        cost = fits.added(found[arm.name], found[nobody.name])
+        rows.append(
+            Row(
+                bench="stalled_dashboard",
+                what=f"added per step beside nobody there, full telemetry, dashboard {arm.name}",
+                unit="us",
+                ours=cost.judged,
+                limit=IDLE_US,
+                spread=cost.spread(),
+                rivals=fits.step_us(found[nobody.name]),
+            )
+        )
+    return rows
+
+
+class _Killed:
+    """An arm whose dashboard is started before each fit and killed in the middle of it."""
+
+    def __init__(self, tmp: Path, *, at: int) -> None:
+        self._tmp, self._at = tmp, at
+        self._open: Any = None
+        self._process: Any = None
+        self.arm = Arm("killed", self._attach, connected=True, at_step=self._step)
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _attach(self, tmp: Path) -> L.Callback:
+        self._close()
+        self._open = peers.dashboard(self._tmp)
+        self._process = self._open.__enter__()
+        return attached()(tmp)
+
+    def _step(self, batch_idx: int) -> None:
+        if batch_idx == self._at:
+            self._process.kill()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None

@@ -1,0 +1,76 @@
+"""The benchmarks run and say something; how fast anything is, no test here says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks.figures import Row
+
+
+@pytest.mark.timeout(120)
+def test_a_short_run_gives_a_row_for_each_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_quieten", lambda: None)  # it changes the process for good
+    names = ["events_per_s", "stalled_memory", "checkpoint_block"]
+    code = bench.main([*names, "--quick", "--json", str(tmp_path / "rows.json")])
+
+    told = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["bench"] for row in told["rows"]} == set(names)
+    assert len(told["rows"]) == 5
+    for row in told["rows"]:
+        assert math.isfinite(row["ours"])
+        assert row["ours"] > 0
+    over = any(row["held"] == "over twice" for row in told["rows"])
+    assert code == int(over)
+    shown = capsys.readouterr().out
+    for row in told["rows"]:
+        assert row["what"] in shown
+
+
+@pytest.mark.timeout(120)
+def test_a_step_is_compared_with_the_bare_run_and_both_loggers(tmp_path: Path) -> None:
+    rows = bench._alone("step_idle", tmp_path, quick=True)
+
+    assert [row.what.rpartition(", ")[2] for row in rows] == ["telemetry off", "telemetry full"]
+    for row in rows:
+        assert {"CSVLogger", "TensorBoardLogger", "bare step, cpu median"} <= set(row.rivals)
+        assert set(row.spread) == {
+            "cpu median", "cpu p5", "cpu mean", "wall median", "wall p5", "all threads' cpu",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ours", "limit", "at_least", "held"),
+    [
+        (50.0, 50.0, False, "yes"),
+        (-3.0, 50.0, False, "yes"),
+        (50.1, 50.0, False, "no"),
+        (100.0, 50.0, False, "no"),
+        (100.1, 50.0, False, "over twice"),
+        (30_000.0, 30_000.0, True, "yes"),
+        (29_999.0, 30_000.0, True, "no"),
+        (14_999.0, 30_000.0, True, "over twice"),
+        (7.0, None, False, "-"),
+    ],
+)
+def test_a_figure_is_held_against_its_limit(
+    ours: float, limit: float | None, at_least: bool, held: str
+) -> None:
+    row = Row(bench="b", what="w", unit="us", ours=ours, limit=limit, at_least=at_least)
+    assert row.held == held
+    assert row.to_json()["held"] == held
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["step_idel"])
+    assert ended.value.code == 2
+    assert "step_idle" in capsys.readouterr().err
