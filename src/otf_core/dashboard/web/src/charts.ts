@@ -213,7 +213,10 @@ export class Chart {
       values: (_, splits) => splits.map((value) => (value === null ? "" : tick(value))),
       space: large ? 34 : 26,
     };
-    if (log) y.splits = (_u, _i, min, max) => logSplits(min, max);
+    if (log) {
+      y.splits = (_u, _i, min, max) => logSplits(min, max);
+      y.filter = (_u, splits) => splits; // uPlot would label whole decades only
+    }
     const points = metric.sparse
       ? { show: true, size: 5, fill: colours.line, stroke: colours.line, width: 0 }
       : { show: false };
@@ -291,7 +294,7 @@ export class Chart {
       ctx.textAlign = "left";
       ctx.textBaseline = "alphabetic";
       ctx.font = colours.font.replace("11px", `${11 * px}px`);
-      if (left + width - x(last) > 70 * px) ctx.fillText(scene.ended, x(last) + 10 * px, top + 14 * px);
+      if (left + width - x(last) > 70 * px) ctx.fillText(scene.ended, x(last) + 10 * px, top + height - 8 * px);
     }
     if (this.large) {
       this.pauses(ctx, scene, x, top, height, colours, px);
