@@ -80,31 +80,34 @@ class Columns:
         self._ts.append(ts if type(ts) is float or is_count(ts) else NAN)
         gen = event.get("run_gen")
         self._gen.append(gen if is_count(gen) else 0)
-        for name, value in event.items():
-            if name not in NOT_METRICS:
-                self._put(name, value, row)
+        filled = self._put_all(event, row)
         logged = event.get("metrics")
         if isinstance(logged, dict):
-            for name, value in logged.items():
-                if name not in event and name not in NOT_METRICS:
-                    self._logged.add(name)
-                    self._put(name, value, row)
-        for column in self._values.values():
-            if len(column) == row:
-                column.append(NAN)
+            own = {name: value for name, value in logged.items() if name not in event}
+            self._logged.update(own.keys() - NOT_METRICS)
+            filled += self._put_all(own, row)
+        if filled < len(self._values):
+            for column in self._values.values():
+                if len(column) == row:
+                    column.append(NAN)
         if row + 1 > self._limit():
             self.thin()
 
-    def _put(self, name: str, value: Any, row: int) -> None:
-        if type(value) is not float and not is_count(value):
-            return
-        column = self._values.get(name)
-        if column is None:
-            if len(self._values) >= MAX_NAMES:
-                return
-            column = self._values[name] = array("d", [NAN]) * row
-        if len(column) == row:
+    def _put_all(self, fields: Mapping[str, Any], row: int) -> int:
+        """Append the numbers among the fields; how many there were."""
+        values, filled = self._values, 0
+        for name, value in fields.items():
+            # One look for the common case: this runs for every field of every step.
+            if type(value) is not float and not is_count(value):
+                continue
+            column = values.get(name)
+            if column is None:
+                if name in NOT_METRICS or len(values) >= MAX_NAMES:
+                    continue
+                column = values[name] = array("d", [NAN]) * row
             column.append(value)
+            filled += 1
+        return filled
 
     def _limit(self) -> int:
         return min(self._max_rows, MAX_CELLS // (4 + len(self._values)))

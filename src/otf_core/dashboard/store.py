@@ -316,7 +316,10 @@ class Store:
         current = newest and event["event_seq"] >= session.known_last_seq
         if kind == "trainStep":
             run = self._run_of(session, event)
-            run.columns.setdefault(session.session_id, Columns(self._max_rows)).add(event)
+            columns = run.columns.get(session.session_id)
+            if columns is None:
+                columns = run.columns[session.session_id] = Columns(self._max_rows)
+            columns.add(event)
             self._bound(run)
             if newest:
                 run.note_step(event)
