@@ -377,3 +377,29 @@ def test_the_replay_for_a_legacy_host_goes_up_to_where_live_goes_on(rig: Rig) ->
     rig.add(3)
 
     assert rig.journal.legacy_replay() == ([line(1)], 3)
+
+
+def test_what_fell_out_before_a_write_keeps_the_rest_off_the_disk(tmp_path: Path) -> None:
+    """The number of a line in the file is that of its event, so no hole may come there."""
+    rig = Rig(tmp_path / "s.jsonl", memory_bytes=1000)
+    rig.add(200)
+    rig.journal.start()
+    rig.journal.sync()
+    assert rig.lost.wait(10)
+    rig.journal.close()
+
+    assert (tmp_path / "s.jsonl").read_bytes() == b""
+    assert rig.journal.first_seq > 100
+    assert not rig.journal.complete
+    assert rig.read() == lines(rig.journal.first_seq, rig.last)
+
+
+def test_a_late_event_is_found_by_the_index_and_not_by_reading_from_the_start(rig: Rig) -> None:
+    rig.journal.start()
+    rig.add(300)
+    rig.journal.close()
+    assert rig.journal.path is not None
+    with rig.journal.path.open("r+b") as file:
+        file.write(b"\n" * 10)  # would be counted as lines
+
+    assert rig.read(256) == lines(257, 300)
