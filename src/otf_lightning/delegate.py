@@ -92,6 +92,10 @@ class LightningFrameworkDelegate:
         """See evaluation.run_test."""
         return evaluation.run_test(self._trainer, self._test_dataloaders, on_batch)
 
+    def leaving(self) -> bool:
+        """Lightning's handler notes SIGTERM; it acts on it after the next batch."""
+        return bool(self._trainer.received_sigterm)
+
     def request_stop(self) -> None:
         """End here, also where the script asked for more epochs or steps at least."""
         fit = self._trainer.fit_loop

@@ -136,6 +136,9 @@ class FakeDelegate:
             raise self.raises
         return Evaluation(metrics={"acc": 0.5}, avg_loss=self.avg_loss, seconds=0.25)
 
+    def leaving(self) -> bool:
+        return False
+
     def request_stop(self) -> None:
         self._rig.tape.append("request_stop")
 

@@ -15,7 +15,15 @@ from functools import partial
 
 import pytest
 
-from otf_core.control.gate import MOVES, IllegalMoveError, Move, PauseGate, State, next_state
+from otf_core.control.gate import (
+    LOOK_S,
+    MOVES,
+    IllegalMoveError,
+    Move,
+    PauseGate,
+    State,
+    next_state,
+)
 from tests.control.script import FOREVER, Script
 
 
@@ -396,3 +404,20 @@ def test_a_reader_thread_nudges_and_lets_the_training_thread_go() -> None:
 
     here = threading.current_thread().name
     assert tape == [("paused", here), ("resumed", here)]
+
+
+def test_a_process_that_is_told_to_end_is_not_held() -> None:
+    world, tape, told = Script(), [], [False, True]
+    gate = PauseGate(
+        lambda what, causes: tape.append((what, *causes)),
+        clock=world.clock,
+        wakeup=world,
+        leave=lambda: told.pop(0),
+    )
+    gate.request("user")
+    gate.request("action")
+
+    assert gate.wait_until_resumed() == 2 * LOOK_S
+    assert world.sleeps_s == [LOOK_S, LOOK_S]
+    assert tape == [("paused", "user", "action"), ("resumed",)]
+    assert gate.state is State.IDLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -52,10 +53,12 @@ def test_no_source_has(pattern: str, why: str) -> None:
 
 
 def test_every_thread_has_a_name() -> None:
-    made = [
-        f"{path.relative_to(ROOT)}: {call[:60]}"
+    nameless = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in SOURCES
-        for call in re.findall(r"Thread\([^)]*", path.read_text())
-        if "name=" not in call and call != "Thread("
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("Thread", "threading.Thread")
+        and "name" not in {keyword.arg for keyword in node.keywords}
     ]
-    assert not made
+    assert not nameless

@@ -142,7 +142,7 @@ def test_the_learning_rate_shows_what_was_read_back_and_nothing_else(
     assert json.loads(current.get_attribute("data-current") or "") == read_back
     page.locator(".rc").first.click()
     expect(page.locator("dialog")).to_contain_text(f"read back: lr = {read_back}")
-    expect(page.locator("dialog code")).to_have_text("otf set resnet18-baseline lr=0.06")
+    expect(page.locator("dialog code")).to_have_text("otf set lr 0.06 --run resnet18-baseline")
 
 
 def test_a_refused_value_keeps_the_old_one_and_offers_the_nearest(
@@ -189,7 +189,7 @@ def test_stop_asks_first_and_the_safe_button_has_the_focus(
     nothing_sent(dashboard, page)
     control(page, "stop").get_by_role("button").click()
     dialog.get_by_text("Stop without saving").first.click()
-    expect(dialog.locator("code")).to_have_text("otf stop resnet18-baseline --no-save")
+    expect(dialog.locator("code")).to_have_text("otf stop --no-save --run resnet18-baseline")
     dialog.get_by_role("button", name="Stop without saving").click()
     sent = dashboard.command()
     assert (sent["cmd"], sent["payload"]) == ("stop", {"save": False})

@@ -64,6 +64,10 @@ def journal_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
+def last_step(folder: Path) -> int:
+    return max(e["event_seq"] for e in journal_of(folder) if e["type"] == "trainStep")
+
+
 def shown(page: Page) -> dict[str, tuple[int, float]]:
     """Metric -> the event it says it comes from, and the value."""
     cells = page.locator("[data-metric][data-seq]").all()
@@ -90,12 +94,16 @@ def test_what_the_screen_says_is_what_the_journal_says(
         )
         page.get_by_role("button", name=re.compile("^Pause")).first.click()
         expect(band).to_have_attribute("data-state", "paused", timeout=20_000)
+        # "paused" itself is told when the file of the pause is complete, and the reply after it.
+        expect(page.locator(".rc").first).to_contain_text("applied at step", timeout=20_000)
+        expect(
+            page.locator(f"[data-metric=loss][data-seq='{last_step(folder)}']").first
+        ).to_be_attached()
         events = {e["event_seq"]: e for e in journal_of(folder)}
         paused = next(e for e in events.values() if e["type"] == "paused")
         expect(band).to_have_attribute("data-step", str(paused["step"]))
 
         last = max(s for s, e in events.items() if e["type"] == "trainStep")
-        expect(page.locator(f"[data-metric=loss][data-seq='{last}']").first).to_be_attached()
         values = shown(page)
         assert {"loss", "val_loss", "accuracy", "lr", "grad_norm", "weight_norm"} <= values.keys()
         for name, (seq, value) in values.items():

@@ -128,7 +128,7 @@ class ConsoleAction:
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
         self._test_label = test_label
         self.safe_point = SafePoint(self._attend)
-        self.gate = PauseGate(self._announce)
+        self.gate = PauseGate(self._announce, leave=delegate.leaving)
         self.bus: ControlBus
         self._router: CommandRouter
         self._pauses: list[Waiter] = []  # to be answered on arrival

@@ -68,6 +68,9 @@ class ControlDelegate(Protocol):
     def run_test(self, on_batch: OnBatch) -> Evaluation:
         """Test without leaving a trace in the training; raises as run_validation does."""
 
+    def leaving(self) -> bool:
+        """Whether the process has been told to end (SIGTERM), so that no pause may hold it."""
+
     def request_stop(self) -> None:
         """Let the loop end after the step that is done; the framework's own ending runs."""
 

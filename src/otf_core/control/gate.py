@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 from otf_core.errors import LocalProtocolError
+
+LOOK_S: Final = 0.5
 
 Announce = Callable[[Literal["paused", "resumed"], tuple[str, ...]], None]
 
@@ -87,6 +89,8 @@ class PauseGate:
             all were taken back). Must not raise.
         clock: seconds, monotonic.
         wakeup: what the training thread sleeps on; tests pass a scripted one.
+        leave: asked while standing, every ``LOOK_S``; True ends the pause, whoever asked for it.
+            A signal's handler runs on the very thread that sleeps here, and wakes nobody.
     """
 
     def __init__(
@@ -95,8 +99,10 @@ class PauseGate:
         *,
         clock: Callable[[], float] = time.monotonic,
         wakeup: threading.Condition | None = None,
+        leave: Callable[[], bool] | None = None,
     ) -> None:
         self._announce = announce
+        self._leave = leave
         self._clock = clock
         # A plain Lock, not the default RLock: a call back into the gate under its own lock is a
         # mistake, and should show as one.
@@ -202,8 +208,12 @@ class PauseGate:
             left_s = self._drop_overdue(overdue)
             if self._state is State.HELD and not self._nudged:
                 # Condition.wait cannot take infinity.
-                self._wakeup.wait(min(left_s, threading.TIMEOUT_MAX))
+                longest_s = threading.TIMEOUT_MAX if self._leave is None else LOOK_S
+                self._wakeup.wait(min(left_s, longest_s))
                 self._drop_overdue(overdue)
+                if self._leave is not None and self._leave():
+                    for cause in list(self._causes):
+                        self._drop(cause)
             self._nudged = False
             if self._state is State.HELD:
                 return False

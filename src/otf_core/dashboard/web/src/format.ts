@@ -27,6 +27,15 @@ export function sig(value: number | null | undefined): string {
   return value.toFixed(3);
 }
 
+/** A value of a setting where a line is short: four digits, where `setting` gives them all. */
+export function brief(value: unknown): string {
+  return setting(
+    typeof value === "number" ? Number(value.toPrecision(4))
+      : Array.isArray(value) ? value.map((one) => (typeof one === "number" ? Number(one.toPrecision(4)) : one))
+        : value,
+  );
+}
+
 /** A setting: shown with all its figures, for it must read as it is. */
 export function setting(value: unknown): string {
   if (typeof value === "number") {

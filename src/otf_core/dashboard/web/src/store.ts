@@ -36,6 +36,8 @@ export interface Held extends Receipt {
   mine: boolean;
 }
 
+const READS = new Set(["status", "ping", "list_params", "list_checkpoints"]);
+
 /** The events of one session. */
 export class SessionData {
   readonly columns = new Columns();
@@ -174,10 +176,11 @@ class Store {
     return session.run_id === null ? undefined : this.runs.get(session.run_id);
   }
 
+  /** Newest first. A command that only reads changes nothing that anybody has to be told of. */
   receiptsOf(session_id: string): Held[] {
-    return [...(this.receipts.get(session_id)?.values() ?? [])].sort(
-      (a, b) => b.first_ms - a.first_ms,
-    );
+    return [...(this.receipts.get(session_id)?.values() ?? [])]
+      .filter((one) => !READS.has(one.cmd))
+      .sort((a, b) => b.first_ms - a.first_ms);
   }
 
   take(message: FromServer): void {

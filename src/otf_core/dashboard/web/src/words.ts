@@ -1,7 +1,7 @@
 /** Names of commands and settings, and what came of a command, in words. Pure functions. */
 
 import { isDict } from "./columns";
-import { count, setting, sig, span } from "./format";
+import { count, setting, brief, sig, span } from "./format";
 import type { Json, Param } from "./types";
 import type { Held } from "./store";
 
@@ -58,13 +58,13 @@ export function what(receipt: Held, params: Param[]): string {
     const name = paramName(payload["path"]);
     const data = receipt.reply?.data;
     if (isDict(data) && "new" in data) {
-      return `${name} ${setting(data["old"])} → ${setting(data["new"])}`;
+      return `${name} ${brief(data["old"])} → ${brief(data["new"])}`;
     }
     if ("mul" in payload) return `${name} × ${setting(payload["mul"])}`;
     const now = params.find((param) => param.path === payload["path"])?.value;
     return now === undefined
       ? `${name} → ${setting(payload["value"])}`
-      : `${name} ${setting(now)} → ${setting(payload["value"])}`;
+      : `${name} ${brief(now)} → ${brief(payload["value"])}`;
   }
   if (receipt.cmd === "stop") return payload["save"] === false ? "Stop without saving" : "Stop and save";
   return verb(receipt.cmd);
@@ -158,11 +158,13 @@ const CLI: Record<string, string> = {
 
 /** The same command on the command line. */
 export function cli(cmd: string, payload: Record<string, Json>, run: string): string {
-  const name = shell(run);
-  if (cmd === "set_param") return `otf set ${name} ${shell(`${payload["path"]}=${setting(payload["value"])}`)}`;
-  if (cmd === "stop") return `otf stop ${name}${payload["save"] === false ? " --no-save" : ""}`;
+  const which = `--run ${shell(run)}`;
+  if (cmd === "set_param") {
+    return `otf set ${shell(String(payload["path"]))} ${shell(setting(payload["value"]))} ${which}`;
+  }
+  if (cmd === "stop") return `otf stop ${payload["save"] === false ? "--no-save " : ""}${which}`;
   const known = CLI[cmd];
-  return known === undefined ? "" : `otf ${known} ${name}`;
+  return known === undefined ? "" : `otf ${known} ${which}`;
 }
 
 function shell(text: string): string {
