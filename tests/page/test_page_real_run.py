@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,16 @@ def journal_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def last_step(folder: Path) -> int:
-    return max(e["event_seq"] for e in journal_of(folder) if e["type"] == "trainStep")
+def journal_with(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The journal once it holds such an event: it is written ten times a second."""
+    turn = threading.Event()
+    for _ in range(200):
+        events = journal_of(folder)
+        if any(event["type"] == kind for event in events):
+            return events
+        turn.wait(0.05)
+    msg = f"no {kind} in the journal"
+    raise TimeoutError(msg)
 
 
 def shown(page: Page) -> dict[str, tuple[int, float]]:
@@ -96,14 +105,12 @@ def test_what_the_screen_says_is_what_the_journal_says(
         expect(band).to_have_attribute("data-state", "paused", timeout=20_000)
         # "paused" itself is told when the file of the pause is complete, and the reply after it.
         expect(page.locator(".rc").first).to_contain_text("applied at step", timeout=20_000)
-        expect(
-            page.locator(f"[data-metric=loss][data-seq='{last_step(folder)}']").first
-        ).to_be_attached()
-        events = {e["event_seq"]: e for e in journal_of(folder)}
+        events = {e["event_seq"]: e for e in journal_with(folder, "paused")}
         paused = next(e for e in events.values() if e["type"] == "paused")
         expect(band).to_have_attribute("data-step", str(paused["step"]))
 
         last = max(s for s, e in events.items() if e["type"] == "trainStep")
+        expect(page.locator(f"[data-metric=loss][data-seq='{last}']").first).to_be_attached()
         values = shown(page)
         assert {"loss", "val_loss", "accuracy", "lr", "grad_norm", "weight_norm"} <= values.keys()
         for name, (seq, value) in values.items():
