@@ -206,7 +206,8 @@ def _headless(args: argparse.Namespace, out: Console) -> int:
         out.print("the run has no journal")
         return 1
     rows, missing = summary(journal)
-    table = Table("what", "according to its journal", title=str(journal.parent.parent))
+    table = Table("what", title=str(journal.parent.parent))
+    table.add_column("according to its journal", overflow="fold")
     for row in rows:
         table.add_row(*row)
     out.print(table)
