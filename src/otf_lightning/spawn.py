@@ -23,6 +23,8 @@ def start_dashboard(save_dir: Path) -> str:
             command,
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
+            # It outlives the run, and must not hold a pipe that the run's stderr goes to.
+            stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
         )
