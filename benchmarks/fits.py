@@ -199,14 +199,18 @@ def alternate(
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What an arm's step takes more than the bare one's, in microseconds."""
+    """What an arm's step takes more than the bare one's, in microseconds.
 
-    median: float  # CPU of the training thread, medians of all steps
-    p5: float  # the same, 5th percentiles
-    mean: float  # the same, means of a fit; the median over rounds
-    wall: float  # wall time, medians of all steps
+    Each is the median over rounds of the difference of two fits of the same round, so that what
+    else the machine does in the meantime meets both.
+    """
+
+    median: float  # CPU of the training thread
+    p5: float  # the same, 5th percentiles of the fits
+    mean: float  # the same, means of the fits
+    wall: float  # wall time, medians of the fits
     wall_p5: float
-    process: float  # CPU of all threads, means of a fit; the median over rounds
+    process: float  # CPU of all threads
 
     @property
     def judged(self) -> float:
@@ -227,17 +231,18 @@ class Added:
 
 def added(arm: Sequence[Steps], bare: Sequence[Steps]) -> Added:
     """The difference of two arms that ran in the same rounds."""
-    cpu, bare_cpu = pooled(s.cpu for s in arm), pooled(s.cpu for s in bare)
-    wall, bare_wall = pooled(s.wall for s in arm), pooled(s.wall for s in bare)
     pairs = list(zip(arm, bare, strict=True))
-    us = 1e6
+
+    def between(figure: Callable[[Steps], float]) -> float:
+        return 1e6 * middle([figure(steps) - figure(plain) for steps, plain in pairs])
+
     return Added(
-        median=us * (middle(cpu) - middle(bare_cpu)),
-        p5=us * (percentile(cpu, 5) - percentile(bare_cpu, 5)),
-        mean=us * middle([s.cpu.mean() - b.cpu.mean() for s, b in pairs]),
-        wall=us * (middle(wall) - middle(bare_wall)),
-        wall_p5=us * (percentile(wall, 5) - percentile(bare_wall, 5)),
-        process=us * middle([s.process - b.process for s, b in pairs]),
+        median=between(lambda steps: middle(steps.cpu)),
+        p5=between(lambda steps: percentile(steps.cpu, 5)),
+        mean=between(lambda steps: float(steps.cpu.mean())),
+        wall=between(lambda steps: middle(steps.wall)),
+        wall_p5=between(lambda steps: percentile(steps.wall, 5)),
+        process=between(lambda steps: steps.process),
     )
 
 

@@ -111,7 +111,9 @@ def read(listener: LoopbackListener, count: int) -> None:
 
 
 def pause(listener: LoopbackListener, count: int) -> None:
-    """Pauses and resumes ``count`` times, then stops the run; says when each was asked and held."""
+    """Pauses and resumes ``count`` times, then stops the run; says when each was asked and held,
+    the latter as the event ``state`` says; ``paused`` comes later, with the file.
+    """
     with FakeDashboard.on(listener, patience_s=60.0) as run:
         run.hello()
         run.expect("trainStep")
@@ -121,7 +123,7 @@ def pause(listener: LoopbackListener, count: int) -> None:
             time.sleep(0.02 + 0.0037 * (number % 7))
             asked = time.time()
             request = run.send("pause")
-            held = run.expect("paused")["ts"]
+            held = run.expect("state", state="paused")["ts"]
             run.reply_to(request)
             replied = time.time()
             resumed_at = time.time()
