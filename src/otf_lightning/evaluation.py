@@ -143,7 +143,7 @@ def _parked(trainer: L.Trainer) -> Iterator[None]:
     val_time = inside.last_val_time(trainer)
     data = dict(vars(datamodule)) if datamodule is not None else {}
     generators = [(g, generator_state(g)) for g in _generators(trainer)]
-    with parked_rng():
+    with parked_rng(), inside.pools_aside(trainer):
         try:
             yield
         finally:
