@@ -95,8 +95,9 @@ def fitting(
         fit.start()
         with FakeDashboard.on(listener, patience_s=PATIENCE_S) as dashboard:
             fit.dashboard = dashboard
-            dashboard.hello()
-            dashboard.request("resume_from", {"seq": 0})
+            # Asked for in the hello itself: what comes between it and a resume_from comes twice.
+            ours = dashboard.expect("hello")["session_id"]
+            dashboard.hello(session_id=ours, last_seq=0)
             try:
                 yield fit
             finally:
