@@ -235,3 +235,26 @@ def test_the_same_costs_give_the_same_plan(script: list[tuple[str, float]]) -> N
         return [*tape, governor.cadence()]
 
     assert run() == run()
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "expected"),
+    [
+        (0.0, 4),  # 100 us are allowed: 4e-4 / 4
+        (49e-6, 8),  # 51 us: / 8 is 50
+        (51e-6, 16),  # 49 us
+        (74e-6, 16),  # 26 us: / 16 is 25
+        (76e-6, 16),  # 24 us would be left; a quarter of the budget is kept, 25
+        (5.0, 16),
+    ],
+)
+def test_what_is_taken_at_every_step_comes_out_of_the_budget_down_to_a_quarter(
+    fixed_s: float, expected: int
+) -> None:
+    governor = Governor()
+    for step in range(1, 200):
+        if governor.due("a", step):
+            governor.record("a", 4e-4)
+        governor.fixed(fixed_s)
+        governor.step_time(STEP_S)
+    assert every(governor, "a") == expected

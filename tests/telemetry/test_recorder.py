@@ -24,6 +24,7 @@ class Always:
         self.never: set[str] = set()
         self.asked: list[tuple[str, int]] = []
         self.times_s: list[float] = []
+        self.fixed_s: list[float] = []
         self.costs: list[str] = []
 
     def due(self, name: str, step: int) -> bool:
@@ -36,6 +37,9 @@ class Always:
 
     def record(self, name: str, _cost_s: float) -> None:
         self.costs.append(name)
+
+    def fixed(self, seconds: float) -> None:
+        self.fixed_s.append(seconds)
 
     def step_time(self, seconds: float) -> None:
         self.times_s.append(seconds)
@@ -342,3 +346,19 @@ def test_the_cadence_is_that_of_governor_and_sampler() -> None:
     assert cadence["grad_norm"] == {"every": 5, "unit": "step"}
     assert cadence["loss"] == {"every": 1, "unit": "step"}
     assert "val_loss" not in cadence
+
+
+def test_what_telling_a_step_takes_is_told_to_the_governor_with_the_next_one() -> None:
+    rig = Rig()
+    rates = iter([0.25, 0.5, 0.125])  # binary fractions, so that the sums are exact
+
+    def lrs() -> list[float]:
+        rig.now_s += next(rates)
+        return [0.1]
+
+    for step in (1, 2, 3):
+        rig.step(step, lrs=lrs)
+        rig.boundary(step, lrs=lrs)  # a second look at the same step tells nothing
+
+    # The batch's own time, 3 s, is not among it.
+    assert rig.governor.fixed_s == [0.0, 0.25, 0.5]

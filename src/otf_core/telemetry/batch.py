@@ -32,6 +32,9 @@ def batch_size(batch: Any) -> int | None:
 
     None where none is found. Looks at shapes only, so a device is not waited for.
     """
+    # What nearly every loader gives; else looked for, which takes several times as long.
+    if type(batch) in (list, tuple) and batch and type(batch[0]) is Tensor and batch[0].ndim:
+        return batch[0].shape[0]
     try:
         return _leading(batch, 0)
     except Exception:  # noqa: BLE001 -- boundary: containers of the user may raise anything

@@ -2,6 +2,8 @@
 
 Rule 1: what is due depends on the step's number and on the costs told so far, on nothing else.
 Rule 2: thinned at once when the budget is passed; made denser only when there is clearly room.
+Rule 3: what telemetry takes at every step comes out of the same budget; a part is kept for the
+costly ones, since on a step of a millisecond it would leave them nothing.
 
 What is measured is the time on the host. Kernels of a GPU run beside it: there the figure is what
 launching them costs, and a metric whose kernels themselves are heavy costs more than it says.
@@ -15,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final
 
 MAX_EVERY: Final = 1024
+KEPT: Final = 0.25  # part of the budget that is the costly metrics' own, whatever the rest takes
 ROOM: Final = 0.7  # denser only if the sum then stays below this part of the budget
 WARM_UP: Final = 3  # measurements until a cost is believed
 WARM_UP_EVERY: Final = 8  # the longest interval until then: the first call also pays for loading
@@ -31,7 +34,7 @@ class Governor:
     compute), so that each has a value at the first step.
 
     Args:
-        budget: what all costly metrics together may take, as a part of the step time.
+        budget: what telemetry may take, as a part of the step time.
         clock: seconds, for ``measure``.
     """
 
@@ -46,6 +49,7 @@ class Governor:
         self._costs: dict[str, _Cost] = {}
         self._masks: dict[str, int] = {}
         self._step = _Mean()
+        self._fixed = _Mean()
 
     def due(self, name: str, step: int) -> bool:
         """Whether to compute the metric at this step; asking changes nothing."""
@@ -64,6 +68,10 @@ class Governor:
         self._step.add(seconds)
         if self._step.count <= WARM_UP or self._step.count % LOOK_EVERY == 0:
             self._balance()
+
+    def fixed(self, seconds: float) -> None:
+        """What was taken at this step beside the costly metrics; before its ``step_time``."""
+        self._fixed.add(seconds)
 
     def measure(self, name: str) -> _Measure:
         """``with governor.measure("weight_norm"): …`` records what the block cost."""
@@ -86,7 +94,8 @@ class Governor:
         }
 
     def _balance(self) -> None:
-        allowed_s = self.budget * self._step.value
+        budget_s = self.budget * self._step.value
+        allowed_s = max(budget_s - self._fixed.value, KEPT * budget_s)
         if allowed_s > 0.0:
             costs = list(self._costs.values())
             total_s = sum(cost.share for cost in costs)

@@ -70,6 +70,7 @@ class StepRecorder:
         self._fetch_from_s = self._began_s = 0.0
         self._active_s = self._wait_s = 0.0
         self._samples, self._batches = 0, 0
+        self._own_s = 0.0  # taken here since the last step was told, the costly metrics apart
         self.last_step_s: float | None = None
         self.latest: dict[str, Any] = {}  # newest value of loss, val_loss, accuracy, and the step
 
@@ -103,6 +104,7 @@ class StepRecorder:
         self._loss = loss
         self._batches += 1
         self._samples += batch_size(batch) or 0
+        self._own_s += self._clock() - now
         if self._tracker.armed:
             self._zeros = self._tracker.disarm()
             self.governor.record("activation_zero_frac", self._tracker.cost_s)
@@ -129,6 +131,7 @@ class StepRecorder:
         """
         if self.level == "off" or step == self._step:
             return
+        begun = self._clock()
         self._step = step
         new = {name: v for name, v in logged.items() if self._seen.get(name) is not v}
         self._seen = dict(logged)
@@ -139,6 +142,7 @@ class StepRecorder:
         self._late.put(self._known(step, global_step, epoch, tuple(new), len(rates)), values)
         self._start_step()
         self._send(self._late.ready())
+        self._own_s += self._clock() - begun
 
     def flush(self) -> None:
         """Emit what is still on its way; waits for the device. Before ``paused`` and at the end."""
@@ -181,6 +185,8 @@ class StepRecorder:
             if gpu is not None:
                 fields["mem_vram"], fields["gpu_util"] = gpu.mem_used_mib, gpu.util_pct
         if active_s:
+            self.governor.fixed(self._own_s)
+            self._own_s = 0.0
             self.governor.step_time(active_s)
             self.last_step_s = active_s
         # By all that was ever logged, so that a name means the same at every step.
