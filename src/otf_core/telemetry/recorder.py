@@ -33,6 +33,7 @@ _GRAD: Final = " grad_norm"
 _WEIGHT: Final = " weight_norm"
 _ZEROS: Final = " activation_zero_frac"
 _LR: Final = " lr"
+_MAIN: Final = ("loss", "val_loss", "accuracy", "step")
 
 
 class StepRecorder:
@@ -69,6 +70,7 @@ class StepRecorder:
         self._grads: list[torch.Tensor | None] = []
         self._fetch_from_s = self._began_s = 0.0
         self._active_s = self._wait_s = 0.0
+        self._lr_names: list[str] = []  # made once, a step has no use for new ones
         self._samples, self._batches = 0, 0
         self._own_s = 0.0  # taken here since the last step was told, the costly metrics apart
         self.last_step_s: float | None = None
@@ -135,11 +137,16 @@ class StepRecorder:
         self._step = step
         new = {name: v for name, v in logged.items() if self._seen.get(name) is not v}
         self._seen = dict(logged)
-        rates = list(lrs())
-        values = {**new, **{f"{_LR}{n}": lr for n, lr in enumerate(rates)}}
+        names = tuple(new)
+        rates = lrs()
+        while len(self._lr_names) < len(rates):
+            self._lr_names.append(f"{_LR}{len(self._lr_names)}")
+        values = new
+        for name, rate in zip(self._lr_names, rates, strict=False):
+            values[name] = rate
         values[_LOSS], values[_WEIGHT], values[_ZEROS] = self._loss, self._weights, self._zeros
         values[_GRAD] = combine_norms(self._grads) if self._grads else None
-        self._late.put(self._known(step, global_step, epoch, tuple(new), len(rates)), values)
+        self._late.put(self._known(step, global_step, epoch, names, len(rates)), values)
         self._start_step()
         self._send(self._late.ready())
         self._own_s += self._clock() - begun
@@ -208,23 +215,19 @@ class StepRecorder:
             fields = known["fields"]
             metrics = {name: values[name] for name in known["names"]}
             canonical = {name: metrics.get(logged) for name, logged in known["pairs"]}
-            lrs = [values[f"{_LR}{n}"] for n in range(known["rates"])]
+            lrs = [values[name] for name in self._lr_names[: known["rates"]]]
             loss = canonical.get("loss")
-            main = {
-                "loss": values[_LOSS] if loss is None else loss,
-                "val_loss": canonical.get("val_loss"),
-                "accuracy": canonical.get("accuracy"),
-            }
-            self.latest.update({name: value for name, value in main.items() if value is not None})
-            self.latest["step"] = fields["step"]
-            self._emit(
-                "trainStep",
-                **fields,
-                **main,
-                lr=lrs[0] if lrs else None,
-                lrs=lrs,
-                grad_norm=values[_GRAD],
-                weight_norm=values[_WEIGHT],
-                activation_zero_frac=values[_ZEROS],
-                metrics=metrics,
-            )
+            # In place: this runs at every step, and nobody else holds them.
+            fields["loss"] = values[_LOSS] if loss is None else loss
+            fields["val_loss"] = canonical.get("val_loss")
+            fields["accuracy"] = canonical.get("accuracy")
+            for name in _MAIN:
+                if fields[name] is not None:
+                    self.latest[name] = fields[name]
+            fields["lr"] = lrs[0] if lrs else None
+            fields["lrs"] = lrs
+            fields["grad_norm"] = values[_GRAD]
+            fields["weight_norm"] = values[_WEIGHT]
+            fields["activation_zero_frac"] = values[_ZEROS]
+            fields["metrics"] = metrics
+            self._emit("trainStep", **fields)
