@@ -21,7 +21,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from otf_core.control.delegate import Evaluation, OnBatch
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.plain_values import Decoder, Encoder
-from otf_core.state.rng import GENERATORS, generator_state, parked_rng, set_generator_state
+from otf_core.state.rng import (
+    GENERATORS,
+    generator_state,
+    parked_rng,
+    pools_aside,
+    set_generator_state,
+)
 from otf_core.telemetry.canonical import canonicalize_metrics
 from otf_lightning import inside
 
@@ -143,7 +149,7 @@ def _parked(trainer: L.Trainer) -> Iterator[None]:
     val_time = inside.last_val_time(trainer)
     data = dict(vars(datamodule)) if datamodule is not None else {}
     generators = [(g, generator_state(g)) for g in _generators(trainer)]
-    with parked_rng(), inside.pools_aside(trainer):
+    with parked_rng(), pools_aside(inside.fit_loaders(trainer)):
         try:
             yield
         finally:

@@ -9,7 +9,6 @@ so that a new Lightning shows at once what has moved.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -143,23 +142,3 @@ def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
         # "is": a CombinedLoader without an iterator has no truth
         if combined is not None:
             yield from combined.flattened
-
-
-@contextlib.contextmanager
-def pools_aside(trainer: L.Trainer) -> Iterator[None]:
-    """The persistent worker pools of the fit's loaders take no part in what happens inside.
-
-    An evaluation that used them would move their RNG; one that made them would spare the fit the
-    draw that seeds them.
-    """
-    loaders = [d for d in fit_loaders(trainer) if getattr(d, "persistent_workers", False)]
-    pools = [(loader, loader._iterator) for loader in loaders]
-    for loader, _ in pools:
-        loader._iterator = None
-    try:
-        yield
-    finally:
-        for loader, pool in pools:
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()
-            loader._iterator = pool

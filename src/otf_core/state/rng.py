@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -71,3 +71,23 @@ def parked_rng() -> Iterator[None]:
         yield
     finally:
         set_rng(state)
+
+
+@contextlib.contextmanager
+def pools_aside(loaders: Iterable[Any]) -> Iterator[None]:
+    """The persistent worker pools of these loaders take no part in what happens inside.
+
+    An evaluation that used them would move their RNG; one that made them would spare the training
+    the draw that seeds them. Private names of torch 2.13's DataLoader.
+    """
+    persistent = [d for d in loaders if getattr(d, "persistent_workers", False)]
+    pools = [(loader, loader._iterator) for loader in persistent]  # noqa: SLF001 -- torch has no other way
+    for loader, _ in pools:
+        loader._iterator = None  # noqa: SLF001 -- as above
+    try:
+        yield
+    finally:
+        for loader, pool in pools:
+            if loader._iterator is not None:  # noqa: SLF001 -- as above
+                loader._iterator._shutdown_workers()  # noqa: SLF001 -- as above
+            loader._iterator = pool  # noqa: SLF001 -- as above
