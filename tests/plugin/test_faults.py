@@ -242,8 +242,7 @@ def test_with_two_ranks_rank_0_reports_and_nothing_holds(tmp_path: Path) -> None
         )
         try:
             with FakeDashboard(listener.accept(90.0), patience_s=60.0) as dashboard:
-                dashboard.hello()
-                dashboard.request("resume_from", {"seq": 0})
+                dashboard.hello(session_id=dashboard.expect("hello")["session_id"], last_seq=0)
                 for cmd, payload in (
                     ("pause", {}),
                     ("set_param", {"path": "lr", "value": 0.1}),
