@@ -85,14 +85,16 @@ def of_length(step_s: float, *, steps: int, warm_up: int) -> Workload:
     widths = (256, 512, 512, 10)
 
     def took_s(batch: int) -> float:
-        work = Workload(widths, batch, steps=6, warm_up=2)
+        work = Workload(widths, batch, steps=20, warm_up=3)
         return middle(run_fit(Arm("bare"), work, Path()).wall)
 
     small, large = 64, 512
     at_small, at_large = took_s(small), took_s(large)
-    each = max((at_large - at_small) / (large - small), 1e-9)
-    batch = int(small + (step_s - at_small) / each)
-    return Workload(widths, max(batch, 8), steps=steps, warm_up=warm_up)
+    each_s = max((at_large - at_small) / (large - small), 1e-9)
+    batch = max(int(small + (step_s - at_small) / each_s), 8)
+    for _ in range(2):  # a large batch is not as quick for each as a small one
+        batch = max(int(batch * step_s / took_s(batch)), 8)
+    return Workload(widths, batch, steps=steps, warm_up=warm_up)
 
 
 @dataclasses.dataclass(frozen=True)

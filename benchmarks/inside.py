@@ -24,7 +24,7 @@ WAYS_IN: Final = (
 class Meter:
     """Adds up the training thread's CPU time in our code, a step at a time.
 
-    Two readings of the clock a call, some 2 us a step here, are in the figure.
+    A reading of the clock a call, some 5 us a step in all, is in the figure.
     """
 
     def __init__(self) -> None:

@@ -33,13 +33,14 @@ def attached(dashboard: str = "auto", telemetry: Any = "full") -> Callable[[Path
 
 def step_idle(*, quick: bool, tmp: Path) -> list[Row]:
     """Tiny model, nobody there: telemetry off against its limit, full beside the loggers."""
+    empty = Arm("an empty Callback", lambda _tmp: L.Callback())
     off = Arm("telemetry off", attached(telemetry="off"))
     full = Arm("telemetry full", attached())
     work = fits.Workload((64, 32, 10), 16, steps=60, warm_up=20) if quick else fits.TINY
-    arms = [BARE, off, full, CSV, TENSORBOARD]
+    arms = [BARE, empty, off, full, CSV, TENSORBOARD]
     found = fits.alternate(arms, work, rounds=2 if quick else 12, tmp=tmp)
     cost = {arm.name: fits.added(found[arm.name], found["bare"]) for arm in arms[1:]}
-    rivals = {name: cost[name].judged for name in ("CSVLogger", "TensorBoardLogger")}
+    rivals = {name: cost[name].judged for name in (empty.name, CSV.name, TENSORBOARD.name)}
     beside = {**rivals, **fits.step_us(found["bare"])}
     return [
         Row(

@@ -14,6 +14,7 @@ from rich.console import Console
 from otf_core.session import Session, SessionOptions
 from otf_core.state.run_folder import run_name_of
 from otf_core.steering.params import Steering
+from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, spawn
 from otf_lightning.delegate import LightningFrameworkDelegate
 
@@ -91,6 +92,7 @@ class OnTheFlyCallback(L.Callback):
         self._keep_checkpoints, self._max_pause = keep_checkpoints, max_pause
         self._telemetry, self._pause_at_start = telemetry, pause_at_start
         self._session: Session | None = None
+        self._recorder: StepRecorder | None = None  # None also where no step is told
         self._delegate: LightningFrameworkDelegate | None = None
         self._epoch = 0
         self._epoch_ended: int | None = None
@@ -133,6 +135,8 @@ class OnTheFlyCallback(L.Callback):
             unsupported=_unsupported(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
+        if self._telemetry != "off":
+            self._recorder = self._session.recorder
         self._session.start(meta={"model": type(pl_module).__name__})
         if trainer.barebones:
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
@@ -178,7 +182,7 @@ class OnTheFlyCallback(L.Callback):
             self._delegate = None
         if self._session is not None:
             self._session.close()
-            self._session = None
+            self._session = self._recorder = None
 
     # Steps.
 
@@ -217,9 +221,9 @@ class OnTheFlyCallback(L.Callback):
         batch_idx: int,
     ) -> None:
         """The batch is there."""
-        if self._session is not None:
+        if self._recorder is not None:
             self._epoch = trainer.current_epoch
-            self._session.recorder.batch_started(pl_module)
+            self._recorder.batch_started(pl_module)
 
     def on_before_optimizer_step(
         self,
@@ -228,8 +232,8 @@ class OnTheFlyCallback(L.Callback):
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Gradients are complete and not clipped yet."""
-        if self._session is not None:
-            self._session.recorder.before_optimizer_step(lambda: _params_of(optimizer))
+        if self._recorder is not None:
+            self._recorder.before_optimizer_step(lambda: _params_of(optimizer))
 
     def on_train_batch_end(
         self,
@@ -240,9 +244,9 @@ class OnTheFlyCallback(L.Callback):
         batch_idx: int,
     ) -> None:
         """The batch is through."""
-        if self._session is not None:
+        if self._recorder is not None:
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-            self._session.recorder.batch_ended(loss, batch, pl_module.parameters)
+            self._recorder.batch_ended(loss, batch, pl_module.parameters)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Told at the next safe point, after the epoch's own values."""

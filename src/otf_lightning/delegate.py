@@ -67,13 +67,13 @@ class LightningFrameworkDelegate:
     def position(self) -> Position:
         """Where the fit stands; at the gate, between two batches."""
         trainer = self._trainer
-        max_epochs = trainer.max_epochs
+        max_steps, max_epochs = trainer.max_steps, trainer.max_epochs
         return Position(
             step=inside.steps_done(trainer),
             global_step=trainer.global_step,
             epoch=trainer.current_epoch,
             batch_idx=inside.batches_done(trainer),
-            max_steps=trainer.max_steps if trainer.max_steps != -1 else None,
+            max_steps=max_steps if max_steps != -1 else None,
             max_epochs=max_epochs if max_epochs is not None and max_epochs >= 0 else None,
         )
 
