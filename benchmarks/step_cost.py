@@ -59,8 +59,10 @@ def step_idle(*, quick: bool, tmp: Path) -> list[Row]:
 def step_full(*, quick: bool, tmp: Path) -> list[Row]:
     """A step of real length, everything measured, a real dashboard connected and reading.
 
-    1 % of such a step is less than two bare runs of it differ by; so what is judged is the time
-    inside our code, and the differences stand beside it with that of bare against bare.
+    Two figures, both held against the limit. The difference to the bare step is what a user pays;
+    but bare against bare, which stands beside it, differs by about as much as 1 % of such a step.
+    The time inside our code is steadier, and leaves out what we cost outside of it: Lightning's
+    own way to a callback, and the caches that the model finds changed.
     """
     work = fits.of_length(
         0.004 if quick else FULL_STEP_S, steps=15 if quick else 60, warm_up=5 if quick else 20
@@ -69,13 +71,12 @@ def step_full(*, quick: bool, tmp: Path) -> list[Row]:
     again = Arm("bare again")
     arms = [BARE, again, full, CSV, TENSORBOARD]
     with peers.dashboard(tmp):
-        found = fits.alternate(arms, work, rounds=1 if quick else 8, tmp=tmp)
+        found = fits.alternate(arms, work, rounds=1 if quick else 16, tmp=tmp)
         long = dataclasses.replace(work, steps=15 if quick else 400)
         spent = _spent_inside(long, tmp / "inside")
     cost = {arm.name: fits.added(found[arm.name], found["bare"]) for arm in arms[1:]}
     bare = fits.step_us(found["bare"])
     share = 100.0 / bare["bare step, cpu median"]
-    # What it takes beyond that: the pipes and caches that the model finds changed.
     differences = {
         f"{name}, {which}, %": share * value
         for name in (full.name, again.name, CSV.name, TENSORBOARD.name)
@@ -96,6 +97,7 @@ def step_full(*, quick: bool, tmp: Path) -> list[Row]:
             what="difference to the bare step, about 20 ms, the same, cpu median",
             unit="% of the step",
             ours=share * cost[full.name].median,
+            limit=100.0 * FULL_SHARE,
             spread={f"{name}, us": value for name, value in cost[full.name].spread().items()},
             rivals=differences,
         ),
