@@ -213,6 +213,7 @@ class Added:
     wall: float  # wall time, medians of the fits
     wall_p5: float
     process: float  # CPU of all threads
+    error: float  # standard error of ``median``, from how the rounds differ
 
     @property
     def judged(self) -> float:
@@ -228,6 +229,7 @@ class Added:
             "wall median": self.wall,
             "wall p5": self.wall_p5,
             "all threads' cpu": self.process,
+            "standard error of the cpu median": self.error,
         }
 
 
@@ -238,6 +240,9 @@ def added(arm: Sequence[Steps], bare: Sequence[Steps]) -> Added:
     def between(figure: Callable[[Steps], float]) -> float:
         return 1e6 * middle([figure(steps) - figure(plain) for steps, plain in pairs])
 
+    rounds = np.array([middle(steps.cpu) - middle(plain.cpu) for steps, plain in pairs])
+    # By the middle deviation: one fit that something else disturbed must not blow it up.
+    deviation = 1.4826 * middle(np.abs(rounds - middle(rounds)))
     return Added(
         median=between(lambda steps: middle(steps.cpu)),
         p5=between(lambda steps: percentile(steps.cpu, 5)),
@@ -245,6 +250,7 @@ def added(arm: Sequence[Steps], bare: Sequence[Steps]) -> Added:
         wall=between(lambda steps: middle(steps.wall)),
         wall_p5=between(lambda steps: percentile(steps.wall, 5)),
         process=between(lambda steps: steps.process),
+        error=1e6 * 1.2533 * deviation / len(rounds) ** 0.5,
     )
 
 

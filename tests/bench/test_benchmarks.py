@@ -42,6 +42,7 @@ def test_a_step_is_compared_with_the_bare_run_and_both_loggers(tmp_path: Path) -
         assert {"CSVLogger", "TensorBoardLogger", "bare step, cpu median"} <= set(row.rivals)
         assert set(row.spread) == {
             "cpu median", "cpu p5", "cpu mean", "wall median", "wall p5", "all threads' cpu",
+            "standard error of the cpu median",
         }  # fmt: skip
 
 
