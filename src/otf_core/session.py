@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from otf_core import __version__, protocol, rendezvous
 from otf_core.channel import SocketChannel, to_stderr
-from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, past_step
+from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, refuse_past
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Position
 from otf_core.control.router import LATER, CommandRouter, Later, crashed
@@ -358,7 +358,7 @@ class Session:
         on("status")(lambda _: self.status())
         on("ping")(self._ping)
         on("list_params")(lambda _: {"params": self._rows(may_wait=True)})
-        on("set_param", check=self._check_at_step)(self._set_param)
+        on("set_param", check=lambda t: refuse_past(t, self._position.step))(self._set_param)
         on("list_checkpoints")(self._list_checkpoints)
         on("note", check=self._check_note)(self._note)
         on("set_counter_seeds")(self._set_counter_seeds)
@@ -367,11 +367,6 @@ class Session:
 
     def _ping(self, ticket: Ticket) -> dict[str, Any]:
         return {"t": ticket.payload.t, "ts": time.time(), "step": self._position.step}
-
-    def _check_at_step(self, ticket: Ticket) -> None:
-        at_step = ticket.payload.at_step
-        if at_step is not None and at_step < self._position.step:
-            raise past_step(ticket.request.cmd, at_step, self._position.step)
 
     def _set_param(self, ticket: Ticket) -> dict[str, Any] | Later:
         asked = ticket.payload

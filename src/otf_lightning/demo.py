@@ -28,6 +28,7 @@ from otf_core import protocol
 from otf_core.client import Client
 from otf_lightning.callback import OnTheFlyCallback
 from otf_lightning.digits import Digits, LitDigits
+from otf_lightning.spawn import launch
 
 FIRST_STEP: Final = 25  # the visitor lets the run get going
 REPLY_S: Final = 120.0
@@ -44,27 +45,14 @@ class Pace(L.Callback):
 
 
 @contextlib.contextmanager
-def running_dashboard(folder: Path, port: int, env: dict[str, str]) -> Iterator[str]:
+def running_dashboard(folder: Path, port: int) -> Iterator[str]:
     """``otf dashboard`` as a process of its own; yields its URL, ends it cleanly.
 
     Raises:
         RuntimeError: it did not start.
     """
-    command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard"]
-    process = subprocess.Popen(
-        [*command, "--dir", str(folder), "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env=env,
-        start_new_session=True,  # Ctrl-C is for the run; the dashboard is ended after it
-    )
-    assert process.stdout is not None
+    process, url = launch(folder, port=port)
     try:
-        url = process.stdout.readline().strip()
-        if not url:
-            msg = f"the dashboard did not start (exit code {process.wait()})"
-            raise RuntimeError(msg)
         yield url
     finally:
         process.send_signal(signal.SIGINT)
@@ -73,7 +61,6 @@ def running_dashboard(folder: Path, port: int, env: dict[str, str]) -> Iterator[
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stdout.close()
 
 
 class Visitor(threading.Thread):
@@ -195,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _headless(args: argparse.Namespace, out: Console) -> int:
-    with running_dashboard(args.dir, args.port, dict(os.environ)) as url:
+    with running_dashboard(args.dir, args.port) as url:
         out.print(f"dashboard: {url}", markup=False)
         visitor = Visitor(url)
         visitor.start()
@@ -219,7 +206,7 @@ def _headless(args: argparse.Namespace, out: Console) -> int:
 
 
 def _play(args: argparse.Namespace, out: Console) -> int:
-    with running_dashboard(args.dir, args.port, dict(os.environ)) as url:
+    with running_dashboard(args.dir, args.port) as url:
         out.print(f"Open {url}", markup=False)
         out.print("Try: otf status, otf pause, otf set lr 0.0005, otf resume. Ctrl-C ends both.")
         try:

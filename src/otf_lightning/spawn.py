@@ -1,40 +1,57 @@
-"""Starts ``otf dashboard`` for a run that asks for one."""
+"""Starts ``otf dashboard`` as a process of its own: for a run that asks for one, for the demo."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from otf_core import rendezvous
+
+
+def launch(
+    save_dir: Path, *, port: int = 0, stderr: int | IO[str] | None = None
+) -> tuple[subprocess.Popen[str], str]:
+    """Start ``otf dashboard``; the process and its URL. Out of reach of this terminal's Ctrl-C.
+
+    Args:
+        port: of the page; 0 takes any free one.
+        stderr: as for Popen; None is ours.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
+    command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard"]
+    process = subprocess.Popen(
+        [*command, "--dir", str(save_dir), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:  # one line is all that it ever says there
+        url = process.stdout.readline().strip()
+    if not url:
+        msg = f"the dashboard did not start (exit code {process.wait()})"
+        raise RuntimeError(msg)
+    return process, url
 
 
 def start_dashboard(save_dir: Path) -> str:
     """Start a dashboard unless one runs, say its URL on stderr; how the run is to dial.
 
-    The dashboard is a process of its own and outlives the run, so that what it shows stays.
+    It outlives the run, so that what it shows stays.
 
     Raises:
-        RuntimeError: it did not start; its own words are in the message.
+        RuntimeError: it did not start.
     """
     if rendezvous.find() is None:
-        command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard", "--dir", str(save_dir)]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            # It outlives the run, and must not hold a pipe that the run's stderr goes to.
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        with process.stdout:
-            url = process.stdout.readline().strip()
-        if not url:
-            msg = f"dashboard='spawn' was asked, but it ended with exit code {process.wait()}"
-            raise RuntimeError(msg)
-        # It outlives the run: nobody waits for it, and that is no leak to be warned of.
+        # It must not hold a pipe that the run's stderr goes to.
+        process, url = launch(save_dir, stderr=subprocess.DEVNULL)
+        # Nobody waits for it, and that is no leak to be warned of.
         process.returncode = 0
         sys.stderr.write(f"otf: dashboard at {url}\n")
     return "auto"

@@ -35,14 +35,6 @@ def _no_thread_of_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tqdm, "monitor_interval", 0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seeded(case: str, callbacks: list[Any], tmp: Path) -> Any:
     torch.manual_seed(11)
     np.random.seed(12)

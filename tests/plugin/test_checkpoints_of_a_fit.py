@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _fit, _train, _trainer, _val
 from tests.plugin.rig import Barrier, Fit, fitting
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pause_in(fit: Fit, barrier: Barrier, batch: int) -> dict[str, Any]:

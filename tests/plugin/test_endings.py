@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from otf_lightning import OnTheFlyCallback
 from tests.no_harm.configs import Net, _fit
 _fit([OnTheFlyCallback("p", "r", save_dir=sys.argv[1], dashboard="off", pause_at_start=True)])
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def told(folder: Path) -> list[dict[str, Any]]:

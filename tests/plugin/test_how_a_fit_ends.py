@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from tqdm.std import tqdm
 
 from otf_core.testing import FakeDashboard, LoopbackListener
@@ -25,12 +24,9 @@ from tests.plugin.rig import Barrier, Fit, fitting
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_thread_of_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finders' progress bar starts one that outlives it."""
     monkeypatch.setattr(tqdm, "monitor_interval", 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def journals(folder: Path) -> list[list[dict[str, Any]]]:

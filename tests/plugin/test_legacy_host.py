@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from otf_core.testing import LegacyDashboard, LoopbackListener
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm.configs import Net, _fit, digits
 from tests.plugin.rig import PATIENCE_S, Barrier, Fit
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -17,14 +17,6 @@ from tests.no_harm.configs import CASES, Net, _fit, digits
 from tests.plugin.rig import Barrier, fitting
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seed() -> None:
     torch.manual_seed(11)
     np.random.seed(12)

@@ -24,8 +24,7 @@ from otf_core.errors import CommandError, ErrorCode
 
 SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered without it
 
-# The issue of the project that brings each is named in its changelog; until then the reason is
-# the version, not the run.
+# Until a version brings them, the reason is the version and not the run.
 NOT_IN_THIS_VERSION: Final = {
     name: f"{what} is not part of this version (0.2.0) of otf."
     for name, what in {
@@ -245,9 +244,7 @@ class ConsoleAction:
     def _may_hold(self, ticket: Ticket) -> None:
         if self._state.ended:
             raise self.ended_error(ticket.request.cmd)
-        at_step = getattr(ticket.payload, "at_step", None)
-        if at_step is not None and at_step < self._position().step:
-            raise past_step(ticket.request.cmd, at_step, self._position().step)
+        refuse_past(ticket, self._position().step)
 
     def _not_twice(self, ticket: Ticket) -> None:
         action = self._action  # not the state: a pause that is asked for meanwhile is ``pausing``
@@ -496,7 +493,10 @@ def _overtaken(what: str, by: str, step: int) -> CommandError:
     return CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
 
 
-def past_step(cmd: str, at_step: int, step: int) -> CommandError:
-    """The refusal of a step that is done already."""
-    detail = f"{cmd} was asked for step {at_step}, {step} are done; allowed: {step} or later."
-    return CommandError(ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step})
+def refuse_past(ticket: Ticket, step: int) -> None:
+    """Refuse an ``at_step`` that is done already; any thread. Raises CommandError."""
+    at_step = getattr(ticket.payload, "at_step", None)
+    if at_step is not None and at_step < step:
+        cmd = ticket.request.cmd
+        detail = f"{cmd} was asked for step {at_step}, {step} are done; allowed: {step} or later."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step})

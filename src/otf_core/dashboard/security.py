@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from otf_core.rendezvous import is_loopback
+
 MAX_BODY_BYTES: Final = 1024 * 1024
 CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -52,7 +54,7 @@ class HostCheck:
 
     def __init__(self, bound_host: str, allowed: Iterable[str] = ()) -> None:
         self._names = _LOCAL_NAMES | {bound_host.lower()} | {name.lower() for name in allowed}
-        self._is_public = not _is_loopback(bound_host)
+        self._is_public = not is_loopback(bound_host)
 
     def problem(self, host: str | None, origin: str | None) -> str | None:
         """Why a request is refused, or None."""
@@ -83,15 +85,6 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
@@ -104,7 +97,7 @@ def peer_is_ours(connection: socket.socket, *, tables: tuple[Path, ...] = _TABLE
         peer, local = connection.getpeername(), connection.getsockname()
     except OSError:
         return False  # gone already
-    if not _is_loopback(str(peer[0])):
+    if not is_loopback(str(peer[0])):
         return False
     if not sys.platform.startswith("linux"):
         return True

@@ -19,7 +19,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, Literal, cast
 
@@ -287,15 +287,28 @@ def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
     Raises:
         OSError: the disk; what was there before is left.
     """
+    with _whole_file(path) as file:
+        hashing = _Hashing(file)
+        try:
+            torch.save(state, cast("IO[bytes]", hashing))
+        except RuntimeError as error:
+            # torch closes its archive first, and says that this failed instead of why.
+            raise hashing.error or error from None
+    return hashing.bytes, hashing.sha256.hexdigest()
+
+
+def _write_json(folder: Path, manifest: Manifest) -> None:
+    with _whole_file(folder / f"{manifest.id}.json") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is there whole, fsynced and renamed, when the block ends; else not at all."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            hashing = _Hashing(file)
-            try:
-                torch.save(state, cast("IO[bytes]", hashing))
-            except RuntimeError as error:
-                # torch closes its archive first, and says that this failed instead of why.
-                raise hashing.error or error from None
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -304,23 +317,6 @@ def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
             part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
-    return hashing.bytes, hashing.sha256.hexdigest()
-
-
-def _write_json(folder: Path, manifest: Manifest) -> None:
-    path = folder / f"{manifest.id}.json"
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:
