@@ -155,6 +155,12 @@ class Probe(L.Callback):
         self.cpu[n] = time.thread_time()
         self.count = n + 1
 
+    def steps(self, begin: int, end: int) -> Steps:
+        """What the steps from ``begin`` up to, not including, ``end`` took."""
+        clocks = (self.cpu, self.wall, self.process)
+        cpu, wall, process = (np.diff(clock[begin : end + 1]) for clock in clocks)
+        return Steps(cpu, wall, float(process.mean()))
+
 
 def run_fit(arm: Arm, work: Workload, tmp: Path) -> Steps:
     """One fit; its steps without the warm-up."""
@@ -178,9 +184,7 @@ def run_fit(arm: Arm, work: Workload, tmp: Path) -> Steps:
     if probe.count != total:
         msg = f"{arm.name}: {total} batches were asked, {probe.count} began"
         raise AssertionError(msg)
-    clocks = (probe.cpu, probe.wall, probe.process)
-    cpu, wall, process = (np.diff(clock)[work.warm_up :] for clock in clocks)
-    return Steps(cpu, wall, float(process.mean()))
+    return probe.steps(work.warm_up, total - 1)
 
 
 def alternate(

@@ -135,7 +135,7 @@ class Session:
         full = options.telemetry != "off"
         self.monitor = DeviceStatsMonitor() if full else None
         self.recorder = StepRecorder(
-            self.emit, level=options.telemetry, monitor=self.monitor, gpu=gpu
+            self.emitter, level=options.telemetry, monitor=self.monitor, gpu=gpu
         )
         self.actions = ConsoleAction(
             emit=self.emit,
@@ -176,6 +176,7 @@ class Session:
         if self.run_dir is None:
             self.emit("log", level="warning", phase="info", text="no run folder: nothing is saved")
         self.journal.start()
+        self.emitter.start()
         self.store.start()
         if self.monitor is not None:
             self.monitor.start()
@@ -260,6 +261,7 @@ class Session:
         if self.monitor is not None:
             self.monitor.stop()
         self.store.close()
+        self.emitter.close()
         self.journal.sync()
         self.channel.close()
         self.journal.close()

@@ -66,14 +66,14 @@ class LightningFrameworkDelegate:
 
     def position(self) -> Position:
         """Where the fit stands; at the gate, between two batches."""
-        trainer = self._trainer
-        max_steps, max_epochs = trainer.max_steps, trainer.max_epochs
+        fit = self._trainer.fit_loop  # directly: this runs at every step
+        loop, max_epochs = fit.epoch_loop, fit.max_epochs
         return Position(
-            step=inside.steps_done(trainer),
-            global_step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            batch_idx=inside.batches_done(trainer),
-            max_steps=max_steps if max_steps != -1 else None,
+            step=inside.steps_done(self._trainer),
+            global_step=loop.global_step,
+            epoch=fit.epoch_progress.current.completed,
+            batch_idx=loop.batch_progress.current.completed,
+            max_steps=loop.max_steps if loop.max_steps != -1 else None,
             max_epochs=max_epochs if max_epochs is not None and max_epochs >= 0 else None,
         )
 

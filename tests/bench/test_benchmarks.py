@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 
 from benchmarks import __main__ as bench
+from benchmarks import blocks, fits, step_cost
 from benchmarks.figures import Row
+from otf_lightning import OnTheFlyCallback
 
 
 @pytest.mark.timeout(120)
@@ -44,6 +48,28 @@ def test_a_step_is_compared_with_the_bare_run_and_both_loggers(tmp_path: Path) -
             "cpu median", "cpu p5", "cpu mean", "wall median", "wall p5", "all threads' cpu",
             "standard error of the cpu median",
         }  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+def test_within_one_fit_all_arms_take_turns_and_only_ours_is_told_of_its_steps(
+    tmp_path: Path,
+) -> None:
+    callback = step_cost.attached("off")(tmp_path)
+    assert isinstance(callback, OnTheFlyCallback)
+    told: list[int] = []
+    begin = OnTheFlyCallback.on_train_batch_start
+
+    def noted(trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        told.append(batch_idx)
+        begin(callback, trainer, module, batch, batch_idx)
+
+    callback.on_train_batch_start = noted  # type: ignore[method-assign]
+    work = fits.Workload((64, 32, 10), 16, steps=0, warm_up=5)
+    found = blocks.alternate(callback, [blocks.Bare("again")], work, rounds=3, connected=False)
+
+    assert {name: len(steps) for name, steps in found.items()} == {"bare": 3, "otf": 3, "again": 3}
+    assert all(len(steps.cpu) == blocks.BLOCK - 2 for steps in found["otf"])
+    assert len(told) == 5 + 3 * blocks.BLOCK + 1  # warm-up, its blocks, the last one
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def play(
 
 
 def test_every_metric_is_due_at_once_and_until_it_was_measured() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     assert [governor.due("a", step) for step in (1, 1, 2, 4999)] == [True] * 4
     assert governor.cadence() == {}
 
 
 def test_asking_what_is_due_changes_nothing() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 4e-4}, range(1, 40))
     assert every(governor, "a") == 4
     assert [
@@ -55,7 +55,7 @@ def test_asking_what_is_due_changes_nothing() -> None:
 
 
 def test_a_cheap_metric_is_computed_every_step() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     assert play(governor, {"a": 1e-4}, range(1, 6)) == {"a": [1, 2, 3, 4, 5]}
 
 
@@ -72,20 +72,20 @@ def test_a_cheap_metric_is_computed_every_step() -> None:
     ],
 )
 def test_the_interval_doubles_until_the_cost_fits_the_budget(cost_s: float, expected: int) -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": cost_s}, range(1, 100))
     assert every(governor, "a") == expected
 
 
 def test_the_sum_of_all_stays_within_the_budget_and_the_largest_share_is_thinned_first() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"cheap": 1e-5, "dear": 7e-4, "middle": 1e-4}, range(1, 200))
     found = {name: entry["every"] for name, entry in governor.cadence().items()}
     assert found == {"cheap": 1, "dear": 16, "middle": 4}
 
 
 def test_cadence_tells_interval_cost_and_share() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     governor.record("a", 4e-4)
     assert governor.cadence()["a"]["share_pct"] is None
     play(governor, {"a": 4e-4}, range(2, 40))
@@ -99,7 +99,7 @@ def test_cadence_tells_interval_cost_and_share() -> None:
 
 
 def test_a_slow_first_call_is_measured_again_soon_and_forgotten() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     governor.step_time(STEP_S)
     governor.record("a", 2.0)  # it loaded something
     assert every(governor, "a") == WARM_UP_EVERY
@@ -108,14 +108,14 @@ def test_a_slow_first_call_is_measured_again_soon_and_forgotten() -> None:
 
 
 def test_until_it_was_measured_three_times_a_metric_comes_at_least_every_eighth_step() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     done = play(governor, {"a": 0.05}, range(1, 2049))["a"]
     assert done[:WARM_UP] == [1, 8, 16]
     assert done[WARM_UP:] == list(range(512, 2049, 512))
 
 
 def test_one_outlier_does_not_silence_a_metric() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 4e-5}, range(1, 20))
     governor.record("a", 5.0)
     assert governor.cadence()["a"]["cost_us"] == pytest.approx(40 * (1 + 0.3 * 3))
@@ -123,14 +123,14 @@ def test_one_outlier_does_not_silence_a_metric() -> None:
 
 
 def test_a_cost_that_really_grew_is_followed() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 1e-5}, range(1, 20))
     play(governor, {"a": 1e-3}, range(20, 400))
     assert every(governor, "a") == 16
 
 
 def test_it_comes_down_only_when_there_is_clearly_room() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 1.5e-4}, range(1, 100))
     assert every(governor, "a") == 2
     play(governor, {"a": 0.8e-4}, range(100, 300))  # would fit the budget, but not with room
@@ -140,7 +140,7 @@ def test_it_comes_down_only_when_there_is_clearly_room() -> None:
 
 
 def test_a_cost_at_the_edge_does_not_flap() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 1e-4}, range(1, 50))
     seen = []
     for step in range(50, 450, 2):
@@ -159,7 +159,7 @@ def test_what_is_cheapest_comes_back_first() -> None:
 
 
 def test_longer_steps_bring_the_metrics_back() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 1e-3}, range(1, 100))
     assert every(governor, "a") == 16
     for _ in range(200):
@@ -168,7 +168,7 @@ def test_longer_steps_bring_the_metrics_back() -> None:
 
 
 def test_shorter_steps_thin_them_without_a_new_measurement() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 1e-3}, range(1, 10), step_s=1.0)
     assert every(governor, "a") == 1
     for _ in range(200):
@@ -177,7 +177,7 @@ def test_shorter_steps_thin_them_without_a_new_measurement() -> None:
 
 
 def test_what_cannot_be_computed_is_recorded_as_free_and_takes_nothing() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"none": 0.0, "a": 1e-4}, range(1, 50))
     assert governor.cadence()["none"]["every"] == 1
     assert governor.cadence()["none"]["share_pct"] == 0.0
@@ -185,7 +185,7 @@ def test_what_cannot_be_computed_is_recorded_as_free_and_takes_nothing() -> None
 
 
 def test_a_metric_that_was_free_and_then_costs_is_seen() -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, {"a": 0.0}, range(1, 10))
     play(governor, {"a": 8e-4}, range(10, 200))
     assert every(governor, "a") == 8
@@ -193,7 +193,7 @@ def test_a_metric_that_was_free_and_then_costs_is_seen() -> None:
 
 def test_a_measured_block_is_recorded_even_if_it_raises() -> None:
     ticks = iter([1.0, 1.5, 2.0, 2.25])
-    governor = Governor(clock=lambda: next(ticks))
+    governor = Governor(0.01, clock=lambda: next(ticks))
     with governor.measure("a"):
         pass
     assert governor.cadence()["a"]["cost_us"] == 500_000.0
@@ -215,7 +215,7 @@ def test_a_budget_outside_its_range_is_refused(budget: float) -> None:
 def test_any_steady_costs_end_within_the_budget_or_as_thin_as_can_be(
     costs_s: dict[str, float], step_s: float
 ) -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     play(governor, costs_s, range(1, 200), step_s)
     cadence = governor.cadence()
     share_pct = sum(entry["share_pct"] for entry in cadence.values())
@@ -226,7 +226,7 @@ def test_any_steady_costs_end_within_the_budget_or_as_thin_as_can_be(
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1)), max_size=60))
 def test_the_same_costs_give_the_same_plan(script: list[tuple[str, float]]) -> None:
     def run() -> list[object]:
-        governor = Governor()
+        governor = Governor(0.01)
         tape: list[object] = []
         for step, (name, cost_s) in enumerate(script, 1):
             tape.append(governor.due(name, step))
@@ -251,7 +251,7 @@ def test_the_same_costs_give_the_same_plan(script: list[tuple[str, float]]) -> N
 def test_what_is_taken_at_every_step_comes_out_of_the_budget_down_to_a_quarter(
     fixed_s: float, expected: int
 ) -> None:
-    governor = Governor()
+    governor = Governor(0.01)
     for step in range(1, 200):
         if governor.due("a", step):
             governor.record("a", 4e-4)

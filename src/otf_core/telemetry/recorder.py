@@ -4,13 +4,16 @@ Rule 1: nothing here waits for a device. Values that lie on one are read when th
 arrived, at the latest at the gate before ``paused``.
 Rule 2: a value belongs to the step at which it was measured; a step without one says null.
 Rule 3: the costly ones are thinned by the governor, so that telemetry stays within its budget.
+Rule 4: the training thread reads numbers and notes them; the event is made of them on another.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import nn
@@ -36,11 +39,34 @@ _LR: Final = " lr"
 _MAIN: Final = ("loss", "val_loss", "accuracy", "step")
 
 
+class Teller(Protocol):
+    """What is used of the emitter."""
+
+    def emit_later(self, kind: str, make: Callable[[], Mapping[str, Any]]) -> None: ...
+    def drain(self) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class _Step:
+    """What is known of a step before its values have arrived; not changed any more."""
+
+    step: int
+    global_step: int
+    epoch: int
+    active_s: float
+    wait_s: float
+    samples: int
+    batches: int
+    new: tuple[str, ...]  # names of the values that were logged since the step before
+    logged: tuple[str, ...]  # names of all that was ever logged
+    rates: int  # parameter groups with a learning rate
+
+
 class StepRecorder:
     """Gathers one step and emits it.
 
     Args:
-        emit: ``emit("trainStep", **fields)``.
+        emitter: gets one ``trainStep`` a step.
         level: "full", "basic" (nothing that has to be computed) or "off" (no ``trainStep``).
         monitor: system counters; None where they are not sampled.
         gpu: which of the visible GPUs the run is on, None on the CPU.
@@ -48,7 +74,7 @@ class StepRecorder:
 
     def __init__(
         self,
-        emit: Callable[..., Any],
+        emitter: Teller,
         *,
         level: Level = "full",
         monitor: DeviceStatsMonitor | None = None,
@@ -56,13 +82,13 @@ class StepRecorder:
         governor: Governor | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._emit, self.level, self._monitor, self.gpu = emit, level, monitor, gpu
+        self._emitter, self.level, self._monitor, self.gpu = emitter, level, monitor, gpu
         self._clock = clock
         self.governor = governor or Governor(clock=clock)
         self._tracker = ActivationZeroTracker(clock=clock)
-        self._late: LateReader[dict[str, Any]] = LateReader()
-        self._canonical = Canonical()
+        self._late: LateReader[_Step] = LateReader()
         self._seen: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()  # of what was ever logged
         self._step = 0  # steps done; the one under way is the next
         self._loss: Any = None
         self._zeros: torch.Tensor | None = None
@@ -73,8 +99,15 @@ class StepRecorder:
         self._lr_names: list[str] = []  # made once, a step has no use for new ones
         self._samples, self._batches = 0, 0
         self._own_s = 0.0  # taken here since the last step was told, the costly metrics apart
-        self.last_step_s: float | None = None
-        self.latest: dict[str, Any] = {}  # newest value of loss, val_loss, accuracy, and the step
+        # Where events are made, by one thread at a time.
+        self._canonical = Canonical()
+        self._latest: dict[str, Any] = {}
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """Newest value of loss, val_loss and accuracy, and the step; any thread."""
+        self._emitter.drain()
+        return dict(self._latest)
 
     def fetching(self) -> None:
         """The next batch is about to be fetched."""
@@ -135,25 +168,44 @@ class StepRecorder:
             return
         begun = self._clock()
         self._step = step
-        new = {name: v for name, v in logged.items() if self._seen.get(name) is not v}
+        values = {name: v for name, v in logged.items() if self._seen.get(name) is not v}
+        new = tuple(values)
+        if self._seen.keys() != logged.keys():
+            self._names = tuple(logged)
         self._seen = dict(logged)
-        names = tuple(new)
         rates = lrs()
         while len(self._lr_names) < len(rates):
             self._lr_names.append(f"{_LR}{len(self._lr_names)}")
-        values = new
-        for name, rate in zip(self._lr_names, rates, strict=False):
-            values[name] = rate
+        values.update(zip(self._lr_names, rates, strict=False))
         values[_LOSS], values[_WEIGHT], values[_ZEROS] = self._loss, self._weights, self._zeros
         values[_GRAD] = combine_norms(self._grads) if self._grads else None
-        self._late.put(self._known(step, global_step, epoch, names, len(rates)), values)
+        self._late.put(
+            _Step(
+                step,
+                global_step,
+                epoch,
+                self._active_s,
+                self._wait_s,
+                self._samples,
+                self._batches,
+                new,
+                self._names,
+                len(rates),
+            ),
+            values,
+        )
+        self._tell(self._late.ready())
+        active_s = self._active_s
         self._start_step()
-        self._send(self._late.ready())
         self._own_s += self._clock() - begun
+        if active_s:
+            self.governor.fixed(self._own_s)
+            self._own_s = 0.0
+            self.governor.step_time(active_s)
 
     def flush(self) -> None:
         """Emit what is still on its way; waits for the device. Before ``paused`` and at the end."""
-        self._send(self._late.flush())
+        self._tell(self._late.flush())
 
     def abort(self) -> None:
         """The batch under way has failed or was cut short: its hooks go."""
@@ -169,65 +221,51 @@ class StepRecorder:
     def _due(self, name: str) -> bool:
         return self.level == "full" and self.governor.due(name, self._step + 1)
 
-    def _known(
-        self, step: int, global_step: int, epoch: int, names: tuple[str, ...], rates: int
-    ) -> dict[str, Any]:
-        """What is known at once, with the names that are to be read."""
-        active_s = self._active_s
-        fields: dict[str, Any] = {
-            "step": step,
-            "epoch": epoch,
-            "global_step": global_step,
-            "throughput": self._samples / active_s if self._samples and active_s else None,
-            "batches_per_s": self._batches / active_s if active_s else None,
-            "data_wait_frac": self._wait_s / active_s if active_s else None,
-            "mem_vram": None,
-            "gpu_util": None,
-            "ram_mb": None,
-        }
-        if self._monitor is not None:
-            sample = self._monitor.latest()
-            fields["ram_mb"] = sample.rss_mib
-            gpu = sample.gpu(self.gpu) if self.gpu is not None else None
-            if gpu is not None:
-                fields["mem_vram"], fields["gpu_util"] = gpu.mem_used_mib, gpu.util_pct
-        if active_s:
-            self.governor.fixed(self._own_s)
-            self._own_s = 0.0
-            self.governor.step_time(active_s)
-            self.last_step_s = active_s
-        # By all that was ever logged, so that a name means the same at every step.
-        return {
-            "fields": fields,
-            "names": names,
-            "rates": rates,
-            "pairs": self._canonical.pairs(self._seen),
-        }
-
     def _start_step(self) -> None:
         self._loss = self._zeros = self._weights = None
         self._grads = []
         self._active_s = self._wait_s = 0.0
         self._samples = self._batches = 0
 
-    def _send(self, steps: Iterable[tuple[dict[str, Any], Mapping[str, float | None]]]) -> None:
-        for known, values in steps:
-            fields = known["fields"]
-            metrics = {name: values[name] for name in known["names"]}
-            canonical = {name: metrics.get(logged) for name, logged in known["pairs"]}
-            lrs = [values[name] for name in self._lr_names[: known["rates"]]]
-            loss = canonical.get("loss")
-            # In place: this runs at every step, and nobody else holds them.
-            fields["loss"] = values[_LOSS] if loss is None else loss
-            fields["val_loss"] = canonical.get("val_loss")
-            fields["accuracy"] = canonical.get("accuracy")
-            for name in _MAIN:
-                if fields[name] is not None:
-                    self.latest[name] = fields[name]
-            fields["lr"] = lrs[0] if lrs else None
-            fields["lrs"] = lrs
-            fields["grad_norm"] = values[_GRAD]
-            fields["weight_norm"] = values[_WEIGHT]
-            fields["activation_zero_frac"] = values[_ZEROS]
-            fields["metrics"] = metrics
-            self._emit("trainStep", **fields)
+    def _tell(self, steps: Iterable[tuple[_Step, Mapping[str, float | None]]]) -> None:
+        for step, values in steps:
+            self._emitter.emit_later("trainStep", functools.partial(self._fields, step, values))
+
+    def _fields(self, step: _Step, values: Mapping[str, float | None]) -> dict[str, Any]:
+        """What the event says; wherever events are made."""
+        metrics = {name: values[name] for name in step.new}
+        # By all that was ever logged, so that a name means the same at every step.
+        pairs = self._canonical.pairs(step.logged)
+        canonical = {name: metrics.get(logged) for name, logged in pairs}
+        lrs = [values[name] for name in self._lr_names[: step.rates]]
+        loss = canonical.get("loss")
+        active_s = step.active_s
+        fields: dict[str, Any] = {
+            "step": step.step,
+            "epoch": step.epoch,
+            "global_step": step.global_step,
+            "loss": values[_LOSS] if loss is None else loss,
+            "val_loss": canonical.get("val_loss"),
+            "accuracy": canonical.get("accuracy"),
+            "lr": lrs[0] if lrs else None,
+            "lrs": lrs,
+            "grad_norm": values[_GRAD],
+            "weight_norm": values[_WEIGHT],
+            "activation_zero_frac": values[_ZEROS],
+            "throughput": step.samples / active_s if step.samples and active_s else None,
+            "batches_per_s": step.batches / active_s if active_s else None,
+            "data_wait_frac": step.wait_s / active_s if active_s else None,
+            "metrics": metrics,
+            **self._sampled(),
+        }
+        self._latest.update({name: fields[name] for name in _MAIN if fields[name] is not None})
+        return fields
+
+    def _sampled(self) -> dict[str, float | None]:
+        sample = self._monitor.latest() if self._monitor is not None else None
+        gpu = sample.gpu(self.gpu) if sample is not None and self.gpu is not None else None
+        return {
+            "mem_vram": gpu.mem_used_mib if gpu is not None else None,
+            "gpu_util": gpu.util_pct if gpu is not None else None,
+            "ram_mb": sample.rss_mib if sample is not None else None,
+        }
