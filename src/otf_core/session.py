@@ -27,6 +27,7 @@ from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import run_folder
+from otf_core.state.host_pool import HostPool
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.params import Steering
 from otf_core.telemetry.emitter import Emitter
@@ -553,9 +554,9 @@ class Session:
         }
         return self.steering.list(waiting, may_wait=may_wait)
 
-    def _capture(self) -> dict[str, Any]:
+    def _capture(self, pool: HostPool) -> dict[str, Any]:
         try:
-            state = self._delegate.capture()
+            state = self._delegate.capture(pool)
         except CommandError:
             raise
         except Exception as error:  # border: the user's save hooks may raise anything

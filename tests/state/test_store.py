@@ -52,7 +52,7 @@ class Rig:
     def again(self, kind: Kind = "ring", *, state: Any = None, pinned: bool = False) -> Pending:
         made = {"w": torch.ones(3)} if state is None else state
         return self.store.save(
-            lambda: made,
+            lambda _: made,
             run_id="r",
             step=self.step,
             epoch=1,
@@ -206,7 +206,7 @@ def test_two_may_wait_for_the_disk_and_a_third_is_busy(
 
     with pytest.raises(CommandError, match="while 2 checkpoints are being written") as refused:
         rig.store.save(
-            lambda: pytest.fail("copied"), run_id="r", step=9, epoch=0, kind="ring", pinned=False
+            lambda _: pytest.fail("copied"), run_id="r", step=9, epoch=0, kind="ring", pinned=False
         )
     assert (refused.value.code, refused.value.retry_after_s) == (ErrorCode.BUSY, 1.0)
     go.set()
@@ -216,7 +216,7 @@ def test_two_may_wait_for_the_disk_and_a_third_is_busy(
 
 
 def test_a_copy_that_fails_gives_its_place_back(rig: Rig) -> None:
-    def fail() -> Any:
+    def fail(_: object) -> Any:
         raise KeyboardInterrupt
 
     for _ in range(3):

@@ -54,8 +54,12 @@ class ControlDelegate(Protocol):
     def position(self) -> Position:
         """Where the run stands now."""
 
-    def capture(self) -> dict[str, Any]:
-        """A whole checkpoint as a host copy that training cannot change any more."""
+    def capture(self, pool: Any = None) -> dict[str, Any]:
+        """A whole checkpoint as a host copy that training cannot change any more.
+
+        Args:
+            pool: a ``HostPool`` for its memory; the copy is good until that is rewound.
+        """
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
         """Validate without leaving a trace in the training.

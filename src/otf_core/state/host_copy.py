@@ -9,21 +9,36 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from otf_core.state.host_pool import HostPool, copy_storage, is_one_piece
+
 _IMMUTABLE: Final = (str, int, float, bool, bytes, type(None), torch.Size)
 
 
-def host_copy(value: Any) -> Any:
+def host_copy(value: Any, pool: HostPool | None = None) -> Any:
     """Copies tensors to the host and containers by value; what shared a storage still does.
 
     What is one container stays one. Everything else goes by reference: a checkpoint's other values
     are plain. Training thread.
+
+    Args:
+        pool: where the memory comes from; the copy is good until the pool is rewound.
     """
-    return _Copier().copy(value)
+    return Copier(pool).copy(value)
 
 
-class _Copier:
-    def __init__(self) -> None:
-        self._storages: dict[int, torch.UntypedStorage] = {}
+def sizes_of(value: Any) -> list[tuple[int, bool]]:
+    """What ``CheckpointStore.prepare`` needs to know of what will be copied; nothing is copied."""
+    measuring = _Measuring()
+    measuring.copy(value)
+    return measuring.sizes
+
+
+class Copier:
+    """Copies one value after the other; what one had, the next shares."""
+
+    def __init__(self, pool: HostPool | None = None) -> None:
+        self._pool = pool or HostPool()
+        self._storages: dict[tuple[int, int], torch.UntypedStorage] = {}  # by address and size
         self._seen: dict[int, Any] = {}
         self._alive: list[Any] = []  # ids are only good while their objects live
 
@@ -73,22 +88,40 @@ class _Copier:
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         plain = tensor.detach()
-        strided = plain.layout is torch.strided and not plain.is_quantized
-        # A conjugate is a view whose storage holds other numbers.
-        lazy = strided and (plain.is_conj() or plain.is_neg())
-        if lazy:
-            return plain.resolve_conj().resolve_neg().to("cpu", copy=True)
-        if not strided or plain.device.type not in ("cpu", "cuda"):
-            return plain.to("cpu", copy=True)
         # By storage, so that a view of a buffer stays a view and tied weights stay tied.
-        storage = plain.untyped_storage()
+        storage = _storage_to_copy(plain)
+        if storage is None:
+            return self._pool.copy(plain)
         where = storage.data_ptr(), storage.nbytes()
-        if where[0] == 0 or storage.nbytes() > 2 * plain.numel() * plain.element_size():
-            return plain.to("cpu", copy=True)  # a small view of something large
-        host = self._storages.get(where[0])
-        if host is None or host.nbytes() != where[1]:
-            on_host = storage.device.type == "cpu"
-            host = storage.clone() if on_host else storage.cpu()  # type: ignore[no-untyped-call]
-            self._storages[where[0]] = host
+        host = self._storages.get(where)
+        if host is None:
+            host = self._storages[where] = self._pool.take(where[1], pinned=plain.is_cuda)
+            copy_storage(storage, host)
         new = torch.empty(0, dtype=plain.dtype)
         return new.set_(host, plain.storage_offset(), plain.size(), plain.stride())
+
+
+class _Measuring(Copier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, bool]] = []
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        plain = tensor.detach()
+        storage = _storage_to_copy(plain)
+        if storage is None:
+            self.sizes.append((plain.numel() * plain.element_size(), plain.is_cuda))
+        elif (where := (storage.data_ptr(), storage.nbytes())) not in self._storages:
+            self._storages[where] = storage
+            self.sizes.append((where[1], plain.is_cuda))
+        return tensor
+
+
+def _storage_to_copy(plain: torch.Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor, where a copy of that is a copy of the tensor."""
+    # A conjugate is a view whose storage holds other numbers.
+    if not is_one_piece(plain) or plain.is_conj() or plain.is_neg():
+        return None
+    storage = plain.untyped_storage()
+    small_view = storage.nbytes() > 2 * plain.numel() * plain.element_size()
+    return None if small_view or storage.nbytes() == 0 else storage

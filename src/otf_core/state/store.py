@@ -27,6 +27,7 @@ import msgspec
 import torch
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.host_pool import HostPool
 
 Kind = Literal["ring", "pause", "manual", "auto", "final"]
 MAX_WAITING: Final = 2  # copies in host memory that wait for the disk
@@ -131,7 +132,7 @@ class CheckpointStore:
 
     def save(
         self,
-        copy: Callable[[], Any],
+        copy: Callable[[HostPool], Any],
         *,
         run_id: str,
         step: int,
@@ -156,7 +157,7 @@ class CheckpointStore:
             detail = f"Saving was asked while {MAX_WAITING} checkpoints are being written."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
         try:
-            state = copy()
+            state = copy(HostPool())
         except BaseException:
             self._room.release()
             raise
