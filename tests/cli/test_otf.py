@@ -86,6 +86,8 @@ SENTENCES = [
     (["note", "halved the rate"], "Noted at step 120 of digits"),
     (["checkpoints"], "digits has no checkpoint yet"),
     (["params"], "lr  0.0005  (optimizer; 0 to 10)"),
+    (["undo"], "Undone in digits: set_param lr, now 0.001, applied at step 120"),
+    (["extend", "--epochs", "30"], "Extended digits: 20 → 30 epochs, applied at step 120"),
     (["stop"], "Stopping digits at step 120; no checkpoint yet"),
 ]
 
@@ -131,6 +133,12 @@ async def test_json_is_the_data_of_the_reply(tmp_path: Path, runtime: Path) -> N
         (["validate", "--limit-batches", "3"], {"limit_batches": 3}),
         (["test", "--label", "final"], {"label": "final"}),
         (["note", "text", "--step", "7"], {"text": "text", "step": 7}),
+        (["set", "after_fit", "hold"], {"path": "after_fit", "value": "hold"}),
+        (["undo"], {}),
+        (["undo", "r-1", "--restore"], {"request_id": "r-1", "restore": True}),
+        (["extend", "--epochs", "30"], {"max_epochs": 30}),
+        (["extend", "--steps", "900"], {"max_steps": 900}),
+        (["reset", "--yes"], {"reason": "manual"}),
     ],
 )
 @in_loop
@@ -139,9 +147,93 @@ async def test_arguments_become_the_payload(
 ) -> None:
     async with training(tmp_path) as (_, trainer):
         assert (await otf(*args)).status == 0
-        known = {"stop", "pause", "set_param", "validate_now", "test_now", "note"}
+        known = {"stop", "pause", "set_param", "validate_now", "test_now", "note", "undo",
+                 "extend", "reset_session"}  # fmt: skip
         [sent] = [r["payload"] for r in trainer.requests if r["cmd"] in known]
         assert sent == payload
+
+
+@in_loop
+async def test_a_rollback_names_what_it_went_back_from_and_to(
+    tmp_path: Path, runtime: Path
+) -> None:
+    async with training(tmp_path) as (_, trainer):
+        trainer.saved(40)
+        trainer.saved(80, "manual")
+        ended = await otf("rollback", "80")
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out == "Rolled back digits from step 120 to 80 (checkpoint 80-manual)\n"
+        assert trainer.step == 80
+        said = (await otf("rollback", "40-ring", "--json")).json()
+        assert (said["checkpoint"], said["step"], said["from_step"]) == ("40-ring", 40, 80)
+        file = "otf_runs/demo/digits/checkpoints/80-manual.ckpt"
+        assert (await otf("rollback", file, cwd=tmp_path)).status == 0
+        [sent] = trainer.asked("load_ckpt")
+        assert sent["payload"] == {"path": str(tmp_path / file)}
+
+
+@in_loop
+async def test_a_step_without_a_checkpoint_is_refused_with_the_nearest(
+    tmp_path: Path, runtime: Path
+) -> None:
+    async with training(tmp_path) as (_, trainer):
+        trainer.saved(40)
+        ended = await otf("rollback", "60")
+        assert (ended.status, ended.out) == (3, "")
+        assert ended.err == "otf: No checkpoint as asked for; the nearest are 40.\n"
+        said = (await otf("rollback", "60", "--json")).json()
+        assert (said["code"], said["allowed"]) == ("not_found", [40])
+        assert trainer.step == 120
+
+
+@in_loop
+async def test_checkpoints_are_a_table_with_the_newest_first(tmp_path: Path, runtime: Path) -> None:
+    async with training(tmp_path) as (_, trainer):
+        trainer.saved(40)
+        trainer.saved(80, "manual", exact=False)
+        first, second, third = (await otf("checkpoints")).out.splitlines()
+        assert first.split() == ["id", "step", "epoch", "kind", "pinned", "exact", "size", "age"]
+        assert second.split()[:8] == ["80-manual", "80", "0", "manual", "yes", "no", "91", "kB"]
+        assert third.split()[:8] == ["40-ring", "40", "0", "ring", "no", "yes", "91", "kB"]
+        listed = (await otf("checkpoints", "--json", "--of", "digits")).json()["checkpoints"]
+        assert [row["step"] for row in listed] == [80, 40]
+
+
+@in_loop
+async def test_a_reset_asks_first_and_without_a_terminal_wants_to_hear_yes(
+    tmp_path: Path, runtime: Path
+) -> None:
+    async with training(tmp_path) as (bench, trainer):
+        ended = await otf("reset")
+        assert (ended.status, ended.out) == (2, "")
+        assert "say --yes" in ended.err
+        status, said = await on_a_terminal("n\n", "reset")
+        assert status == 3
+        assert "Put digits back to before its first step?" in said
+        assert "nothing was sent" in said
+        assert trainer.asked("reset_session") == []
+        status, said = await on_a_terminal("y\n", "reset")
+        assert status == 0
+        assert "Reset digits: it is paused at step 0" in said
+        # The answer came on the session that the reset began; it is told to who asked all the same.
+        assert "its session is sess-1-again now" in said
+        await bench.until_has("sess-1-again", 2)
+        assert bench.store.sessions["sess-1"].pending() == []
+
+
+async def on_a_terminal(typed: str, *args: str) -> tuple[int, str]:
+    """Run it with a terminal for its input; its status and all that it wrote."""
+    mine, its = os.openpty()
+    command = [sys.executable, "-m", "otf_core.cli.otf", *args]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=its, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    os.close(its)
+    os.write(mine, typed.encode())
+    out, _ = await process.communicate()
+    os.close(mine)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
 
 
 @in_loop
@@ -201,8 +293,12 @@ async def test_of_several_runs_one_must_be_named(tmp_path: Path, runtime: Path) 
 
 
 @pytest.mark.parametrize(
-    "args", [["nonsense"], ["set"], ["set", "lr"], ["pause", "--at-step", "x"], ["note"]]
-)
+    "args",
+    [
+        ["nonsense"], ["set"], ["set", "lr"], ["pause", "--at-step", "x"], ["note"], ["rollback"],
+        ["extend"], ["extend", "--epochs", "3", "--steps", "4"], ["extend", "--epochs", "few"],
+    ],
+)  # fmt: skip
 @in_loop
 async def test_what_is_no_command_ends_with_2(runtime: Path, args: list[str]) -> None:
     ended = await otf(*args)
@@ -338,6 +434,47 @@ async def test_doctor_names_what_it_finds(tmp_path: Path, runtime: Path) -> None
     ended = await otf("doctor", "--dir", str(blocked / "runs"))
     assert ended.status == 3
     assert "BAD  run folder" in ended.out
+
+
+@in_loop
+async def test_doctor_says_what_each_live_run_promises_and_why(
+    tmp_path: Path, runtime: Path
+) -> None:
+    async with training(tmp_path) as (bench, trainer):
+        said = (await otf("doctor")).out
+        assert "ok   exactness of digits: exact\n" in said
+        trainer.exactness = "not exact because the loader is not in order"
+        reasons = ["DataLoader(in_order=False)", "2 workers"]
+        trainer.emit("exactness", exact=False, text=trainer.exactness, reasons=reasons)
+        await bench.until(lambda: bench.store.sessions["sess-1"].exactness == trainer.exactness)
+        lines = (await otf("doctor")).out.splitlines()
+        at = lines.index("note exactness of digits: not exact because the loader is not in order")
+        assert lines[at + 1 : at + 3] == [f"       {reason}" for reason in reasons]
+        checks = {
+            check["name"]: check for check in (await otf("doctor", "--json")).json()["checks"]
+        }
+        assert checks["exactness of digits"]["reasons"] == reasons
+
+
+@in_loop
+async def test_doctor_reads_the_report_of_a_run_that_is_over(runtime: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demo" / "digits"
+    (folder / "checkpoints").mkdir(parents=True)
+    ended = await otf("doctor", str(folder))
+    assert (ended.status, ended.out.startswith("BAD  exactness of digits")) == (3, True)
+    record: dict[str, Any] = {"run_id": "digits"}
+    (folder / "run.json").write_text(json.dumps(record))
+    ended = await otf("doctor", str(folder))
+    assert ended.status == 0
+    assert ended.out.startswith("note exactness of digits: not known")
+    record["exactness"] = {"exact": True, "text": "exact except the Timer", "reasons": ["Timer"]}
+    (folder / "run.json").write_text(json.dumps(record))
+    checkpoint = folder / "checkpoints" / "200-ring.ckpt"
+    for path in (folder, folder / "run.json", checkpoint):
+        ended = await otf("doctor", str(path))
+        assert ended.out == "ok   exactness of digits: exact except the Timer\n       Timer\n"
+    (folder / "run.json").write_text("{")
+    assert (await otf("doctor", str(folder), "--json")).json()["ok"] is False
 
 
 def test_it_starts_without_torch_and_without_the_heavy_parts() -> None:

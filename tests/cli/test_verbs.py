@@ -2,26 +2,143 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from otf_core.client.verbs import VERBS, number, payload_of, read_value, size, span, state_sentence
-from otf_core.protocol import COMMANDS
+from otf_core.client import sentences
+from otf_core.client.sentences import state_sentence
+from otf_core.client.verbs import VERBS, Arg, UsageError, Verb, read_value, request_of
+from otf_core.client.words import columns, number, size, span
+from otf_core.protocol import COMMANDS, Anything
+
+BY_WORD = {verb.word: verb for verb in VERBS}
 
 
-def test_every_verb_is_a_command_and_its_arguments_are_fields_of_the_payload() -> None:
+def some_value(arg: Arg) -> Any:
+    if arg.kind == "flag":
+        return True
+    if arg.kind in ("int", "float"):
+        return 3
+    return arg.choices[0] if arg.choices else "3"
+
+
+def asked(verb: Verb) -> list[tuple[str, dict[str, Any]]]:
+    """What a verb sends with each of its arguments, one after the other."""
+    needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
+    if verb.word == "extend":
+        return [request_of(verb, {arg.key: 3}) for arg in verb.args]
+    return [request_of(verb, needed)] + [
+        request_of(verb, {**needed, arg.key: some_value(arg)}) for arg in verb.args
+    ]
+
+
+def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -> None:
     for verb in VERBS:
-        payload = COMMANDS[verb.cmd].payload
-        fields = {field.name for field in msgspec.structs.fields(payload)}
-        assert {arg.key for arg in verb.args} <= fields, verb.word
-    assert len({verb.word for verb in VERBS}) == len(VERBS)
+        assert verb.cmd in COMMANDS
+        for cmd, payload in asked(verb):
+            struct = COMMANDS[cmd].payload
+            fields = {field.name for field in msgspec.structs.fields(struct)}
+            assert struct is Anything or payload.keys() <= fields, verb.word
+    assert len(BY_WORD) == len(VERBS)
 
 
 def test_what_is_not_given_is_not_sent() -> None:
     for verb in VERBS:
-        assert payload_of(verb, {}) == {}
+        needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
+        if verb.word not in ("rollback", "extend", "reset"):
+            assert request_of(verb, needed) == (verb.cmd, {k: read_value(v) if k == "value" else v
+                                                           for k, v in needed.items()})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("to", "request_"),
+    [
+        ("200", ("rollback", {"step": 200})),
+        ("200-ring", ("rollback", {"checkpoint": "200-ring"})),
+        ("/runs/d/checkpoints/200-ring.ckpt",
+         ("load_ckpt", {"path": "/runs/d/checkpoints/200-ring.ckpt"})),
+    ],
+)  # fmt: skip
+def test_a_rollback_goes_to_a_step_an_id_or_a_file(to: str, request_: Any) -> None:
+    assert request_of(BY_WORD["rollback"], {"to": to}) == request_
+
+
+def test_a_file_is_named_as_this_terminal_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ada")
+    verb = BY_WORD["rollback"]
+    assert request_of(verb, {"to": "200-ring.ckpt"})[1] == {"path": f"{tmp_path}/200-ring.ckpt"}
+    assert request_of(verb, {"to": "~/best.pt"})[1] == {"path": "/home/ada/best.pt"}
+
+
+@pytest.mark.parametrize("given", [{}, {"max_epochs": 3, "max_steps": 4}])
+def test_a_run_is_extended_by_epochs_or_by_steps(given: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="--epochs N or --steps N"):
+        request_of(BY_WORD["extend"], given)
+
+
+ENDED: list[tuple[Any, dict[str, Any], str]] = [
+    (
+        sentences.rolled_back,
+        {"run_id": "d", "checkpoint": "200-ring", "step": 200, "from_step": 12_420},
+        "Rolled back d from step 12,420 to 200 (checkpoint 200-ring)",
+    ),
+    (
+        sentences.rolled_back,
+        {"path": "/x/best.ckpt", "step": 120, "epoch": 2},
+        "Rolled back d to step 120 (checkpoint best.ckpt)",
+    ),
+    (
+        sentences.undone,
+        {"undone": {"request_id": "i", "cmd": "set_param"}, "now": {"lr": 0.001}},
+        "Undone in d: set_param lr, now 0.001",
+    ),
+    (
+        sentences.undone,
+        {"undone": {"cmd": "note"}, "now": {}, "applied_step": 7},
+        "Undone in d: note, applied at step 7",
+    ),
+    (
+        sentences.undone,
+        {"undone": {"cmd": "extend"}, "now": {"max_epochs": 20, "max_steps": None}},
+        "Undone in d: extend, max_epochs now 20, max_steps now none",
+    ),
+    (
+        sentences.extended,
+        {"max_epochs": 30, "max_steps": None, "old": {"max_epochs": 20, "max_steps": None},
+         "applied_step": 433},
+        "Extended d: 20 → 30 epochs, applied at step 433",
+    ),
+    (
+        sentences.extended,
+        {"max_steps": 500, "old": {}, "applied_step": 433},
+        "Extended d: 500 steps, applied at step 433",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("say", "data", "sentence"), ENDED)
+def test_an_answer_reads_as_a_person_reads_it(say: Any, data: Any, sentence: str) -> None:
+    assert say("d", data, {}) == sentence
+
+
+def test_a_choice_is_shown_with_what_may_be_chosen() -> None:
+    row = {"path": "after_fit", "kind": "enum", "value": "auto", "min": None, "max": None,
+           "choices": ["auto", "return", "test", "hold"], "owner": "user"}  # fmt: skip
+    said = sentences.params("d", {"params": [row]}, {})
+    assert said == "after_fit  auto  (user; auto, return, test, hold)"
+    row["pending"] = {"value": "hold", "at_step": 5}
+    assert "auto, becomes hold" in sentences.params("d", {"params": [row]}, {})
+
+
+def test_a_table_has_its_columns_in_line() -> None:
+    table = columns([("id", "step"), ("9-ring", "9"), ("x", "1,200")], right=["step"])
+    assert table.splitlines() == ["id       step", "9-ring      9", "x       1,200"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +189,10 @@ SESSION: dict[str, Any] = {
         (
             {"state": "journal"},
             "Journal of digits — last written 3 h ago at step 12,400; no trainer attached",
+        ),
+        (
+            {"state": "paused", "reason": "after_fit", "max_steps": 12_400, "epoch": None},
+            "Paused digits at step 12,400 of 12,400 (training is done, the process is held)",
         ),
         ({"state": "starting"}, "Starting digits — attached, training has not begun"),
         ({"state": "testing", "max_steps": -1}, "Testing digits at step 12,400, epoch 3"),

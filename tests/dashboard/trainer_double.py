@@ -32,7 +32,10 @@ class TrainerDouble:
         self.token, self.legacy, self.run_dir = token, legacy, run_dir
         self.events: list[Message] = []
         self.first_seq = 1
-        self.step, self.state = 0, "running"
+        self.start_ts = 1767225600.0
+        self.step, self.state, self.run_gen = 0, "running", 0
+        self.checkpoints: list[Message] = []
+        self.exactness = "exact"
         self.params: list[Message] = [
             {
                 "path": "lr",
@@ -122,8 +125,8 @@ class TrainerDouble:
         seq = len(self.events) + 1
         stamps = {
             "run_id": self.run_id,
-            "run_gen": 0,
-            "ts": 1767225600.0 + seq / 4,
+            "run_gen": self.run_gen,
+            "ts": self.start_ts + seq / 4,
             "session_id": self.session_id,
             "event_seq": seq,
         }
@@ -201,7 +204,7 @@ class TrainerDouble:
         elif cmd in ANSWERED_AT_ONCE:
             found = {
                 "list_params": {"params": self.params},
-                "list_checkpoints": {"checkpoints": []},
+                "list_checkpoints": {"checkpoints": self.checkpoints[::-1]},
             }
             self._reply(request, found.get(cmd, {"t": None, "ts": 1.0, "step": self.step}))
         else:
@@ -259,8 +262,61 @@ class TrainerDouble:
             self._reply(request, {"metrics": {"val_loss": 0.41}, "seconds": 0.8, **done})
         elif cmd == "test_now":
             self._reply(request, {"status": "ok", "avg_loss": 0.4127, **done})
+        elif cmd in ("rollback", "load_ckpt"):
+            self._roll_back(request, payload)
+        elif cmd == "undo":
+            undone = {"request_id": payload.get("request_id", "last"), "cmd": "set_param"}
+            self._reply(request, {"undone": undone, "now": {"lr": 0.001}, **done})
+        elif cmd == "extend":
+            limits = {"max_steps": None, "max_epochs": None}
+            old = {"max_steps": None, "max_epochs": 20}
+            self._reply(request, {**limits, **payload, "old": old, "applied_step": self.step})
+        elif cmd == "reset_session":
+            self.reset(f"{self.session_id}-again")
+            names = {"run_id": self.run_id, "display_name": self.run_id, "project": self.project}
+            self._reply(request, {"ok": True, "session_id": self.session_id, **names, **done})
         else:
             self.refuse(request, "unsupported", f"{cmd} is not built yet.")
+
+    def saved(self, step: int, kind: str = "ring", **more: Any) -> Message:
+        """A checkpoint is there."""
+        folder = f"{self.run_dir or 'otf_runs/demo/digits'}/checkpoints"
+        known = {"id": f"{step}-{kind}", "path": f"{folder}/{step}-{kind}.ckpt", "step": step,
+                 "kind": kind, "bytes": 91234, "exact": True}  # fmt: skip
+        self.checkpoints.append(
+            {**known, "run_id": self.run_id, "epoch": step // 100, "ts": self.start_ts,
+             "pinned": kind == "manual", **more}
+        )  # fmt: skip
+        return self.emit("checkpoint_saved", **known)
+
+    def back_to(self, step: int, checkpoint: str | None = None) -> None:
+        """The run is at an earlier step again: a new generation."""
+        self.run_gen += 1
+        came, self.step = self.step, step
+        path = f"{checkpoint or f'{step}-ring'}.ckpt"
+        self.emit("checkpoint_loaded", path=path, step=step, from_step=came)
+
+    def _roll_back(self, request: Message, payload: Message) -> None:
+        kept = {c["id"]: c for c in self.checkpoints}
+        by_step = {c["step"]: c for c in self.checkpoints}
+        found = kept.get(payload.get("checkpoint", "")) or by_step.get(payload.get("step", -1))
+        if "path" in payload:
+            found = next((c for c in self.checkpoints if c["path"] in payload["path"]), None)
+        if found is None:
+            near = sorted(by_step)
+            detail = f"No checkpoint as asked for; the nearest are {', '.join(map(str, near))}."
+            self.refuse(request, "not_found", detail, field="step", allowed=near)
+            return
+        came = self.step
+        self.back_to(found["step"], found["id"])
+        said = {"checkpoint": found["id"], "step": found["step"], "from_step": came}
+        self._reply(request, {"run_id": self.run_id, **said, "applied_step": came})
+
+    def reset(self, session_id: str) -> None:
+        """A new session on the same connection, from step 0."""
+        self.session_id, self.events, self.run_gen, self.step = session_id, [], 0, 0
+        self.start_ts += 1000
+        self.begin()
 
     def go(self, state: str, reason: str | None) -> None:
         before, self.state = self.state, state
@@ -282,7 +338,7 @@ class TrainerDouble:
             "device": {"name": "cpu", "kind": "cpu", "mem_mb": None, "mem_total_mb": None,
                        "util_pct": None, "temp_c": None},
             "pid": 4242, "host": "workstation", "world_size": 1, "last_seq": len(self.events),
-            "acked_seq": self.acked, "dropped": 0, "queue_len": 0, "exactness": "exact",
+            "acked_seq": self.acked, "dropped": 0, "queue_len": 0, "exactness": self.exactness,
             "snapshot_age_s": 0.0,
         }  # fmt: skip
 

@@ -1,20 +1,22 @@
-"""``otf doctor``: what otf needs, and what is there. Imports nothing heavy."""
+"""``otf doctor``: what otf needs, what is there, and what runs promise. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import importlib.util
+import json
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from otf_core import rendezvous
 from otf_core.client import Client, ClientError
+from otf_core.client.sentences import exactness_sentence
 
 State = Literal["ok", "note", "bad"]
 NEEDED: Final = ("otf-lightning", "msgspec", "torch", "lightning")
@@ -28,6 +30,7 @@ class Finding:
     name: str
     state: State
     said: str
+    reasons: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -39,7 +42,7 @@ def examine(folder: Path) -> list[Finding]:
         _python(),
         *_versions(),
         *_rendezvous(),
-        _dashboard(),
+        *_dashboard(),
         _legacy_port(),
         _run_folder(folder),
         _gpu(),
@@ -83,13 +86,48 @@ def _rendezvous() -> Iterator[Finding]:
         yield Finding("control port", "ok", f"{found.host}:{found.port} takes trainers")
 
 
-def _dashboard() -> Finding:
+def _dashboard() -> Iterator[Finding]:
     try:
         client = Client.from_rendezvous(timeout_s=2.0)
         live = client.live_sessions()
+        yield Finding("dashboard", "ok", f"{client.url} answers; {len(live)} live runs")
+        for session in live:
+            yield _exactness_of_session(client, session)
     except ClientError as error:
-        return Finding("dashboard", "note", str(error))
-    return Finding("dashboard", "ok", f"{client.url} answers; {len(live)} live runs")
+        yield Finding("dashboard", "note", str(error))
+
+
+def _exactness_of_session(client: Client, session: Mapping[str, Any]) -> Finding:
+    """What a live run promises; the reasons are in the last event of that kind, if it came."""
+    name = f"exactness of {session['run_name'] or session['run_id']}"
+    told = client.events(session["session_id"], types=["exactness"])
+    last = told[-1] if told else {}
+    return _exactness(name, session.get("exactness") or last.get("text"), last)
+
+
+def _exactness(name: str, text: Any, report: Mapping[str, Any]) -> Finding:
+    said = text if isinstance(text, str) else None
+    listed = report.get("reasons")
+    reasons = tuple(map(str, listed)) if isinstance(listed, list) else ()
+    is_exact = report.get("exact") is True or (said or "").strip().lower() == "exact"
+    return Finding(name, "ok" if is_exact else "note", exactness_sentence(said), reasons)
+
+
+def examine_run(path: Path) -> Finding:
+    """What the run of a folder promises, as its ``run.json`` says; a file in the folder will do."""
+    name = f"exactness of {path.name}"
+    places = [path, path.parent, path.parent.parent]
+    record = next((p / "run.json" for p in places if (p / "run.json").is_file()), None)
+    if record is None:
+        return Finding(name, "bad", f"{path} is no run folder: no run.json is there")
+    name = f"exactness of {record.parent.name}"
+    try:
+        said = json.loads(record.read_bytes())
+    except (OSError, ValueError) as error:
+        return Finding(name, "bad", f"{record} cannot be read ({error})")
+    report = said.get("exactness") if isinstance(said, dict) else None
+    report = report if isinstance(report, dict) else {}
+    return _exactness(name, report.get("text"), report)
 
 
 def _legacy_port() -> Finding:

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from otf_core.client.verbs import number, size
+from otf_core.client.words import number, size
 
 Say = Callable[[Mapping[str, Any]], str]
 
@@ -33,6 +33,12 @@ _SAY: Final[dict[str, Say]] = {
     "checkpoint_saved": lambda e: (
         f"step {number(e.get('step'))}, {size(e.get('bytes'))}: {e.get('path')}"
     ),
+    "checkpoint_loaded": lambda e: (
+        f"step {number(e.get('step'))}"
+        + (f", rolled back from {number(e['from_step'])}" if e.get("from_step") else "")
+        + f": {e.get('path')}"
+    ),
+    "exactness": lambda e: "; ".join(map(str, [e.get("text"), *(e.get("reasons") or [])])),
     "trainingFinished": lambda e: (
         f"{e.get('status')} at step {number(e.get('step'))}"
         + (f": {e['error']}" if e.get("error") else "")

@@ -24,7 +24,7 @@ from otf_core.client import (
     NoDashboardError,
     NotConnectedError,
 )
-from otf_core.client.verbs import VERBS, Arg, Verb, payload_of
+from otf_core.client.verbs import VERBS, Arg, UsageError, Verb, request_of
 
 EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
@@ -104,10 +104,17 @@ def _name(session: Mapping[str, Any]) -> str:
 
 def _run_verb(verb: Verb, given: dict[str, Any]) -> None:
     as_json, asked, wait_s = given.pop("as_json"), given.pop("run"), given.pop("wait")
+    may = given.pop("yes", True)
+    try:
+        cmd, payload = request_of(verb, given)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
     client = Client.from_rendezvous()
     session = choose_session(client.sessions(), asked)
+    if verb.asks is not None and not may:
+        _confirm(verb, verb.asks.format(name=_name(session)))
     key = session["session_id"]
-    data = client.send(key, verb.cmd, payload_of(verb, given), wait_s, by="cli")
+    data = client.send(key, cmd, payload, wait_s, by="cli")
     if as_json:
         _out_json(data)
         return
@@ -116,9 +123,20 @@ def _run_verb(verb: Verb, given: dict[str, Any]) -> None:
     _out(verb.say(_name(session), data if isinstance(data, dict) else {}, session))
 
 
+def _confirm(verb: Verb, question: str) -> None:
+    """Ask on the terminal; where there is none the answer must be given with --yes."""
+    if not sys.stdin.isatty():
+        msg = f"otf {verb.word} asks first, and there is no terminal to ask on: say --yes."
+        raise click.UsageError(msg)
+    if not click.confirm(question, err=True):
+        detail = f"otf {verb.word} was not confirmed; nothing was sent."
+        _fail(EXIT_REFUSED, "not_confirmed", detail)
+
+
 def _param_of(arg: Arg) -> click.Parameter:
     if not arg.words:
-        return click.Argument([arg.key], metavar="NAME" if arg.key == "path" else arg.key.upper())
+        shown = arg.shown or arg.key.upper()
+        return click.Argument([arg.key], metavar=shown, required=arg.required)
     if arg.kind == "flag":
         return click.Option([arg.key, *arg.words], is_flag=True, help=arg.help)
     kind = click.Choice(arg.choices) if arg.choices else _KINDS.get(arg.kind, click.STRING)
@@ -144,6 +162,8 @@ def _command_of(verb: Verb) -> click.Command:
         help="Give up waiting for the answer after so long; the command may yet apply.",
     )  # fmt: skip
     params = [*map(_param_of, verb.args), _run_option(), wait, _json_option()]
+    if verb.asks is not None:
+        params.append(click.Option(["yes", "--yes"], is_flag=True, help="Do not ask first."))
     # "otf set lr -1" is a value, not an option.
     settings = {"ignore_unknown_options": True} if verb.word == "set" else {}
     return click.Command(
@@ -253,14 +273,19 @@ def tail(count: int | None, types: tuple[str, ...], run: str | None, as_json: bo
         sys.stdout.flush()
 
 
-@click.command("doctor", help="Check what otf needs, and say what is amiss.")
+@click.command(
+    "doctor",
+    help="Check what otf needs, and whether each live run resumes exactly. With the folder of a "
+    "run that is over: whether that one does.",
+)
+@click.argument("run_folder", metavar="PATH", required=False, type=click.Path(path_type=Path))
 @click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("otf_runs"))
 @click.option("as_json", "--json", is_flag=True, help="One JSON object on stdout.")
-def doctor(folder: Path, as_json: bool) -> None:  # noqa: FBT001 -- as above
+def doctor(run_folder: Path | None, folder: Path, as_json: bool) -> None:  # noqa: FBT001 -- as above
     """Exit 0 if nothing that is needed is missing."""
-    from otf_core.cli.doctor import examine
+    from otf_core.cli.doctor import examine, examine_run
 
-    findings = examine(folder)
+    findings = examine(folder) if run_folder is None else [examine_run(run_folder)]
     if as_json:
         _out_json(
             {
@@ -272,6 +297,8 @@ def doctor(folder: Path, as_json: bool) -> None:  # noqa: FBT001 -- as above
         for finding in findings:
             mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.state]
             _out(f"{mark} {finding.name}: {finding.said}")
+            for reason in finding.reasons:
+                _out(f"       {reason}")
     if any(finding.state == "bad" for finding in findings):
         sys.exit(EXIT_REFUSED)
 

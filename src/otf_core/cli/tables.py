@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from otf_core.client.verbs import number, span
+from otf_core.client.words import number, span
 
 
 def sessions_table(sessions: Sequence[Mapping[str, Any]]) -> None:

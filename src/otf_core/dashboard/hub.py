@@ -5,7 +5,9 @@ Rule 2: what is held is acknowledged, cumulatively; what is missing is fetched o
 Rule 3: a command is answered by its id. After a reconnection an open one is asked again with the
 same id, which an otf/1 trainer answers as it answered first; an old trainer would do it twice, so
 there it stays unknown.
-Rule 4: ``clean_disk`` and ``enforce_version`` are never sent unasked: the old trainer deletes the
+Rule 4: a reset answers under another session than it was asked in; a connection knows the receipts
+of all its sessions.
+Rule 5: ``clean_disk`` and ``enforce_version`` are never sent unasked: the old trainer deletes the
 user's files at the first and ends training at the second.
 """
 
@@ -173,11 +175,20 @@ class Hub:
         self.store.changed(session, Change(session=True, urgent=True))
 
     def unbind(self, trainer: Trainer, session: Session) -> None:
-        """The connection is gone, or speaks for another session."""
-        if self._trainers.get(session.session_id) is not trainer:
-            return
-        del self._trainers[session.session_id]
-        session.connected = False
+        """The connection is gone."""
+        if self._trainers.get(session.session_id) is trainer:
+            self.leave(trainer, session)
+            self.give_up(session)
+
+    def leave(self, trainer: Trainer, session: Session) -> None:
+        """The connection speaks for another session now; what is open may yet be answered."""
+        if self._trainers.get(session.session_id) is trainer:
+            del self._trainers[session.session_id]
+            session.connected = False
+            self.store.changed(session, Change(session=True, urgent=True))
+
+    def give_up(self, session: Session) -> None:
+        """No answer will come on this connection any more."""
         for receipt in self.book(session.session_id).open():
             if session.state in FINAL:
                 detail = (
@@ -188,7 +199,6 @@ class Hub:
                 receipt.settle({"id": receipt.id, "ok": False, **refusal}, self.wall())
             receipt.state = "unknown"
             self.note_receipt(session, receipt)
-        self.store.changed(session, Change(session=True, urgent=True))
 
 
 class NotConnectedError(CommandError):
@@ -212,6 +222,7 @@ class Trainer:
         self._hub, self._reader, self._writer = hub, reader, writer
         self._store = hub.store
         self._session: Session | None = None
+        self._earlier: list[Session] = []  # those that a reset has ended on this connection
         self._splitter = LineSplitter(MAX_LINE_BYTES)
         self._own: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -249,6 +260,8 @@ class Trainer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._session is not None:
                 self._hub.unbind(self, self._session)
+            for session in self._earlier:
+                self._hub.give_up(session)
 
     def hang_up(self) -> None:
         """End this connection; its reader comes out of ``serve``."""
@@ -374,7 +387,8 @@ class Trainer:
 
     def _bind(self, session: Session) -> None:
         if self._session is not None and self._session is not session:
-            self._hub.unbind(self, self._session)
+            self._hub.leave(self, self._session)
+            self._earlier.append(self._session)
             if self._speaks_otf1:
                 session.protocol = PROTOCOL
                 for name in ("version", "host", "device", "pid", "capabilities"):
@@ -437,14 +451,19 @@ class Trainer:
         if then is not None:
             then(reply)
             return
-        if self._session is None:
-            return
-        receipt = self._hub.book(self._session.session_id).find(str(reply["id"]))
-        if receipt is not None and receipt.reply is None:
+        session, receipt = self._receipt_of(str(reply["id"]))
+        if session is not None and receipt is not None and receipt.reply is None:
             if not self._speaks_otf1 and not reply["ok"]:
                 reply = _modern_refusal(reply)
             receipt.settle(reply, self._hub.wall())
-            self._hub.note_receipt(self._session, receipt)
+            self._hub.note_receipt(session, receipt)
+
+    def _receipt_of(self, request_id: str) -> tuple[Session | None, Receipt | None]:
+        for session in filter(None, [self._session, *reversed(self._earlier)]):
+            receipt = self._hub.book(session.session_id).find(request_id)
+            if receipt is not None:
+                return session, receipt
+        return None, None
 
     def _take_connection_event(self, kind: str, event: dict[str, Any], line: bytes) -> None:
         session = self._session
@@ -455,10 +474,10 @@ class Trainer:
         elif session is None:
             return
         elif kind == "accepted":
-            receipt = self._hub.book(session.session_id).find(str(event.get("request_id")))
-            if receipt is not None:
+            asked_in, receipt = self._receipt_of(str(event.get("request_id")))
+            if asked_in is not None and receipt is not None:
                 receipt.accept(event, self._hub.wall())
-                self._hub.note_receipt(session, receipt)
+                self._hub.note_receipt(asked_in, receipt)
         elif kind == "gap" and event.get("reason") == "trimmed":
             first, last = event.get("from"), event.get("to")
             if type(first) is int and type(last) is int and 0 < first <= last:

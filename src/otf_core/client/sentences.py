@@ -1,0 +1,237 @@
+"""What the answer to each verb says, in sentences; ``say`` of a row of ``verbs.VERBS``.
+
+Each takes the name of the run, the data of the reply and the session. Pure functions, any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, Final
+
+from otf_core.client.words import columns, number, size, span
+
+
+def _checkpoint(path: Any, session: Mapping[str, Any]) -> str:
+    if not path:
+        return "; no checkpoint yet"
+    last = session.get("last_checkpoint") or {}
+    weight = (
+        f" ({size(last.get('bytes'))})" if last.get("path") == path and last.get("bytes") else ""
+    )
+    return f"; checkpoint {PurePath(str(path)).name}{weight}"
+
+
+def paused(name: str, data: Any, session: Mapping[str, Any]) -> str:
+    where = _checkpoint(data.get("ckpt"), session)
+    return f"Paused {name} at step {number(data.get('step'))}{where}"
+
+
+def resumed(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- the table's shape
+    if data.get("changed") is False:
+        return f"{name} was training already, at step {number(data.get('step'))}"
+    return f"Resumed {name} at step {number(data.get('step'))}"
+
+
+def stopped(name: str, data: Any, session: Mapping[str, Any]) -> str:
+    where = _checkpoint(data.get("ckpt"), session)
+    return f"Stopping {name} at step {number(data.get('step'))}{where}"
+
+
+def saved(name: str, data: Any, session: Mapping[str, Any]) -> str:
+    path = data.get("path")
+    if not path:
+        return f"{name} saved nothing at step {number(data.get('step'))}"
+    last = session.get("last_checkpoint") or {}
+    weight = (
+        f" ({size(last.get('bytes'))})" if last.get("path") == path and last.get("bytes") else ""
+    )
+    return f"Saved {PurePath(str(path)).name}{weight} of {name} at step {number(data.get('step'))}"
+
+
+def _metrics(values: Any) -> str:
+    shown = [f"{key} {number(value)}" for key, value in (values or {}).items()]
+    return ", ".join(shown) or "no metrics"
+
+
+def validated(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    took = data.get("seconds")
+    time = f" in {took:.1f} s" if isinstance(took, int | float) else ""
+    said = _metrics(data.get("metrics"))
+    return f"Validated {name} at step {number(data.get('step'))}{time}: {said}"
+
+
+def tested(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    loss = data.get("avg_loss")
+    said = f"average loss {number(loss)}" if loss is not None else "no finite loss"
+    values = data.get("metrics")
+    more = f"; {_metrics(values)}" if values else ""
+    return f"Tested {name} at step {number(data.get('step'))}: {said}{more}"
+
+
+def was_set(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    step, until = data.get("applied_step"), data.get("until")
+    lasts = f"; something else writes it at step {number(until)}" if until is not None else ""
+    mode = " (scales the rest of the schedule)" if data.get("mode") == "scale" else ""
+    change = f"{number(data.get('old'))} → {number(data.get('new'))}"
+    return (
+        f"Set {data.get('path')} of {name}: {change}, applied at step {number(step)}{mode}{lasts}"
+    )
+
+
+def params(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    rows = data.get("params") or []
+    if not rows:
+        return f"{name} has no parameter that can be set"
+    width = max(len(str(row.get("path"))) for row in rows)
+    lines = []
+    for row in rows:
+        pending = row.get("pending")
+        waits = f", becomes {number(pending.get('value'))}" if isinstance(pending, dict) else ""
+        bounds = f"{number(row.get('min'))} to {number(row.get('max'))}"
+        choices = row.get("choices")
+        allowed = ", ".join(map(str, choices)) if choices else bounds
+        value = number(row.get("value"))
+        lines.append(
+            f"{row.get('path')!s:<{width}}  {value}{waits}  ({row.get('owner')}; {allowed})"
+        )
+    return "\n".join(lines)
+
+
+def checkpoints(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """A table, newest first as it came."""
+    rows = data.get("checkpoints") or []
+    if not rows:
+        return f"{name} has no checkpoint yet"
+    now_ts = time.time()
+    head = ("id", "step", "epoch", "kind", "pinned", "exact", "size", "age")
+    cells = [head, *(_checkpoint_cells(row, now_ts) for row in rows)]
+    return columns(cells, right=("step", "epoch", "size", "age"))
+
+
+def _checkpoint_cells(row: Mapping[str, Any], now_ts: float) -> tuple[str, ...]:
+    ts = row.get("ts")
+    return (
+        str(row.get("id")),
+        number(row.get("step")),
+        number(row.get("epoch")) if row.get("epoch") is not None else "-",
+        str(row.get("kind")),
+        "yes" if row.get("pinned") else "no",
+        "yes" if row.get("exact") else "no",
+        size(row.get("bytes")),
+        span(max(0.0, now_ts - ts)) if isinstance(ts, int | float) else "-",
+    )
+
+
+def noted(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    return f"Noted at step {number(data.get('step'))} of {name}"
+
+
+_HELD_BY: Final = {"after_fit": "training is done, the process is held"}
+
+
+def state_sentence(session: Mapping[str, Any], now_ts: float) -> str:
+    """The sentence that the page shows for a session, in its words."""
+    name, step = session.get("run_name") or session.get("run_id"), number(session.get("step"))
+    of = session.get("max_steps")
+    place = f"step {step}" + (f" of {number(of)}" if isinstance(of, int) and of > 0 else "")
+    if session.get("epoch") is not None:
+        epochs = session.get("max_epochs")
+        place += f", epoch {number(session['epoch'])}"
+        place += f" of {number(epochs)}" if isinstance(epochs, int) and epochs > 0 else ""
+    state, finished = session.get("state"), session.get("finished") or {}
+    last_ts = session.get("last_ts")
+    ago = span(max(0.0, now_ts - last_ts)) if isinstance(last_ts, int | float) else "some time"
+    match state:
+        case "starting":
+            return f"Starting {name} — attached, training has not begun"
+        case "running":
+            return f"Training {name} — {place}{_left(session)}"
+        case "pausing":
+            return f"Pausing {name} — finishing the batch after step {step}, then it holds there"
+        case "paused":
+            why = _HELD_BY.get(str(session.get("reason")), session.get("reason"))
+            return f"Paused {name} at {place}" + (f" ({why})" if why not in (None, "user") else "")
+        case "validating" | "testing":
+            return f"{str(state).capitalize()} {name} at {place}"
+        case "finished":
+            return f"Finished {name} — {step} steps"
+        case "interrupted":
+            return f"Stopped {name} at step {step}"
+        case "failed":
+            return f"Failed {name} at step {step} — {finished.get('error') or 'no reason given'}"
+        case "lost":
+            return f"Connection lost — {name} was at {place}; it goes on without this dashboard"
+        case "journal":
+            return f"Journal of {name} — last written {ago} ago at step {step}; no trainer attached"
+    return f"{name} is {state} at {place}"
+
+
+def _left(session: Mapping[str, Any]) -> str:
+    status = session.get("status") or {}
+    speed, of, step = status.get("steps_per_s"), session.get("max_steps"), session.get("step")
+    if not isinstance(speed, int | float) or speed <= 0:
+        return ""
+    said = f", {speed:.3g} steps/s"
+    if isinstance(of, int) and isinstance(step, int) and of > step:
+        said += f", {span((of - step) / speed)} left"
+    return said
+
+
+def status(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    known = {**session, **{key: data[key] for key in ("state", "step", "epoch") if key in data}}
+    lines = [state_sentence({**known, "status": data}, float(session.get("status_ts") or 0.0))]
+    lines += [
+        f"  pending: {pending.get('cmd')}, waits for {pending.get('waits_for')}"
+        for pending in data.get("pending") or []
+    ]
+    last = data.get("last_checkpoint")
+    if last:
+        at = f"{PurePath(str(last.get('path'))).name} at step {number(last.get('step'))}"
+        lines.append(f"  last checkpoint: {at}")
+    if data.get("exactness"):
+        lines.append(f"  exactness: {data['exactness']}")
+    return "\n".join(lines)
+
+
+def rolled_back(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    to, from_step, which = number(data.get("step")), data.get("from_step"), data.get("checkpoint")
+    which = which or PurePath(str(data.get("path"))).name
+    way = f"from step {number(from_step)} to {to}" if from_step is not None else f"to step {to}"
+    return f"Rolled back {name} {way} (checkpoint {which})"
+
+
+def undone(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    cmd = (data.get("undone") or {}).get("cmd") or "command"
+    now = [(str(key), number(value)) for key, value in (data.get("now") or {}).items()]
+    if len(now) == 1:
+        [(key, value)] = now
+        said = f" {key}, now {value}"
+    else:
+        said = "".join(f", {key} now {value}" for key, value in now)
+    at = data.get("applied_step")
+    step = f", applied at step {number(at)}" if at is not None else ""
+    return f"Undone in {name}: {cmd}{said}{step}"
+
+
+def extended(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    old = data.get("old") or {}
+    kinds = (("max_epochs", "epochs"), ("max_steps", "steps"))
+    said = [
+        (f"{number(old.get(key))} → " if old.get(key) else "") + f"{number(data[key])} {unit}"
+        for key, unit in kinds
+        if data.get(key) is not None and data.get(key) != old.get(key)
+    ]
+    step = number(data.get("applied_step"))
+    return f"Extended {name}: {', '.join(said) or 'no limit has changed'}, applied at step {step}"
+
+
+def was_reset(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    where = f"; its session is {data['session_id']} now" if data.get("session_id") else ""
+    return f"Reset {name}: it is paused at step 0, as it was before its first{where}"
+
+
+def exactness_sentence(text: str | None) -> str:
+    """What a run promises of its resume, as the trainer words it."""
+    return text or "not known: this run has not said whether it resumes exactly"
