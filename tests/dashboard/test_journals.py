@@ -127,3 +127,80 @@ async def test_a_large_journal_does_not_hold_up_a_trainer(tmp_path: Path) -> Non
         await bench.until_has("sess-1", 22)
         assert (await bench.command("sess-1", "pause")).json()["ok"] is True
         await bench.until_has("sess-old", 5002)
+
+
+def write_record(folder: Path, *session_ids: str) -> None:
+    (folder / "run.json").write_text(json.dumps({"session_ids": list(session_ids)}))
+
+
+def three_sessions(runs: Path) -> tuple[Path, list[TrainerDouble]]:
+    """Steps 1-40, killed; from 30 again to 60, back to 45 and to 55, killed; from 50 to 70.
+
+    The clock of the second machine was ahead: only run.json knows the order.
+    """
+    first = trained("sess-c", steps=40)
+    second, third = (TrainerDouble(key, token=TOKEN) for key in ("sess-a", "sess-b"))
+    first.start_ts, second.start_ts, third.start_ts = 1000.0, 9000.0, 2000.0
+    for gen, trainer, at in ((1, second, 30), (3, third, 50)):
+        trainer.run_gen = gen - 1
+        trainer.begin()
+        trainer.step = at
+        trainer.back_to(at)
+    second.train(30, gen="second")
+    second.back_to(45)
+    second.train(10, gen="again")
+    third.train(20)
+    for trainer in (first, second, third):
+        folder = write_journal(runs, trainer)
+    write_record(folder, "sess-c", "sess-a", "sess-b")
+    return folder, [first, second, third]
+
+
+@in_loop
+async def test_a_run_of_three_sessions_is_one_run_with_one_curve(tmp_path: Path) -> None:
+    _, trainers = three_sessions(tmp_path)
+    async with dashboard(tmp_path) as bench:
+        for trainer in trainers:
+            await bench.until_has(trainer.session_id, len(trainer.events))
+        [run] = (await bench.get("api/runs"))["runs"]
+        assert run["session_ids"] == ["sess-c", "sess-a", "sess-b"]
+        assert run["summary"]["step"] == 70
+        found = await bench.get("api/runs/digits/metrics?names=loss")
+        columns = found["columns"]
+        assert columns["step"] == list(range(1, 71))
+        assert found["total"] == 70
+        assert columns["session"] == [0] * 30 + [1] * 20 + [2] * 20
+        told = {(t.session_id, e["event_seq"]): e for t in trainers for e in t.events}
+        for at, seq in enumerate(columns["event_seq"]):
+            event = told[found["session_ids"][columns["session"][at]], seq]
+            assert event["step"] == columns["step"][at]
+            # 46 to 50 were done twice by the second session; what holds is what it did last.
+            assert (event.get("gen") == "again") == (46 <= event["step"] <= 50)
+            assert (event.get("gen") == "second") == (31 <= event["step"] <= 45)
+        part = await bench.get("api/runs/digits/metrics?names=loss&from=44&to=52")
+        assert part["columns"]["step"] == list(range(44, 53))
+        events = await bench.get("api/runs/digits/events?types=checkpoint_loaded")
+        assert [e["step"] for e in events["events"]] == [30, 45, 50]
+
+
+@in_loop
+async def test_a_run_that_comes_back_brings_the_journals_of_its_folder(tmp_path: Path) -> None:
+    """Its earlier sessions trained while this dashboard was not there, in a folder that it does not
+    watch."""
+    runs = tmp_path / "elsewhere"
+    trainer = TrainerDouble("sess-2", token=TOKEN, run_dir=str(runs / "demo" / "digits"))
+    async with dashboard(tmp_path / "otf_runs") as bench:
+        folder = write_journal(runs, trained("sess-1", steps=20))
+        write_record(folder, "sess-1", "sess-2")
+        trainer.start_ts += 500
+        trainer.begin()
+        trainer.step = 15
+        trainer.back_to(15)
+        trainer.train(5)
+        async with trainer.on(bench.port):
+            await bench.until_has("sess-2", len(trainer.events))
+            await bench.until_has("sess-1", 22)
+            run = await bench.get("api/runs/digits")
+            assert run["session_ids"] == ["sess-1", "sess-2"]
+            found = await bench.get("api/runs/digits/metrics?names=loss")
+            assert found["columns"]["session"] == [0] * 15 + [1] * 5

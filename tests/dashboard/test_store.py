@@ -203,3 +203,106 @@ def test_no_event_of_a_trainer_can_break_the_store(values: list[Any], kind: str)
     store.add(session, {**odd, "type": kind}, b"{}")
     store.history(session, 0, 10)
     msgspec.json.encode([session.to_json(), *(run.to_json() for run in store.runs.values())])
+
+
+def curve(*columns: Columns) -> list[tuple[int, float]]:
+    picked = pick([c.view() for c in columns], ["loss"], low=0, high=None, points=10_000).columns
+    return list(zip(picked["step"], picked["loss"], strict=True))
+
+
+def test_a_later_generation_supersedes_from_its_first_step_on() -> None:
+    columns = Columns()
+    told = [(1, 0, 1), (2, 0, 2), (3, 0, 3), (4, 0, 4), (5, 1, 3), (6, 1, 4), (7, 2, 4)]
+    for seq, gen, at in told:
+        columns.add({**step(seq, loss=float(seq), run_gen=gen), "step": at})
+    assert curve(columns) == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 7.0)]
+    columns.turn_back(8, 2)
+    assert curve(columns) == [(1, 1.0), (2, 2.0)]
+    assert len(columns) == 7  # nothing is lost: another reading of it is possible
+
+
+def test_the_first_steps_of_a_generation_may_come_last() -> None:
+    columns = Columns()
+    told = [(1, 0, 1), (2, 0, 2), (3, 0, 3), (6, 1, 3), (7, 1, 4), (5, 1, 2)]
+    for seq, gen, at in told:
+        columns.add({**step(seq, loss=float(seq), run_gen=gen), "step": at})
+    assert curve(columns) == [(1, 1.0), (2, 5.0), (3, 6.0), (4, 7.0)]
+
+
+def test_a_trainer_without_generations_that_goes_back_is_understood() -> None:
+    columns = Columns()
+    for seq, at in enumerate((1, 2, 3, 2, 3, 4), start=1):
+        columns.add({**step(seq, loss=float(seq)), "step": at})
+    assert curve(columns) == [(1, 1.0), (2, 4.0), (3, 5.0), (4, 6.0)]
+
+
+def test_a_later_session_supersedes_and_may_go_back_before_its_own_start() -> None:
+    first, second = Columns(), Columns()
+    for at in range(1, 11):
+        first.add({**step(at, loss=1.0), "step": at})
+    for seq, at in enumerate((8, 9), start=2):
+        second.add({**step(seq, loss=2.0, run_gen=1), "step": at})
+    assert [s for s, loss in curve(first, second) if loss == 1.0] == [*range(1, 8)]
+    second.turn_back(4, 5)
+    assert curve(first, second) == [(at, 1.0) for at in range(1, 6)]
+    second.add({**step(5, loss=3.0, run_gen=2), "step": 6})
+    assert curve(first, second)[-1] == (6, 3.0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), max_size=6))
+def test_what_is_kept_is_what_was_told_last_of_each_step(turns: list[tuple[int, int]]) -> None:
+    columns = Columns()
+    seq, last = 0, dict[int, float]()
+    for gen, (start, count) in enumerate(turns):
+        last = {at: value for at, value in last.items() if at < start}
+        for at in range(start, start + count):
+            seq += 1
+            columns.add({**step(seq, loss=float(seq), run_gen=gen), "step": at})
+            last[at] = float(seq)
+    assert curve(columns) == sorted(last.items())
+
+
+def test_a_best_validation_that_was_undone_is_best_no_more() -> None:
+    store = Store()
+    session = store.session("s")
+    for seq, val_loss in enumerate((0.5, 0.4, 0.2, 0.3), start=1):
+        store.add(session, step(seq, run_id="r", val_loss=val_loss), b"")
+    [run] = store.runs.values()
+    assert run.to_json()["summary"]["best_val_step"] == 3
+    back = {"type": "checkpoint_loaded", "step": 2, "path": "p", "event_seq": 5, "run_id": "r"}
+    store.add(session, {**back, "run_gen": 1}, b"")
+    assert session.step == 2
+    assert run.to_json()["summary"] == {
+        "step": 2, "loss": None, "val_loss": 0.4, "best_val_loss": 0.4, "best_val_step": 2,
+    }  # fmt: skip
+    again = step(6, run_id="r", val_loss=0.35, run_gen=1)
+    store.add(session, {**again, "step": 3}, b"")
+    assert run.to_json()["summary"]["best_val_loss"] == 0.35
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_sessions_are_in_the_order_of_their_start_however_they_are_read(order: str) -> None:
+    """The newest journal is read first."""
+    store = Store()
+    for session_id in order:
+        session = store.session(session_id)
+        start = {"a": 100.0, "b": 200.0}[session_id]
+        for seq in range(1, 11):
+            at = seq + {"a": 0, "b": 5}[session_id]
+            value = 0.1 if (session_id, at) == ("a", 7) else 1.0 / at
+            event = step(seq, run_id="r", val_loss=value, loss=1.0)
+            store.add(session, {**event, "step": at, "ts": start + seq}, b"")
+    [run] = store.runs.values()
+    assert run.session_ids == ["a", "b"]
+    summary = run.to_json()["summary"]
+    assert (summary["step"], summary["val_loss"]) == (15, 1.0 / 15)
+    # Step 7 of "a" was the best, and "b" did it again.
+    assert (summary["best_val_loss"], summary["best_val_step"]) == (1.0 / 15, 15)
+
+
+def test_what_a_run_promises_is_taken_from_its_event() -> None:
+    store = Store()
+    session = store.session("s")
+    said = {"type": "exactness", "exact": False, "text": "not exact because …", "event_seq": 1}
+    store.add(session, {**said, "run_id": "r", "reasons": ["one"]}, b"")
+    assert session.to_json()["exactness"] == "not exact because …"

@@ -26,8 +26,9 @@ from otf_core.dashboard import columns
 from otf_core.dashboard.hub import Hub, NotConnectedError
 from otf_core.dashboard.live import Live
 from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
+from otf_core.dashboard.run import Run
 from otf_core.dashboard.security import HEADERS, MAX_BODY_BYTES, HostCheck, bearer, token_fits
-from otf_core.dashboard.store import Change, Run, Session
+from otf_core.dashboard.store import Change, Session
 from otf_core.errors import CommandError, ErrorCode
 
 WEB: Final = Path(__file__).parent / "web" / "dist"
@@ -225,7 +226,7 @@ class Api:
         low = _integer(request, "from", 0, 0, 2**62)
         high = _integer(request, "to", 2**62, 0, 2**62)
         points = _integer(request, "points", 6000, 2, columns.MAX_ROWS)
-        held = [(key, run.columns[key]) for key in run.session_ids if key in run.columns]
+        held = run.in_order()
         views = [column.view(names) for _, column in held]
         picked = await asyncio.to_thread(
             columns.pick,

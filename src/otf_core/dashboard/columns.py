@@ -4,7 +4,10 @@ Rule 1: a row is a trainStep; a missing or non-finite value is NaN here and null
 Rule 2: bounded. Over ``max_rows`` rows, or ``MAX_CELLS`` cells, the older half is thinned: of each
 two neighbours the one with more values stays, so rare values such as val_loss outlive dense ones.
 Repeated, the past grows coarser the older it is, and the newest half is always whole.
-Rule 3: the event loop alone writes. A ``View`` may be read by another thread meanwhile: arrays only
+Rule 3: a step that was done again counts once, as it was done last. A row is superseded by a later
+generation (``run_gen``) that begins at its step or before, by a checkpoint that was loaded, and by
+a later session; it stays in its column and is left out by ``pick``.
+Rule 4: the event loop alone writes. A ``View`` may be read by another thread meanwhile: arrays only
 grow, and thinning or sorting puts new ones in their place.
 """
 
@@ -13,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, Final, TypeGuard
 
 MAX_ROWS: Final = 1_000_000
@@ -32,15 +36,25 @@ def is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and -(2**62) < value < 2**62
 
 
+Cut = tuple[int, int]  # event_seq, step: earlier events from that step on are superseded
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The first ``rows`` rows of some columns; any thread may read it."""
+    """The first ``rows`` rows of some columns; any thread may read it.
+
+    Attributes:
+        cuts: in order of event_seq.
+        lowest: the first step that this session has told anew; earlier sessions end before it.
+    """
 
     rows: int
     seq: array[int]
     step: array[int]
     ts: array[float]
     values: Mapping[str, array[float]]
+    cuts: Sequence[Cut] = ()
+    lowest: int | None = None
 
 
 class Columns:
@@ -55,6 +69,9 @@ class Columns:
         self._values: dict[str, array[float]] = {}
         self._logged: set[str] = set()  # names that came under "metrics"
         self._sorted = True
+        self._first_of: dict[int, Cut] = {}  # run_gen -> where it begins
+        self._turns: list[Cut] = []  # what else supersedes
+        self.lowest: int | None = None
         self.thinned = False
 
     def __len__(self) -> int:
@@ -65,21 +82,26 @@ class Columns:
         """Metrics that have ever had a value, in order of appearance."""
         return [name for name in self._values if name not in AXES]
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Append one trainStep; out of order is allowed and sorted when read."""
+    def add(self, event: Mapping[str, Any]) -> bool:
+        """Append one trainStep; out of order is allowed and sorted when read.
+
+        Returns whether steps that were told before may be superseded now.
+        """
         seq, step = event.get("event_seq"), event.get("step")
         if not is_count(step):
-            return
+            return False
         row = len(self._seq)
         number = seq if is_count(seq) else (self._seq[-1] + 1 if row else 1)
+        gen = event.get("run_gen")
+        gen = gen if is_count(gen) else 0
+        is_turn = self._note_turn(number, step, gen)
         if row and number < self._seq[-1]:
             self._sorted = False
         ts = event.get("ts")
         self._seq.append(number)
         self._step.append(step)
         self._ts.append(ts if type(ts) is float or is_count(ts) else NAN)
-        gen = event.get("run_gen")
-        self._gen.append(gen if is_count(gen) else 0)
+        self._gen.append(gen)
         filled = self._put_all(event, row)
         logged = event.get("metrics")
         if isinstance(logged, dict):
@@ -92,6 +114,35 @@ class Columns:
                     column.append(NAN)
         if row + 1 > self._limit():
             self.thin()
+        return is_turn
+
+    def _note_turn(self, seq: int, step: int, gen: int) -> bool:
+        is_turn = self._note_lowest(step)
+        begins = self._first_of.get(gen)
+        if begins is None or seq < begins[0]:
+            self._first_of[gen] = (seq, step)
+            return True
+        # A trainer that knows no generations, turned back: later than all and lower than the last.
+        if self._seq and seq > self._seq[-1] and gen == self._gen[-1] and step < self._step[-1]:
+            self._turns.append((seq, step))
+            return True
+        return is_turn
+
+    def _note_lowest(self, step: int) -> bool:
+        if self.lowest is not None and step >= self.lowest:
+            return False
+        self.lowest = step
+        return True
+
+    def turn_back(self, seq: int, step: int) -> None:
+        """The run was put back to a step: what earlier events told of later ones is undone."""
+        self._turns.append((seq, step + 1))
+        self._note_lowest(step + 1)
+
+    def _cuts(self) -> list[Cut]:
+        first = min(self._first_of, default=0)
+        cuts = [cut for gen, cut in self._first_of.items() if gen != first]
+        return sorted(cuts + self._turns)
 
     def _put_all(self, fields: Mapping[str, Any], row: int) -> int:
         """Append the numbers among the fields; how many there were."""
@@ -150,7 +201,8 @@ class Columns:
         self.sort()
         chosen = self._values if names is None else {n: self._values.get(n) for n in names}
         held = {name: column for name, column in chosen.items() if column is not None}
-        return View(len(self._seq), self._seq, self._step, self._ts, held)
+        rows = len(self._seq)
+        return View(rows, self._seq, self._step, self._ts, held, self._cuts(), self.lowest)
 
     def events(self, rows: Iterable[int], stamps: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows as trainStep events again: numbers only, null where there was none."""
@@ -194,13 +246,14 @@ def pick(
 ) -> Picked:
     """Rows with ``low <= step <= high``, at most about ``points``; any thread.
 
-    Too many: the rows are cut into buckets of equal count, and of each bucket the rows that hold
-    the least and the greatest value of each column stay (whole rows, as they were sent), with the
-    first and the last row of all. One grid for all columns, so that peaks of charts line up.
+    The views are those of a run's sessions in order; what was superseded is left out. Too many: the
+    rows are cut into buckets of equal count, and of each bucket the rows that hold the least and
+    the greatest value of each column stay (whole rows, as they were sent), with the first and the
+    last row of all. One grid for all columns, so that peaks of charts line up.
     """
     out: dict[str, list[Any]] = {key: [] for key in ("event_seq", "step", "ts", "session")}
     out |= {name: [] for name in names}
-    ranges = [_rows_between(view, low, high) for view in views]
+    ranges = [_rows_between(view, kept, low, high) for view, kept in kept_rows(views)]
     total = sum(len(rows) for rows in ranges)
     thinned = total > points
     for index, (view, rows) in enumerate(zip(views, ranges, strict=True)):
@@ -223,12 +276,37 @@ def _plain(value: float) -> float | None:
     return None if value != value else value
 
 
-def _rows_between(view: View, low: int, high: int | None) -> Sequence[int]:
-    if low <= 0 and high is None:
-        return range(view.rows)
-    top = high if high is not None else max(view.step[: view.rows], default=0)
-    steps = view.step[: view.rows]
-    return [row for row, step in enumerate(steps) if low <= step <= top]
+def kept_rows(views: Sequence[View]) -> list[tuple[View, list[range]]]:
+    """Of each session the rows that no later event has superseded; steps rise within a range."""
+    below = 2**63
+    kept: list[tuple[View, list[range]]] = []
+    for view in reversed(views):
+        kept.append((view, _kept_in(view, below)))
+        if view.lowest is not None:
+            below = min(below, view.lowest)
+    return kept[::-1]
+
+
+def _kept_in(view: View, below: int) -> list[range]:
+    """From the last generation to the first: each ends before those after it begin."""
+    ranges = []
+    end = view.rows
+    for seq, step in reversed(((0, 2**63), *view.cuts)):
+        start = bisect_left(view.seq, seq, 0, end)
+        ranges.append(range(start, bisect_left(view.step, below, start, end)))
+        below, end = min(below, step), start
+    return [rows for rows in reversed(ranges) if rows]
+
+
+def _rows_between(view: View, kept: Sequence[range], low: int, high: int | None) -> Sequence[int]:
+    found = [
+        range(
+            bisect_left(view.step, low, rows.start, rows.stop),
+            rows.stop if high is None else bisect_right(view.step, high, rows.start, rows.stop),
+        )
+        for rows in kept
+    ]
+    return found[0] if len(found) == 1 else list(chain.from_iterable(found))
 
 
 def _extremes(view: View, rows: Sequence[int], names: Sequence[str], points: int) -> list[int]:

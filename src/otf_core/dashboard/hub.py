@@ -20,6 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
 from otf_core.dashboard.receipts import Receipt, ReceiptBook
@@ -68,9 +69,10 @@ class Hub:
         wall: Callable[[], float] = time.time,
         say: Callable[[str], None] = announce,
         load_journal: Callable[[str], Awaitable[None]] | None = None,
+        load_run: Callable[[Path], Awaitable[None]] | None = None,
     ) -> None:
         self.store, self.token, self.timing, self.wall, self.say = store, token, timing, wall, say
-        self.load_journal = load_journal
+        self.load_journal, self.load_run = load_journal, load_run
         self.receipt_watchers: set[Callable[[Session, Receipt], None]] = set()
         self._trainers: dict[str, Trainer] = {}
         self._books: dict[str, ReceiptBook] = {}
@@ -95,6 +97,13 @@ class Hub:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._server is not None:
             await self._server.wait_closed()
+
+    def read_run(self, run_dir: Path) -> None:
+        """Have the journals of a run's other sessions read; goes on if its trainer is gone."""
+        if self.load_run is not None:
+            task = asyncio.ensure_future(self.load_run(run_dir))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def book(self, session_id: str) -> ReceiptBook:
         """The receipts of a session."""
@@ -503,6 +512,8 @@ class Trainer:
             self._ack(session)
         if event.get("type") == "newRun":
             self._seed_counters()
+        elif event.get("type") == "session_started" and session.run_dir is not None:
+            self._hub.read_run(session.run_dir)
 
     def _session_of(self, event: dict[str, Any]) -> Session:
         """The session that an event belongs to; a reset starts another on the same connection."""

@@ -2,14 +2,16 @@
 
 Rule 1: read, never written. A half last line, or one that is no event, is left out and said by
 ``journal_complete`` of the session.
-Rule 2: the newest first, at most ``MAX_FILES`` and ``MAX_BYTES``; the rest stays on the disk.
-Rule 3: files are read and decoded in a worker thread, pieces of ``PIECE_BYTES``, and taken into the
+Rule 2: a run that was resumed has several, in the order of ``session_ids`` in its ``run.json``.
+Rule 3: the newest first, at most ``MAX_FILES`` and ``MAX_BYTES``; the rest stays on the disk.
+Rule 4: files are read and decoded in a worker thread, pieces of ``PIECE_BYTES``, and taken into the
 store on the event loop, so that trainers and pages are served meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -55,6 +57,14 @@ class Journals:
         while self._waiting:
             await self.load(next(iter(self._waiting)))
 
+    async def load_run(self, run_dir: Path) -> None:
+        """Read what other sessions of a run have written: a trainer has come back to its folder."""
+        names = await asyncio.to_thread(lambda: sorted(run_dir.glob("journal/*.jsonl")))
+        await self._note_order(run_dir)
+        for path in names:
+            self._waiting.setdefault(path.stem, path)
+            await self.load(path.stem)
+
     async def load(self, session_id: str) -> None:
         """Read the journal of one session, if there is one that has not been read."""
         async with self._lock:
@@ -66,8 +76,14 @@ class Journals:
             except OSError as error:
                 self._say(f"the journal {path} cannot be read ({error})")
                 return
+            await self._note_order(path.parent.parent)
             with file:
                 await self._read(file, session_id, path.parent.parent)
+
+    async def _note_order(self, run_dir: Path) -> None:
+        session_ids = await asyncio.to_thread(_session_ids, run_dir)
+        if session_ids:
+            self._store.note_order(run_dir.parent.name, run_dir.name, session_ids)
 
     async def _read(self, file: BinaryIO, session_id: str, run_dir: Path) -> None:
         session = self._store.session(session_id, source="journal")
@@ -89,6 +105,16 @@ class Journals:
             for event, line in events[at : at + 1000]:
                 self._store.add(session, event, line)
             await asyncio.sleep(0)
+
+
+def _session_ids(run_dir: Path) -> list[str]:
+    """The sessions of a run as its ``run.json`` has them, none if it cannot be read."""
+    try:
+        record = json.loads((run_dir / "run.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    named = record.get("session_ids") if isinstance(record, dict) else None
+    return [key for key in named if isinstance(key, str)] if isinstance(named, list) else []
 
 
 def _decode(lines: list[bytes]) -> tuple[list[tuple[dict[str, Any], bytes]], bool]:

@@ -75,8 +75,9 @@ class Dashboard:
         self.store = Store(runs_dir=options.folder)
         self.journals = Journals(options.folder, self.store, say)
         self.hub = Hub(
-            self.store, self.token, timing=timing, say=say, load_journal=self.journals.load
-        )
+            self.store, self.token, timing=timing, say=say,
+            load_journal=self.journals.load, load_run=self.journals.load_run,
+        )  # fmt: skip
         check = HostCheck(options.host, options.allow_hosts)
         self.live = Live(self.hub, check, self.version)
         self.app = make_app(self.hub, self.live, check, self.version, web=web)

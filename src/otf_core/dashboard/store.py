@@ -4,7 +4,8 @@ Rule 1: an event is kept once, by (session_id, event_seq), however often it come
 Rule 2: trainSteps go to columns (``columns.py``); other events are kept as they are, at most
 ``MAX_EVENTS`` and ``MAX_EVENT_BYTES`` a session: over that the oldest ``log`` and ``testStep`` go
 first, then the oldest of all.
-Rule 3: a run belongs to (project, run_id); a resumed run has several sessions.
+Rule 3: a run belongs to (project, run_id); a resumed run has several sessions, in the order that
+its run.json gives, else by their start. A later one supersedes the earlier from its first step on.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import bisect
 import collections
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
-from otf_core.dashboard.columns import MAX_ROWS, Columns, is_count
+from otf_core.dashboard.columns import MAX_ROWS, is_count
+from otf_core.dashboard.run import Run, is_number
 
 MAX_EVENTS: Final = 50_000
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
@@ -77,69 +78,6 @@ class Ranges:
     def highest(self) -> int:
         """The highest number held, 0 if none."""
         return self._ends[-1] if self._ends else 0
-
-
-@dataclasses.dataclass
-class Run:
-    """One run over all its sessions."""
-
-    project: str
-    run_id: str
-    run_name: str
-    created_ts: float | None = None
-    parents: list[str] = dataclasses.field(default_factory=list)
-    session_ids: list[str] = dataclasses.field(default_factory=list)
-    summary: dict[str, Any] = dataclasses.field(
-        default_factory=lambda: dict.fromkeys(
-            ("step", "val_loss", "best_val_loss", "best_val_step", "loss")
-        )
-    )
-    checkpoints: dict[tuple[str, str], dict[str, Any]] = dataclasses.field(default_factory=dict)
-    columns: dict[str, Columns] = dataclasses.field(default_factory=dict)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.project, self.run_id
-
-    def to_json(self) -> dict[str, Any]:
-        """``Run`` of the API."""
-        return {
-            "run_id": self.run_id,
-            "project": self.project,
-            "run_name": self.run_name,
-            "session_ids": list(self.session_ids),
-            "parents": list(self.parents),
-            "created_ts": self.created_ts,
-            "summary": dict(self.summary),
-            "checkpoints": list(self.checkpoints.values()),
-        }
-
-    def names(self) -> list[str]:
-        """Metrics with a value, in order of appearance."""
-        found: dict[str, None] = {}
-        for columns in self.columns.values():
-            found |= dict.fromkeys(columns.names)
-        return list(found)
-
-    def note_step(self, event: Mapping[str, Any]) -> None:
-        step = event.get("step")
-        if is_count(step):
-            self.summary["step"] = step
-        if _is_number(event.get("loss")):
-            self.summary["loss"] = event["loss"]
-        self.note_val_loss(event.get("val_loss"), step)
-
-    def note_val_loss(self, value: Any, step: Any) -> None:
-        if not _is_number(value):
-            return
-        self.summary["val_loss"] = value
-        best = self.summary["best_val_loss"]
-        if best is None or value < best:
-            self.summary["best_val_loss"], self.summary["best_val_step"] = value, step
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return is_count(value) or (type(value) is float and math.isfinite(value))
 
 
 @dataclasses.dataclass
@@ -277,6 +215,7 @@ class Store:
         self._wall, self._max_rows, self.runs_dir = wall, max_rows, runs_dir
         self.sessions: dict[str, Session] = {}
         self.runs: dict[tuple[str, str], Run] = {}
+        self._orders: dict[tuple[str, str], list[str]] = {}
         self.watchers: set[Callable[[Session, Change], None]] = set()
 
     def session(self, session_id: str, *, source: str = "live") -> Session:
@@ -307,7 +246,7 @@ class Store:
             return False
         kind = event.get("type")
         ts = event.get("ts")
-        if _is_number(ts):
+        if is_number(ts):
             if session.last_ts is None:
                 session.started_ts = min(session.started_ts, float(ts))
             session.last_ts = max(session.last_ts or 0.0, float(ts))
@@ -316,13 +255,11 @@ class Store:
         current = newest and event["event_seq"] >= session.known_last_seq
         if kind == "trainStep":
             run = self._run_of(session, event)
-            columns = run.columns.get(session.session_id)
-            if columns is None:
-                columns = run.columns[session.session_id] = Columns(self._max_rows)
-            columns.add(event)
+            if run.columns_of(session.session_id).add(event):
+                run.superseded_from(event["step"])
             self._bound(run)
             if newest:
-                run.note_step(event)
+                run.note_step(session.session_id, event)
             if current:
                 self._note_train_step(session, event)
             change = Change(run=run)
@@ -348,11 +285,27 @@ class Store:
                 self.name_project(session, project)
         run = self.runs.get((session.project, run_id))
         if run is None:
-            run = Run(session.project, run_id, run_id, session.started_ts)
+            run = Run(session.project, run_id, run_id, session.started_ts, max_rows=self._max_rows)
             self.runs[run.key] = run
         if session.session_id not in run.session_ids:
             run.session_ids.append(session.session_id)
+            self._put_in_order(run)
         return run
+
+    def note_order(self, project: str, run_id: str, session_ids: list[str]) -> None:
+        """The sessions of a run in their order, as its run.json has them."""
+        self._orders[project, run_id] = session_ids
+        run = self.runs.get((project, run_id))
+        if run is not None:
+            self._put_in_order(run)
+
+    def _put_in_order(self, run: Run) -> None:
+        named = {key: at for at, key in enumerate(self._orders.get(run.key, ()))}
+
+        def place(key: str) -> tuple[int, float]:
+            return named.get(key, len(named)), self.sessions[key].started_ts
+
+        run.session_ids.sort(key=place)
 
     def name_project(self, session: Session, project: str) -> None:
         """Put a session, and what it said before its project was known, into a project."""
@@ -377,7 +330,7 @@ class Store:
 
     def _bound(self, run: Run) -> None:
         if len(run.columns) > 1:
-            sizes = {key: len(columns) for key, columns in run.columns.items()}
+            sizes = {key: len(columns) for key, columns in run.in_order()}
             if sum(sizes.values()) > self._max_rows:
                 oldest = next((key for key, size in sizes.items() if size >= 4), None)
                 if oldest is not None:
@@ -388,7 +341,7 @@ class Store:
         step, epoch, run_id = event.get("step"), event.get("epoch"), event.get("run_id")
         if is_count(step):
             session.step = step
-        if _is_number(epoch):
+        if is_number(epoch):
             session.epoch = int(epoch)
         if isinstance(run_id, str) and run_id:
             session.run_id = run_id
@@ -467,8 +420,10 @@ def _started(session: Session, run: Run, event: dict[str, Any], newest: bool) ->
         run.run_name = name
     if isinstance(parents, list) and not run.parents:
         run.parents = [str(parent) for parent in parents]
-    if event["type"] == "newRun" and _is_number(event.get("ts")) and not run.columns:
-        run.created_ts = event["ts"]
+    ts = event.get("ts")
+    if event["type"] == "newRun" and is_number(ts):
+        # A later session of the run may have been read first.
+        run.created_ts = min(run.created_ts or ts, ts) if run.columns else ts
     run_dir = event.get("run_dir") or meta.get("run_dir")
     if isinstance(run_dir, str) and run_dir:
         session.run_dir = Path(run_dir)
@@ -486,7 +441,22 @@ def _state(session: Session, run: Run, event: dict[str, Any], newest: bool) -> N
         _note_place(session, event)
 
 
-@_on("paused", "resumed", "stopping", "checkpoint_loaded")
+@_on("checkpoint_loaded")
+def _loaded(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: FBT001 -- as above
+    step = event.get("step")
+    if is_count(step):
+        run.turn_back(session.session_id, event["event_seq"], step)
+        if newest:
+            _note_place(session, event)
+
+
+@_on("exactness")
+def _exactness(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
+    if newest and isinstance(event.get("text"), str):
+        session.exactness = event["text"]
+
+
+@_on("paused", "resumed", "stopping")
 def _moved(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
     if not newest:
         return
@@ -512,7 +482,7 @@ def _finished(session: Session, run: Run, event: dict[str, Any], newest: bool) -
 
 @_on("epoch_end")
 def _epoch_end(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
-    run.note_val_loss(event.get("val_loss"), run.summary["step"])
+    run.note_val_loss(session.session_id, event.get("val_loss"), run.summary["step"])
 
 
 @_on("checkpoint_saved", "auto_test_complete")
