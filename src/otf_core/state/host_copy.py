@@ -110,10 +110,13 @@ class _Measuring(Copier):
         plain = tensor.detach()
         storage = _storage_to_copy(plain)
         if storage is None:
-            self.sizes.append((plain.numel() * plain.element_size(), plain.is_cuda))
-        elif (where := (storage.data_ptr(), storage.nbytes())) not in self._storages:
+            nbytes = plain.numel() * plain.element_size() if is_one_piece(plain) else 0
+        else:
+            where = storage.data_ptr(), storage.nbytes()
+            nbytes = 0 if where in self._storages else where[1]
             self._storages[where] = storage
-            self.sizes.append((where[1], plain.is_cuda))
+        if nbytes > 0:
+            self.sizes.append((nbytes, plain.is_cuda))
         return tensor
 
 
