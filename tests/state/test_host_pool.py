@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 import threading
 from typing import Any
 
@@ -240,7 +243,11 @@ def test_the_sizes_that_are_foretold_are_those_that_are_taken() -> None:
 
 
 @pytest.mark.parametrize("what", ["copy", "touch"])
-def test_other_threads_run_while_much_is_copied_or_touched(what: str) -> None:
+def test_other_threads_run_while_much_is_copied_or_touched(
+    what: str, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(60)  # whoever has the interpreter keeps it until he lets go
     source = torch.ones(200 * 1024 * 1024, dtype=torch.uint8).untyped_storage()
     host = HostPool().take(source.nbytes())
     running, stop = threading.Event(), threading.Event()
@@ -251,6 +258,7 @@ def test_other_threads_run_while_much_is_copied_or_touched(what: str) -> None:
         while not stop.is_set():
             count += 1
             running.set()
+            os.sched_yield()  # lets go of the interpreter
 
     thread = threading.Thread(target=go_on_counting, name="counter")
     thread.start()
