@@ -50,6 +50,24 @@ class Marked(torch.Tensor):
     pass
 
 
+class Wrapped(torch.Tensor):
+    """Holds its numbers somewhere else, as a sharded or a compressed weight does."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def of(inner: torch.Tensor) -> Wrapped:
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(Wrapped, inner.shape)
+        made.held = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return cls.of(func(args[0].held, *args[1:], **(kwargs or {})))
+
+
 def torch_loads(value: Any) -> Any:
     """What comes back; raises where nothing does."""
     file = io.BytesIO()
@@ -241,6 +259,13 @@ def test_a_tensor_of_the_users_type_is_stored_as_a_tensor_where_that_is_all_of_i
         refuse_unloadable({"t": marked})
     copy, left_out = loadable({"t": marked}, "x")
     assert (type(copy["t"]), left_out) == (torch.Tensor, [])
+
+
+def test_a_tensor_that_holds_its_numbers_somewhere_else_is_left_out() -> None:
+    wrapped = Wrapped.of(torch.ones(2))
+    with pytest.raises(CommandError, match="of type Wrapped"):
+        refuse_unloadable({"t": wrapped})
+    assert loadable({"t": wrapped}, "x") == ({}, ["x.t: Wrapped"])
 
 
 def test_what_a_tensor_or_an_ordered_dict_has_as_attributes_is_looked_at() -> None:

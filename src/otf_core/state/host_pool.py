@@ -12,12 +12,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import threading
+from pathlib import Path
 from typing import Final
 
+import psutil
 import torch
 
 ROUNDS: Final = 4  # a pool holds no more than the largest of so many snapshots needed
 LARGE_BYTES: Final = 1024 * 1024  # above it a copy lets other threads run; below, that costs more
+CGROUP: Final = Path("/sys/fs/cgroup")
 
 Key = tuple[int, bool]
 
@@ -96,6 +99,19 @@ class HostPool:
             self._free.setdefault((nbytes, pinned), []).append(storage)
             self.nbytes += nbytes
         return True
+
+
+def available_bytes() -> int:
+    """Host memory that could be had now: of the machine, or of the container around us."""
+    available = psutil.virtual_memory().available
+    # Where there is no such container there are no such files, or "max" is in them.
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # Files that were read are counted as used, and go when memory is wanted.
+        available = min(available, limit - used + int(stat.get("inactive_file", 0)))
+    return max(0, available)
 
 
 def copy_storage(source: torch.UntypedStorage, host: torch.UntypedStorage) -> None:

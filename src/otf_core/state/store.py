@@ -1,8 +1,4 @@
-"""Checkpoints on the disk: written whole or not there.
-
-A checkpoint is one file ``<id>.ckpt`` with ``<id>.json`` beside it. The file is written under
-another name, fsynced and renamed; the JSON, with size and SHA-256, comes last, and a checkpoint
-without a fitting one does not exist.
+"""The checkpoints of one run: kept, listed, dropped, and known again by the next process.
 
 Rule 1: the training thread copies, the thread ``otf-saver`` writes.
 Rule 2: nothing is deleted that no manifest of ours lists.
@@ -13,39 +9,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Literal, cast
-
-import msgspec
-import torch
+from typing import Any, Final, Literal
 
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.state.host_pool import HostPool
+from otf_core.state.checkpoint_file import (
+    Manifest,
+    UnfitError,
+    complete,
+    read_checkpoint,
+    write_checkpoint,
+    write_manifest,
+)
+from otf_core.state.host_pool import HostPool, available_bytes
+
+__all__ = [
+    "CheckpointStore",
+    "Kind",
+    "Manifest",
+    "Pending",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 Kind = Literal["ring", "pause", "manual", "auto", "final"]
 MAX_WAITING: Final = 2  # copies in host memory that wait for the disk
-
-
-class Manifest(msgspec.Struct, kw_only=True):
-    """What ``<id>.json`` says of ``<id>.ckpt``; ``bytes`` and ``sha256`` are those of the file."""
-
-    id: str
-    run_id: str
-    step: int
-    epoch: int
-    ts: float
-    kind: str
-    pinned: bool = False
-    exact: bool = False
-    bytes: int = 0
-    sha256: str = ""
+OUR_FILES: Final = re.compile(r"(\d+-(?:ring|pause|manual|auto|final)(?:-\d+)?)\.(?:ckpt|json)")
 
 
 @dataclasses.dataclass
@@ -91,6 +87,13 @@ class Pending:
             call()
 
 
+@dataclasses.dataclass
+class _Save:
+    pending: Pending
+    state: Any
+    pool: HostPool
+
+
 class CheckpointStore:
     """The checkpoints of one run.
 
@@ -98,7 +101,6 @@ class CheckpointStore:
         folder: where they lie; made when the first is saved. None: nothing can be saved.
         keep: how many of kind ``ring``, ``pause`` and ``auto`` are kept; the oldest go.
         on_saved, on_removed: told on otf-saver, with manifest and path.
-        on_error: told the traceback-free sentence when a file could not be written.
     """
 
     def __init__(
@@ -114,9 +116,52 @@ class CheckpointStore:
         self._lock = threading.Lock()
         self._known: dict[str, Manifest] = {}  # complete ones, oldest first
         self._ids: set[str] = set()
-        self._jobs: queue.Queue[tuple[Pending, Any] | None] = queue.Queue()
-        self._room = threading.Semaphore(MAX_WAITING)
+        self._last_ts = 0.0
+        self._jobs: queue.SimpleQueue[_Save | Sequence[tuple[int, bool]] | None]
+        self._jobs = queue.SimpleQueue()
+        self._pools = [HostPool() for _ in range(MAX_WAITING)]
+        self._idle: queue.SimpleQueue[HostPool] = queue.SimpleQueue()
+        for pool in self._pools:
+            self._idle.put(pool)
+        self._prepared = self._closing = False
+        self._keep_memory = True
         self._thread: threading.Thread | None = None
+
+    def adopt(self) -> list[str]:
+        """Know the checkpoints again that lie in the folder; before ``start``.
+
+        For who holds the run's lock: the half-written files of others are removed.
+
+        Returns:
+            One sentence for each file that is ignored.
+        """
+        try:
+            names = sorted(os.listdir(self._folder)) if self._folder is not None else []
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            return [f"{self._folder} cannot be read ({why}): no older checkpoint is known"]
+        ignored: list[str] = []
+        found: list[Manifest] = []
+        for name in names:
+            assert self._folder is not None
+            path = self._folder / name
+            self._ids.add(path.stem)
+            if name.endswith(".part") and OUR_FILES.fullmatch(path.stem):
+                ignored.append(_removed(path))
+            elif path.suffix == ".ckpt":
+                try:
+                    found.append(complete(path))
+                except (UnfitError, OSError) as why:
+                    ignored.append(f"{name} is ignored: it {why}")
+            elif OUR_FILES.fullmatch(name) and not path.with_suffix(".ckpt").exists():
+                ignored.append(f"{name} is ignored: its checkpoint is not there")
+        found.sort(key=lambda manifest: manifest.ts)
+        self._last_ts = max((manifest.ts for manifest in found), default=0.0)
+        with self._lock:
+            self._known = {manifest.id: manifest for manifest in found}
+        return ignored
 
     def start(self) -> None:
         """Start otf-saver."""
@@ -125,10 +170,37 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Write what waits, join; may be called twice."""
+        self._closing = True
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
+
+    def prepare(self, sizes: Sequence[tuple[int, bool]]) -> str | None:
+        """Have otf-saver make the memory of the copies, so that the first does not pay for it.
+
+        Once, by the training thread, which only asks.
+
+        Args:
+            sizes: bytes, and whether pinned, of each piece; see ``sizes_of``.
+
+        Returns:
+            A sentence where that would take too much: memory is then made for each copy, and
+            given back.
+        """
+        if self._prepared:
+            return None
+        self._prepared = True
+        needed, available = MAX_WAITING * sum(nbytes for nbytes, _ in sizes), available_bytes()
+        if needed > available // 4:
+            self._keep_memory = False
+            return (
+                f"{needed:,} bytes of host memory were wanted for checkpoints, {available:,} are "
+                "available; allowed: a quarter of that. Each checkpoint makes its own and takes "
+                "longer."
+            )
+        self._jobs.put(list(sizes))
+        return None
 
     def save(
         self,
@@ -139,11 +211,12 @@ class CheckpointStore:
         epoch: int,
         kind: Kind,
         pinned: bool,
+        exact: bool = False,
     ) -> Pending:
         """Copy now, write in the background; training thread.
 
         Args:
-            copy: makes the host copy.
+            copy: makes the host copy, in the memory that it is given; the copy is this store's.
 
         Raises:
             CommandError: there is no run folder to write to.
@@ -153,26 +226,58 @@ class CheckpointStore:
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
         # A third copy would be more host memory than anybody planned for, and the training thread
         # must not wait for the disk.
-        if not self._room.acquire(blocking=False):
-            detail = f"Saving was asked while {MAX_WAITING} checkpoints are being written."
-            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
         try:
-            state = copy(HostPool())
+            pool = self._idle.get_nowait()
+        except queue.Empty:
+            detail = f"Saving was asked while {MAX_WAITING} checkpoints are being written."
+            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0) from None
+        try:
+            state = copy(pool)
         except BaseException:
-            self._room.release()
+            self._give_back(pool)
             raise
+        # The order of checkpoints is that in which they were made, whatever the clock does.
+        self._last_ts = max(time.time(), self._last_ts + 1e-6)
         manifest = Manifest(
             id=self._new_id(step, kind),
             run_id=run_id,
             step=step,
             epoch=epoch,
-            ts=time.time(),
+            ts=self._last_ts,
             kind=kind,
             pinned=pinned,
+            exact=exact,
         )
         pending = Pending(manifest, str(self._folder / f"{manifest.id}.ckpt"))
-        self._jobs.put((pending, state))
+        self._jobs.put(_Save(pending, state, pool))
         return pending
+
+    def read(self, checkpoint_id: str) -> dict[str, Any]:
+        """Load one that is complete, verified; any thread.
+
+        Raises:
+            CommandError: ``not_found``; ``bad_payload`` where the file was damaged.
+        """
+        found = self.get(checkpoint_id)
+        if found is None:
+            newest = [manifest.id for manifest, _ in self.list()[:20]]
+            detail = f"No checkpoint {checkpoint_id[:120]!r}; the newest are in allowed."
+            raise CommandError(ErrorCode.NOT_FOUND, detail, field="checkpoint", allowed=newest)
+        state, _ = read_checkpoint(Path(found[1]), expected=found[0], field="checkpoint")
+        return state
+
+    def get(self, checkpoint_id: str) -> tuple[Manifest, str] | None:
+        """A complete one by its id; any thread."""
+        return next((found for found in self.list() if found[0].id == checkpoint_id), None)
+
+    def at_step(self, step: int) -> tuple[Manifest, str] | None:
+        """The newest complete one of exactly this step; any thread."""
+        return next((found for found in self.list() if found[0].step == step), None)
+
+    def before(self, step: int) -> tuple[Manifest, str] | None:
+        """The nearest complete one at or before a step, of several the newest; any thread."""
+        earlier = [found for found in self.list() if found[0].step <= step]
+        return max(earlier, key=lambda found: found[0].step, default=None)
 
     def pin(self, checkpoint_id: str) -> None:
         """Never let it fall out of the ring; any thread. OSError if that cannot be written down."""
@@ -182,7 +287,7 @@ class CheckpointStore:
                 return
             manifest.pinned = True
         # Outside the lock: who asks for the list must not wait for the disk.
-        _write_json(self._folder, manifest)
+        write_manifest(self._folder, manifest)
 
     def list(self) -> list[tuple[Manifest, str]]:
         """The complete ones with their paths, newest first; any thread."""
@@ -206,16 +311,33 @@ class CheckpointStore:
         self._ids.add(name)
         return name
 
+    def _give_back(self, pool: HostPool) -> None:
+        if self._keep_memory:
+            pool.rewind()
+        else:
+            pool.clear()
+        self._idle.put(pool)
+
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            pending, state = job
-            del job
-            error = self._write(pending, state)
-            del state
-            self._room.release()
+            if not isinstance(job, _Save):
+                self._make_memory(job)
+                continue
+            pending, pool = job.pending, job.pool
+            error = self._write(pending, job.state)
+            del job  # what it holds lies in the pool
+            self._give_back(pool)
             pending.settle(error)
             if error is None:
                 self._drop_oldest()
+
+    def _make_memory(self, sizes: Sequence[tuple[int, bool]]) -> None:
+        # Without it the copies make what they need, so that nothing has to be said of it.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            for pool in self._pools:
+                for nbytes, pinned in sizes:
+                    if self._closing or not pool.add(nbytes, pinned=pinned):
+                        break
 
     def _write(self, pending: Pending, state: Any) -> CommandError | None:
         manifest = pending.manifest
@@ -224,10 +346,12 @@ class CheckpointStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             manifest.bytes, manifest.sha256 = write_checkpoint(state, self._path(manifest))
             try:
-                _write_json(self._folder, manifest)
+                write_manifest(self._folder, manifest)
             except OSError:
                 self._path(manifest).unlink(missing_ok=True)  # nobody would ever list it
                 raise
+        except CommandError as error:
+            return error
         except Exception as error:  # noqa: BLE001 -- main function of a thread of ours: what cannot be pickled may raise anything
             return _failed(error)
         with self._lock:
@@ -258,71 +382,11 @@ def _failed(error: Exception) -> CommandError:
     return CommandError(ErrorCode.INTERNAL, detail)
 
 
-class _Hashing:
-    """A file that hashes what goes through it, so that the check needs no second reading."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self.bytes += len(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
-    """Write one regular file, whole or not at all; any thread.
-
-    Returns:
-        Its size in bytes and its SHA-256 in hex.
-
-    Raises:
-        OSError: the disk; what was there before is left.
-    """
-    with _whole_file(path) as file:
-        hashing = _Hashing(file)
-        try:
-            torch.save(state, cast("IO[bytes]", hashing))
-        except RuntimeError as error:
-            # torch closes its archive first, and says that this failed instead of why.
-            raise hashing.error or error from None
-    return hashing.bytes, hashing.sha256.hexdigest()
-
-
-def _write_json(folder: Path, manifest: Manifest) -> None:
-    with _whole_file(folder / f"{manifest.id}.json") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there whole, fsynced and renamed, when the block ends; else not at all."""
-    part = path.with_name(path.name + ".part")
+def _removed(part: Path) -> str:
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if part.is_file() and not part.is_symlink():
+            part.unlink()
+            return f"{part.name} was half-written and is removed"
+    except OSError as error:
+        return f"{part.name} is half-written and cannot be removed: {error.strerror}"
+    return f"{part.name} is ignored: it is no regular file"
