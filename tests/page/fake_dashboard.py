@@ -289,6 +289,16 @@ PARAMS: list[Message] = [
         "max": 10.0,
         "owner": "scheduler",
     },
+    {
+        "path": "after_fit",
+        "kind": "enum",
+        "value": "auto",
+        "pending": None,
+        "min": None,
+        "max": None,
+        "choices": ["auto", "return", "test", "hold"],
+        "owner": "user",
+    },
 ]
 CAPABILITIES = [
     "pause",
@@ -302,6 +312,9 @@ CAPABILITIES = [
     "set_param",
     "list_params",
     "list_checkpoints",
+    "rollback",
+    "undo",
+    "extend",
     "note",
     "journal",
     "token",
@@ -334,7 +347,7 @@ def session(steps: int, **changes: Any) -> Message:
         "pending": [],
         "params": [dict(param) for param in PARAMS],
         "last_checkpoint": {"id": "300-manual", "step": 300},
-        "exactness": None,
+        "exactness": "exact except Timer",
         "status": {"steps_per_s": 15.3, "snapshot_age_s": 0.05},
         "status_ts": NOW,
         "cadence": {

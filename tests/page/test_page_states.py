@@ -204,7 +204,7 @@ def test_every_state_has_its_sentence_its_controls_and_readable_text(
     dashboard.drop()
     expect(band).to_have_attribute("data-state", "connection-lost")
     expect(page.locator(".conn")).to_contain_text("reconnecting")
-    assert page.locator(".ctl-n").all_text_contents() == ["offline"] * 5
+    assert page.locator(".ctl-n").all_text_contents() == ["offline"] * 9
     sound(page)
     dashboard.refusing = False
     page.get_by_role("button", name="Retry now").click()

@@ -10,8 +10,9 @@ import { count, span } from "./format";
 import { colourOf } from "./icons";
 import { page, viewNow } from "./page";
 import { stateOf, totalSteps, type View } from "./state";
-import { store } from "./store";
+import { runKey, store } from "./store";
 import { Timeline } from "./timeline";
+import type { Turn } from "./told";
 import { TopBar } from "./top";
 import { shared } from "./view";
 import { Empty, Work } from "./work";
@@ -73,17 +74,25 @@ export function sceneNow(): Scene | null {
   const state = stateOf(view);
   return {
     columns: data.columns,
-    session_id: session.session_id,
+    run: runKey(session),
     letter,
     colour: colourOf(letter),
     ...shared.extent(data.columns, total?.steps ?? null),
-    pauses: data.pauses.map((pause) => ({
-      step: pause.step,
-      label: pause.to_ts === null ? "paused" : `paused ${span(pause.to_ts - pause.from_ts)}`,
-    })),
+    rules: [
+      ...data.pauses.map((pause) => ({
+        step: pause.step,
+        label: pause.to_ts === null ? "paused" : `paused ${span(pause.to_ts - pause.from_ts)}`,
+      })),
+      ...data.turns.map((turn) => ({ step: turn.step, label: ruleOf(turn) })),
+    ].sort((a, b) => a.step - b.step),
     ended: ENDED[state] ?? null,
     version: data.eventsVersion,
   };
+}
+
+function ruleOf(turn: Turn): string {
+  if (turn.kind === "resume") return "resumed";
+  return turn.from === null ? "rolled back" : `rolled back from ${count(turn.from)}`;
 }
 
 const ENDED: Record<string, string> = {

@@ -1,16 +1,18 @@
 /** Band 1: the state sentence, facts, controls, receipts, progress. */
 
 import type { ComponentChildren, JSX } from "preact";
-import { age } from "./format";
+import { age, plural } from "./format";
 import { Glyph, Icon } from "./icons";
-import { controlsNow, draftsOf, page, press } from "./page";
-import { band, stepOf, totalSteps, type Control, type Piece, type View } from "./state";
+import { controlsNow, draftsOf, give, page, press } from "./page";
+import { band, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
 import { store, type Held } from "./store";
 import { Menu } from "./top";
-import { nearest, outcome, paramName, unchanged, what, why } from "./words";
+import { reasonsOf } from "./turns";
+import type { Session } from "./types";
+import { nearest, nearestCheckpoints, outcome, paramName, unchanged, what, why } from "./words";
 
 const KEY_OF: Record<string, string> = {
-  pause: "Space", resume: "Space", save_ckpt: "C", validate_now: "V", test_now: "T", stop: "X",
+  pause: "Space", resume: "Space", save_ckpt: "C", validate_now: "V", test_now: "T", rollback: "R", stop: "X",
 };
 
 export function BandView({ view }: { view: View }): JSX.Element {
@@ -26,9 +28,12 @@ export function BandView({ view }: { view: View }): JSX.Element {
       <div class="s-line">
         <Glyph name={glyph} />
         <p class="sentence">{sentence.map(piece)}</p>
-        {session?.exactness && <Exactness text={session.exactness} stale={view.link.state !== "up"} />}
+        {session?.exactness && <Exactness session={session} text={session.exactness} stale={view.link.state !== "up"} />}
       </div>
-      <div class="facts">{facts.map((fact, i) => <span key={i}>{fact.map(piece)}</span>)}</div>
+      <div class="f-row">
+        <div class="facts">{facts.map((fact, i) => <span key={i}>{fact.map(piece)}</span>)}</div>
+        {session !== null && <HoldSwitch view={view} session={session} />}
+      </div>
       {session !== null && (
         <div class="s-row">
           <div class="ctls" role="group" aria-label="Controls">
@@ -59,25 +64,57 @@ function piece(one: Piece, i: number): ComponentChildren {
   }
 }
 
-function Exactness({ text, stale }: { text: string; stale: boolean }): JSX.Element {
-  const exact = /^(bit-)?exact/i.test(text);
+/** "Resumes bit-exactly"; pressed, it says the rest. */
+function Exactness({ session, text, stale }: { session: Session; text: string; stale: boolean }): JSX.Element {
+  const exact = /^(bit-)?exact$/i.test(text.trim());
+  const partly = /^(bit-)?exact/i.test(text);
+  const reasons = reasonsOf(session);
+  const many = reasons === 0 ? "" : `: ${plural(reasons, "reason")}`;
+  const but = reasons === 0 ? "with exceptions" : plural(reasons, "exception");
   return (
-    <span class="pill" data-tone={stale ? "mute" : exact ? "ok" : "warn"} title={text}>
+    <button
+      type="button" class="pill exact" data-tone={stale ? "mute" : exact ? "ok" : "warn"} title={text}
+      aria-haspopup="dialog" onClick={() => page.ask({ kind: "exactness" })}
+    >
       <Icon name={exact ? "exact" : "inexact"} />
-      {exact ? "Resumes bit-exactly" : "Resumes approximately"}
+      {exact ? "Resumes bit-exactly" : partly ? `Resumes exactly, ${but}` : `Resumes approximately${many}`}
+    </button>
+  );
+}
+
+/** The parameter after_fit as a switch: on is "hold", off is "auto". It shows what was read back. */
+function HoldSwitch({ view, session }: { view: View; session: Session }): JSX.Element | null {
+  const param = session.params.find((one) => one.path === "after_fit");
+  if (param === undefined || !(param.choices ?? []).includes("hold")) return null;
+  const on = param.value === "hold";
+  const { state, line } = switchState(view, param, store.receiptsOf(session.session_id), Date.now());
+  return (
+    <span class="hold" data-cmd="after_fit" data-s={state}>
+      <button
+        type="button" class="sw" role="switch" aria-checked={on} aria-describedby="line-after_fit"
+        aria-disabled={state === "off" ? "true" : undefined} aria-busy={state === "pending" ? "true" : undefined}
+        onClick={() => {
+          if (state !== "off" && state !== "pending") give("set_param", { path: "after_fit", value: on ? "auto" : "hold" });
+        }}
+      >
+        <i class="track" aria-hidden="true" />
+        Hold at the end
+      </button>
+      <span class="ctl-n" id="line-after_fit">{line}</span>
     </span>
   );
 }
 
-/** Those that a phone keeps in its "⋯" menu. */
-const FAR = new Set(["validate_now", "test_now", "stop"]);
+/** Those that a phone keeps in its "⋯" menu, and those that a narrow window keeps there too. */
+const FAR = new Set(["validate_now", "test_now", "rollback", "undo", "extend", "stop"]);
+const FARTHER = new Set(["undo", "extend"]);
 
 function ControlView({ control }: { control: Control }): JSX.Element {
-  const { cmd, label, state, line } = control;
+  const { cmd, label, state, line, hint = line } = control;
   const key = KEY_OF[cmd];
   const note = `line-${cmd}`;
   return (
-    <div class={`ctl${FAR.has(cmd) ? " far" : ""}`} data-cmd={cmd} data-s={state}>
+    <div class={`ctl${FAR.has(cmd) ? " far" : ""}${FARTHER.has(cmd) ? " farther" : ""}`} data-cmd={cmd} data-s={state}>
       <button
         type="button"
         class={`btn${control.primary ? " pri" : ""}${cmd === "stop" ? " dan" : ""}`}
@@ -91,12 +128,12 @@ function ControlView({ control }: { control: Control }): JSX.Element {
         {cmd === "save_ckpt" ? <span>{label.split(" ")[0]}<span class="hide-s"> {label.split(" ").slice(1).join(" ")}</span></span> : label}
         {key !== undefined && state !== "off" && <kbd aria-hidden="true">{key}</kbd>}
       </button>
-      <span class="ctl-n" id={note} title={line}>{line}</span>
+      <span class="ctl-n" id={note} title={hint}>{line}</span>
     </div>
   );
 }
 
-/** On phones: what does not fit beside the first two. */
+/** What does not fit beside the others: on phones all but two, in narrow windows the rarest. */
 function More({ controls }: { controls: Control[] }): JSX.Element {
   const open = page.menu === "verbs";
   return (
@@ -111,17 +148,17 @@ function More({ controls }: { controls: Control[] }): JSX.Element {
         <Menu label="More commands">
           {controls.filter((one) => FAR.has(one.cmd)).map((control) => (
             <button
-              type="button" class="item" key={control.cmd} data-s={control.state}
+              type="button" class={`item${FARTHER.has(control.cmd) ? "" : " near"}`} key={control.cmd} data-s={control.state}
               aria-disabled={control.state === "off" ? "true" : undefined}
               onClick={() => {
-                press(control);
                 page.menu = null;
+                press(control);
                 store.changed();
               }}
             >
               <Icon name={control.cmd} />
               <span>{control.label}</span>
-              <span class="hint">{control.line}</span>
+              <span class="hint clip">{control.line}</span>
             </button>
           ))}
         </Menu>
@@ -180,6 +217,7 @@ function Refusal({ view }: { view: View }): JSX.Element | null {
   const fits = nearest(receipt);
   const path = String(receipt.payload?.["path"] ?? "");
   const param = session.params.find((one) => one.path === path);
+  const kept = nearestCheckpoints(receipt);
   return (
     <div class="refusal">
       <Icon name="no" />
@@ -190,6 +228,11 @@ function Refusal({ view }: { view: View }): JSX.Element | null {
         {receipt.reply?.retry_after_s !== undefined && <p>It may work in {receipt.reply.retry_after_s} s.</p>}
       </div>
       <div class="acts">
+        {kept.map(({ label, payload }) => (
+          <button type="button" class="btn sm" key={label} onClick={() => page.ask({ kind: "rollback", to: payload })}>
+            Roll back to {label}…
+          </button>
+        ))}
         {fits !== null && param !== undefined && (
           <button
             type="button" class="btn sm"

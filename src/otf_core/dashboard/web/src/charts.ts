@@ -6,20 +6,21 @@
 
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import { buckets, thin, type Columns } from "./columns";
+import { buckets, lowerBound, thin, type Columns } from "./columns";
 import { tick } from "./format";
 import type { Metric } from "./metrics";
 import { shared } from "./view";
 
 export interface Scene {
   columns: Columns;
-  session_id: string;
+  /** Which run: another one begins with charts of its own. */
+  run: string;
   letter: string;
   colour: string;
   from: number;
   to: number;
-  /** Steps of pauses, with their label. */
-  pauses: { step: number; label: string }[];
+  /** Steps at which it stood or was turned back, with their label. */
+  rules: { step: number; label: string }[];
   /** Why there is nothing after the last step, or null. */
   ended: string | null;
   /** Rises with pauses and the like. */
@@ -29,6 +30,7 @@ export interface Scene {
 interface Palette {
   line: string;
   band: string;
+  undone: string;
   grid: string;
   axis: string;
   surface: string;
@@ -47,6 +49,7 @@ function coloursOf(colour: string): Palette {
   const colours = {
     line,
     band: mixed(line, get("--surface"), Number(get("--band-share"))),
+    undone: mixed(line, get("--surface"), Number(get("--undone-share"))),
     grid: get("--grid"),
     axis: get("--axis"),
     surface: get("--surface"),
@@ -134,7 +137,7 @@ export class Chart {
     const height = this.box.clientHeight;
     if (width < 40 || height < 30) return;
     const log = shared.log && this.metric.log;
-    const key = `${scene.session_id} ${scene.colour} ${shared.version} ${log}`;
+    const key = `${scene.run} ${scene.colour} ${shared.version} ${log}`;
     if (this.plot !== null && key !== this.key) {
       this.plot.destroy();
       this.plot = null;
@@ -270,12 +273,54 @@ export class Chart {
           u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
           if (to - from >= 2) shared.setZoom({ from, to });
         }],
+        drawAxes: [(u) => this.undone(u, colours)],
         draw: [(u) => this.overlay(u, colours)],
       },
     };
   }
 
-  /** What is drawn over the curves: pauses, validation rings, the end of the data, the letter. */
+  /** Below the curves, faint and dashed: what a rollback, or a later session, has done again. */
+  private undone(u: uPlot, colours: Palette): void {
+    const { scene, metric } = this;
+    if (scene === null || scene.columns.undone.length === 0) return;
+    const { ctx } = u;
+    const px = uPlot.pxRatio;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+    ctx.clip();
+    ctx.strokeStyle = colours.undone;
+    ctx.lineWidth = 1.25 * px;
+    ctx.setLineDash([4 * px, 3 * px]);
+    const log = shared.log && metric.log;
+    const alpha = metric.noisy ? shared.smoothing : 0;
+    const line = metric.noisy ? scene.columns.smoothed(metric.key, alpha) : scene.columns.values(metric.key);
+    for (const part of scene.columns.undone) {
+      const values = part.values.get(metric.key);
+      const first = part.steps[0];
+      if (values === undefined || first === undefined || first > scene.to || (part.steps.at(-1) as number) < scene.from) continue;
+      const row = lowerBound(scene.columns.step.values, scene.columns.length, first) - 1;
+      let last = row < 0 ? NaN : (line?.[row] ?? NaN);
+      let at = -Infinity;
+      ctx.beginPath();
+      if (!Number.isNaN(last) && !(log && last <= 0)) {
+        ctx.moveTo(u.valToPos(scene.columns.step.values[row] as number, "x", true), u.valToPos(last * metric.factor, "y", true));
+      }
+      for (let i = 0; i < values.length; i += 1) {
+        const value = values[i] as number;
+        if (Number.isNaN(value) || (log && value <= 0)) continue;
+        last = Number.isNaN(last) ? value : alpha * last + (1 - alpha) * value;
+        const left = u.valToPos(part.steps[i] as number, "x", true);
+        if (left - at < px && i < values.length - 1) continue;
+        at = left;
+        ctx.lineTo(left, u.valToPos(last * metric.factor, "y", true));
+      }
+      ctx.stroke();
+    }
+    ctx.restore();
+  }
+
+  /** What is drawn over the curves: rules, validation rings, the end of the data, the letter. */
   private overlay(u: uPlot, colours: Palette): void {
     const { scene } = this;
     if (scene === null) return;
@@ -297,7 +342,7 @@ export class Chart {
       if (left + width - x(last) > 70 * px) ctx.fillText(scene.ended, x(last) + 10 * px, top + height - 8 * px);
     }
     if (this.large) {
-      this.pauses(ctx, scene, x, top, height, colours, px);
+      this.rules(ctx, scene, x, top, height, colours, px);
       this.rings(u, scene, x, colours, px);
       this.letter(u, scene, x, colours, px);
     } else {
@@ -320,7 +365,7 @@ export class Chart {
     u.ctx.fill();
   }
 
-  private pauses(
+  private rules(
     ctx: CanvasRenderingContext2D, scene: Scene, x: (step: number) => number,
     top: number, height: number, colours: Palette, px: number,
   ): void {
@@ -331,19 +376,19 @@ export class Chart {
     ctx.lineWidth = px;
     ctx.setLineDash([2 * px, 3 * px]);
     ctx.font = colours.font.replace("11px", `${11 * px}px`);
-    let free = -Infinity;
-    for (const pause of scene.pauses) {
-      if (!within(pause.step, scene)) continue;
-      const at = Math.round(x(pause.step)) + 0.5;
+    const free = [-Infinity, -Infinity]; // a label that would touch the one before goes below it
+    for (const rule of scene.rules) {
+      if (!within(rule.step, scene)) continue;
+      const at = Math.round(x(rule.step)) + 0.5;
       ctx.beginPath();
       ctx.moveTo(at, top);
       ctx.lineTo(at, top + height);
       ctx.stroke();
-      const wide = ctx.measureText(pause.label).width;
-      if (at > free) {
-        ctx.fillText(pause.label, at + 4 * px, top + 10 * px);
-        free = at + wide + 8 * px;
-      }
+      const row = free.findIndex((end) => at > end);
+      if (row < 0) continue;
+      const wide = ctx.measureText(rule.label).width;
+      ctx.fillText(rule.label, at + 4 * px, top + (10 + 13 * row) * px);
+      free[row] = at + wide + 8 * px;
     }
     ctx.setLineDash([]);
   }

@@ -1,6 +1,7 @@
-/** The step series of one session in typed arrays, and the way they are thinned for drawing.
+/** The step series of one run in typed arrays, and the way they are thinned for drawing.
  *
- * NaN stands for "no value". Rows are in the order of event_seq.
+ * NaN stands for "no value". Rows are in the order of event_seq, and so in the order of steps: what
+ * a rollback, a later generation (`run_gen`) or a later session has done again is in `undone`.
  */
 
 import type { OtfEvent } from "./types";
@@ -18,10 +19,31 @@ interface Smoothed {
   last: number;
 }
 
+/** Rows that count no more, for a faint line. */
+export interface Undone {
+  steps: Float64Array;
+  values: Map<string, Float64Array>;
+}
+
+/** Earlier events from this step on are superseded. */
+interface Cut {
+  seq: number;
+  step: number;
+}
+
+let versions = 0;
+
 export class Columns {
   length = 0;
-  /** Rises with every change; what was drawn from an older one is stale. */
+  /** Rises with every change, and no two columns have the same; what was drawn from another is stale. */
   version = 0;
+  /** Rises when rows change that were there before. */
+  shape = 0;
+  readonly undone: Undone[] = [];
+  /** The first step that was told anew: an earlier session ends before it. */
+  lowest: number | null = null;
+  private readonly begins = new Map<number, Cut>();
+  private readonly turns: Cut[] = [];
   private capacity = 1024;
   readonly seq = new Grown();
   readonly step = new Grown();
@@ -34,11 +56,14 @@ export class Columns {
   /** epoch -> its first step */
   readonly epochStarts = new Map<number, number>();
 
-  /** Take a trainStep in; false if it is here already. */
+  /** Take a trainStep in; false if it is here already, or superseded. */
   add(event: OtfEvent): boolean {
     const seq = numeric(event.event_seq);
     const step = numeric(event.step);
     if (Number.isNaN(step)) return false;
+    const gen = numeric(event["run_gen"]);
+    this.generation(seq, step, Number.isNaN(gen) ? 0 : gen);
+    if (this.turns.some((cut) => seq < cut.seq && step >= cut.step)) return false;
     let row = this.length;
     if (row > 0 && seq <= (this.seq.values[row - 1] ?? 0)) {
       row = lowerBound(this.seq.values, this.length, seq);
@@ -67,8 +92,90 @@ export class Columns {
       const first = this.epochStarts.get(epoch);
       if (first === undefined || step < first) this.epochStarts.set(epoch, step);
     }
-    this.version += 1;
+    this.version = versions += 1;
     return true;
+  }
+
+  /** The run is at an earlier step again: what was told of later ones before this event is undone. */
+  turnBack(seq: number, step: number): void {
+    this.cut({ seq, step: step + 1 });
+    this.lowest = Math.min(this.lowest ?? Infinity, step + 1);
+  }
+
+  /** A generation supersedes the ones before from its first step on, which may come late. */
+  private generation(seq: number, step: number, gen: number): void {
+    this.lowest = Math.min(this.lowest ?? Infinity, step);
+    const known = this.begins.get(gen);
+    if (known !== undefined && seq >= known.seq) {
+      // A trainer that tells no generations, turned back.
+      const last = this.length - 1;
+      if (last >= 0 && seq > (this.seq.values[last] as number) && step < (this.step.values[last] as number)) this.cut({ seq, step });
+      return;
+    }
+    this.begins.set(gen, { seq, step });
+    if (this.begins.size === 1) return;
+    const first = Math.min(...this.begins.keys());
+    for (const [one, cut] of this.begins) if (one !== first) this.cut(cut);
+  }
+
+  private cut(cut: Cut): void {
+    if (this.turns.some((one) => one.seq === cut.seq && one.step === cut.step)) return;
+    this.turns.push(cut);
+    const end = lowerBound(this.seq.values, this.length, cut.seq);
+    this.remove(lowerBound(this.step.values, end, cut.step), end);
+  }
+
+  private remove(start: number, end: number): void {
+    if (start >= end) return;
+    const values = new Map<string, Float64Array>();
+    for (const [name, column] of this.metrics) values.set(name, column.values.slice(start, end));
+    const steps = this.step.values.slice(start, end);
+    this.undone.push({ steps, values });
+    for (const column of this.all()) column.remove(start, end, this.length);
+    this.length -= end - start;
+    this.lastRow.clear();
+    for (const [name, { values: left }] of this.metrics) {
+      const last = left.subarray(0, this.length).findLastIndex((value) => !Number.isNaN(value));
+      if (last >= 0) this.lastRow.set(name, last);
+    }
+    for (const [epoch, at] of this.epochStarts) if (at >= (steps[0] as number)) this.epochStarts.delete(epoch);
+    this.changedShape();
+  }
+
+  private changedShape(): void {
+    this.smooth.clear();
+    this.shape += 1;
+    this.version = versions += 1;
+  }
+
+  /** Take in the rows of a later session from one of them on. */
+  append(later: Columns, from = 0): void {
+    if (from === 0) {
+      if (later.lowest !== null) this.remove(lowerBound(this.step.values, this.length, later.lowest), this.length);
+      this.undone.push(...later.undone);
+    }
+    for (let row = from; row < later.length; row += 1) {
+      const at = this.length;
+      this.open(at);
+      this.seq.values[at] = later.seq.values[row] as number;
+      this.step.values[at] = later.step.values[row] as number;
+      this.epoch.values[at] = later.epoch.values[row] as number;
+      this.ts.values[at] = later.ts.values[row] as number;
+      for (const [name, column] of later.metrics) this.set(name, at, column.values[row]);
+    }
+    for (const [epoch, at] of later.epochStarts) {
+      this.epochStarts.set(epoch, Math.min(at, this.epochStarts.get(epoch) ?? Infinity));
+    }
+    this.version = versions += 1;
+  }
+
+  /** The highest step on the axis, undone ones included. */
+  reach(): number {
+    return Math.max(this.lastStep() ?? 0, ...this.undone.map((one) => one.steps.at(-1) ?? 0));
+  }
+
+  private all(): Grown[] {
+    return [this.seq, this.step, this.epoch, this.ts, ...this.metrics.values()];
   }
 
   /** Names of all metrics that ever came, with or without a value. */
@@ -163,7 +270,7 @@ export class Columns {
 
   /** Make room for one row. */
   private open(row: number): void {
-    const all = [this.seq, this.step, this.epoch, this.ts, ...this.metrics.values()];
+    const all = this.all();
     if (this.length === this.capacity) {
       this.capacity *= 2;
       for (const column of all) column.grow(this.capacity);
@@ -173,7 +280,7 @@ export class Columns {
       for (const column of all) column.values.copyWithin(row + 1, row, this.length);
       for (const column of all) column.values[row] = NaN;
       for (const [name, last] of this.lastRow) if (last >= row) this.lastRow.set(name, last + 1);
-      this.smooth.clear();
+      this.changedShape();
     }
     this.length += 1;
   }
@@ -188,6 +295,11 @@ class Grown {
     const wider = new Float64Array(capacity).fill(NaN);
     wider.set(this.values);
     this.values = wider;
+  }
+  /** Take out rows; `length` are in use. */
+  remove(start: number, end: number, length: number): void {
+    this.values.copyWithin(start, end, length);
+    this.values.fill(NaN, length - (end - start), length);
   }
 }
 

@@ -1,13 +1,14 @@
 /** The dialogs: stop, keys, the trace of a command. All show the command line. */
 
-import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import type { JSX } from "preact";
+import { useState } from "preact/hooks";
+import { Box, Cli } from "./box";
 import { isDict } from "./columns";
 import { clockSeconds, count, plural, setting, span } from "./format";
-import { Icon } from "./icons";
 import { controlsNow, give, page } from "./page";
 import { nameOf, stepOf, totalSteps, type View } from "./state";
 import { isSettled, store, type Held } from "./store";
+import { Exactness, Extend, RollBack } from "./turns";
 import type { Session } from "./types";
 import { cli, waits, what, why } from "./words";
 
@@ -16,35 +17,18 @@ export function Dialogs({ view }: { view: View }): JSX.Element | null {
   if (dialog === null) return null;
   if (dialog.kind === "keys") return <Keys />;
   if (view.session === null) return null;
-  if (dialog.kind === "stop") return <Stop view={view} session={view.session} />;
-  return <Trace id={dialog.id} session={view.session} />;
-}
-
-/** A modal dialog; the browser gives the focus back to where it was. */
-function Box({ title, children, foot }: { title: string; children: ComponentChildren; foot: ComponentChildren }): JSX.Element {
-  const box = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
-    const opener = document.activeElement;
-    box.current?.showModal();
-    box.current?.querySelector<HTMLElement>("[data-first]")?.focus();
-    return () => {
-      if (opener instanceof HTMLElement) opener.focus();
-    };
-  }, []);
-  return (
-    <dialog ref={box} aria-labelledby="dialog-title" onClose={() => page.ask(null)}>
-      <div class="dg-h">
-        <h2 id="dialog-title">{title}</h2>
-        <button type="button" class="icb" aria-label="Close" onClick={() => page.ask(null)}><Icon name="close" /></button>
-      </div>
-      <div class="dg-b">{children}</div>
-      <div class="dg-f">{foot}</div>
-    </dialog>
-  );
-}
-
-function Cli({ line }: { line: string }): JSX.Element {
-  return <code class="cli grow clip" title={line}>{line}</code>;
+  switch (dialog.kind) {
+    case "stop":
+      return <Stop view={view} session={view.session} />;
+    case "rollback":
+      return <RollBack view={view} session={view.session} to={dialog.to ?? null} />;
+    case "extend":
+      return <Extend view={view} session={view.session} />;
+    case "exactness":
+      return <Exactness view={view} session={view.session} />;
+    case "receipt":
+      return <Trace id={dialog.id} session={view.session} />;
+  }
 }
 
 function Stop({ view, session }: { view: View; session: Session }): JSX.Element {
@@ -103,7 +87,7 @@ function Stop({ view, session }: { view: View; session: Session }): JSX.Element 
 }
 
 const LIST: readonly [string, string][] = [
-  ["Pause or resume", "Space"], ["Save checkpoint", "C"], ["Validate", "V"], ["Test", "T"], ["Stop, asks first", "X"],
+  ["Pause or resume", "Space"], ["Save checkpoint", "C"], ["Validate", "V"], ["Test", "T"], ["Roll back, asks first", "R"], ["Stop, asks first", "X"],
   ["Panels 1 – 3", "1 … 3"], ["Close panel or dialog", "Esc"], ["Apply changes in Steer", "Ctrl ↵"],
   ["Cursor on a chart", "← →"], ["Cursor × 10", "Shift ← →"], ["First, last step", "Home End"],
   ["Along the marks of the timeline", "← →"], ["Reset zoom", "Z"], ["This list", "?"],

@@ -3,10 +3,11 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import { isDict } from "./columns";
+import { KINDS } from "./checkpoints";
 import { bytes, clockSeconds, count, plural, setting, sig } from "./format";
 import { Icon } from "./icons";
 import { download } from "./live";
-import { applyDrafts, draftsOf, page, readDraft, receiptFor, type Panel } from "./page";
+import { applyDrafts, controlsNow, draftsOf, page, readDraft, receiptFor, type Panel } from "./page";
 import { closed, nameOf, stateOf, type View } from "./state";
 import { store, type Held } from "./store";
 import type { Checkpoint, OtfEvent, Param, Session } from "./types";
@@ -270,35 +271,9 @@ function boundsOf(param: Param): string {
 
 // ---------------------------------------------------------------- Checkpoints
 
-const KINDS: Record<string, string> = {
-  ring: "kept in turn", pause: "pause", manual: "asked for", auto: "automatic", final: "end of training",
-};
-
-function checkpointsOf(view: View): Checkpoint[] {
-  const session = view.session as Session;
-  const found = new Map<string, Checkpoint>();
-  for (const one of store.runOf(session)?.checkpoints ?? []) found.set(one.id, one);
-  for (const event of view.data?.events ?? []) {
-    if (event.type === "checkpoint_saved" && typeof event["id"] === "string" && !found.has(event["id"])) {
-      found.set(event["id"], {
-        id: event["id"], path: text(event["path"]), step: event.step ?? null, kind: text(event["kind"]),
-        bytes: typeof event["bytes"] === "number" ? event["bytes"] : null, ts: event.ts ?? null,
-        exact: event["exact"] === true,
-      });
-    } else if (event.type === "checkpoint_removed" && typeof event["id"] === "string") {
-      found.delete(event["id"]);
-    }
-  }
-  return [...found.values()].sort((a, b) => (b.step ?? 0) - (a.step ?? 0) || (b.ts ?? 0) - (a.ts ?? 0));
-}
-
-function text(value: unknown): string | null {
-  return typeof value === "string" ? value : null;
-}
-
 function Checkpoints({ view }: { view: View }): JSX.Element {
   const session = view.session as Session;
-  const list = checkpointsOf(view);
+  const list = view.checkpoints;
   const [problem, setProblem] = useState<string | null>(null);
   const fetchFile = async (one: Checkpoint): Promise<void> => {
     const owner = one.session_id ?? session.session_id;
@@ -314,12 +289,14 @@ function Checkpoints({ view }: { view: View }): JSX.Element {
     );
   }
   const offline = view.link.state !== "up";
+  const rollback = controlsNow().find((one) => one.cmd === "rollback")?.state;
+  const shut = rollback === undefined || rollback === "off" || rollback === "pending";
   return (
     <div class="dr-b">
       {problem !== null && <p class="lead bad" role="alert">{problem}</p>}
       <table>
         <thead>
-          <tr><th>step</th><th>why kept</th><th class="num">val loss</th><th class="num">size</th><th><span class="sr">file</span></th></tr>
+          <tr><th>step</th><th>why kept</th><th class="num">val loss</th><th class="num">size</th><th>resume</th><th><span class="sr">actions</span></th></tr>
         </thead>
         <tbody>
           {list.map((one) => {
@@ -330,7 +307,17 @@ function Checkpoints({ view }: { view: View }): JSX.Element {
                 <td>{KINDS[one.kind ?? ""] ?? one.kind ?? "–"}</td>
                 <td class="num">{row < 0 ? "–" : sig(view.data?.columns.at("val_loss", row))}</td>
                 <td class="num">{bytes(one.bytes)}</td>
-                <td class="num">
+                <td>{one.exact === true ? <span class="ok">exact</span> : <span title="approximate">approx.</span>}</td>
+                <td class="num acts">
+                  <button
+                    type="button" class="btn sm" aria-disabled={shut ? "true" : undefined}
+                    aria-label={`Roll back to the checkpoint at step ${count(one.step)}`} title="Roll back…"
+                    onClick={() => {
+                      if (!shut) page.ask({ kind: "rollback", to: { checkpoint: one.id } });
+                    }}
+                  >
+                    <Icon name="rollback" />
+                  </button>
                   <button
                     type="button" class="btn sm" aria-disabled={offline ? "true" : undefined}
                     aria-label={`Download the checkpoint at step ${count(one.step)}`}
@@ -370,6 +357,10 @@ export function lineOf(event: OtfEvent): { level: Level; text: string } {
       return { level: event["state"] === "failed" ? "bad" : "all", text: `state ${String(event["previous"] ?? "–")} → ${String(event["state"])}${event["reason"] ? ` (${String(event["reason"])})` : ""}` };
     case "checkpoint_saved":
       return { level: "all", text: `checkpoint ${String(event["kind"] ?? "")} ${typeof event["bytes"] === "number" ? bytes(event["bytes"]) : ""} ${String(event["path"] ?? "")}`.replace(/ +/g, " ") };
+    case "checkpoint_loaded":
+      return { level: "all", text: `step ${setting(event.step)}${typeof event["from_step"] === "number" ? `, rolled back from ${count(event["from_step"])}` : ""} ${String(event["path"] ?? "")}`.trim() };
+    case "exactness":
+      return { level: event["exact"] === true ? "all" : "warn", text: [event["text"], ...(Array.isArray(event["reasons"]) ? event["reasons"] : [])].map(String).join("; ") };
     case "stall":
       return { level: event["over"] === true ? "all" : "bad", text: event["over"] === true ? "goes on again" : `no batch has ended for ${setting(event["seconds"])} s${event["where"] ? `, in ${String(event["where"])}` : ""}` };
     case "gap":
@@ -407,7 +398,7 @@ function Log({ view }: { view: View }): JSX.Element {
     if (wanted !== "" && !`${event.type} ${line.text}`.toLowerCase().includes(wanted)) continue;
     const step = typeof event["applied_step"] === "number" ? event["applied_step"] : event.step;
     lines.push(
-      <li key={event.event_seq ?? `x${i}`} data-level={line.level} data-seq={event.event_seq} data-type={event.type}>
+      <li key={`${String(event["session_id"] ?? "")} ${event.event_seq ?? `x${i}`}`} data-level={line.level} data-seq={event.event_seq} data-type={event.type}>
         <span class="t">{typeof event.ts === "number" ? clockSeconds(event.ts) : ""}</span>
         <span class="t num">{typeof step === "number" ? count(step) : ""}</span>
         <span class="x"><b>{event.type}</b> {line.text}</span>

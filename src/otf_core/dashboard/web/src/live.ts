@@ -90,16 +90,15 @@ function receive(text: string): void {
   follow();
 }
 
-/** Ask for the events of the session that is shown. */
+/** Ask for the events of the run that is shown, of all its sessions. */
 export function follow(): void {
   const session = store.current();
-  if (session === null || store.link.state !== "up" || subscribed.has(session.session_id)) return;
-  subscribed.add(session.session_id);
-  send({
-    kind: "subscribe",
-    session_id: session.session_id,
-    after_seq: store.dataOf(session.session_id).lastSeq,
-  });
+  if (session === null || store.link.state !== "up") return;
+  for (const { session_id } of store.sessionsOf(session)) {
+    if (subscribed.has(session_id)) continue;
+    subscribed.add(session_id);
+    send({ kind: "subscribe", session_id, after_seq: store.dataOf(session_id).lastSeq });
+  }
 }
 
 function send(message: object): boolean {

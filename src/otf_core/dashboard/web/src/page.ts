@@ -1,9 +1,11 @@
 /** The page's own state (drawer, dialog, drafts) and what its keys and buttons do. */
 
+import { checkpointsOf } from "./checkpoints";
 import { command } from "./live";
 import { kept, store, type Held } from "./store";
 import { closed, controls, stateOf, type Control, type View } from "./state";
 import type { Dict, Json, Param } from "./types";
+import { undoable } from "./undo";
 import { shared } from "./view";
 
 export type Panel = "steer" | "checkpoints" | "log";
@@ -12,6 +14,9 @@ export const PANELS: readonly Panel[] = ["steer", "checkpoints", "log"];
 export type Dialog =
   | { kind: "keys" }
   | { kind: "stop" }
+  | { kind: "rollback"; to?: Dict }
+  | { kind: "extend" }
+  | { kind: "exactness" }
   | { kind: "receipt"; id: string };
 
 export type Theme = "light" | "dark";
@@ -86,18 +91,23 @@ export function toggleTheme(): void {
 export function viewNow(): View {
   const session = store.current();
   const run = session === null ? undefined : store.runOf(session);
+  const data = session === null ? null : store.toldOf(session);
   const last = session?.last_checkpoint?.["step"];
-  const steps = (run?.checkpoints ?? []).map((one) => one.step ?? -1);
-  const newest = Math.max(typeof last === "number" ? last : -1, ...steps);
+  const checkpoints = checkpointsOf(run, data?.events ?? []);
+  const newest = Math.max(typeof last === "number" ? last : -1, ...checkpoints.map((one) => one.step ?? -1));
   return {
     session,
-    data: session === null ? null : store.dataOf(session.session_id),
+    data,
     link: store.link,
     now_s: store.now(),
     opened_s: store.opened_ms / 1000 + store.skew_s,
     bestVal: run?.summary?.best_val_loss ?? null,
     bestStep: run?.summary?.best_val_step ?? null,
     checkpointStep: newest >= 0 ? newest : null,
+    checkpoints,
+    undo: session === null
+      ? null
+      : undoable(store.receiptsOf(session.session_id), data?.events ?? [], session.session_id, session.params),
   };
 }
 
@@ -111,11 +121,14 @@ export function press(control: Control): void {
   const session = store.current();
   if (session === null || control.state === "off" || control.state === "pending") return;
   page.menu = null;
-  if (control.cmd === "stop") {
-    page.ask({ kind: "stop" });
+  if (control.cmd === "stop" || control.cmd === "rollback" || control.cmd === "extend") {
+    page.ask({ kind: control.cmd });
     return;
   }
-  give(control.cmd, control.cmd === "test_now" ? { label: "manual" } : {});
+  const undo = viewNow().undo;
+  const payload: Dict = control.cmd === "test_now" ? { label: "manual" }
+    : control.cmd === "undo" && undo !== null ? { request_id: undo.request_id } : {};
+  give(control.cmd, payload);
 }
 
 /** Give a command to the session that is shown. */
@@ -130,6 +143,7 @@ const KEYS: Record<string, string[]> = {
   c: ["save_ckpt"],
   v: ["validate_now"],
   t: ["test_now"],
+  r: ["rollback"],
   x: ["stop"],
 };
 

@@ -2,8 +2,10 @@
 
 import { isDict } from "./columns";
 import { clock, clockSeconds, count, plural, sig, span } from "./format";
-import { isSettled, type Held, type Link, type SessionData } from "./store";
-import type { Session } from "./types";
+import { isSettled, type Held, type Link } from "./store";
+import type { Told } from "./told";
+import type { Checkpoint, Param, Session } from "./types";
+import type { Undoable } from "./undo";
 import { waits } from "./words";
 
 export type Tone = "live" | "warn" | "bad" | "mute" | "done";
@@ -25,13 +27,15 @@ export interface Band {
 
 export interface View {
   session: Session | null;
-  data: SessionData | null;
+  data: Told | null;
   link: Link;
   now_s: number;
   opened_s: number;
   bestVal: number | null;
   bestStep: number | null;
   checkpointStep: number | null;
+  checkpoints: Checkpoint[];
+  undo: Undoable | null;
 }
 
 const b = (text: string): Piece => ({ text, kind: "strong" });
@@ -44,13 +48,13 @@ export function nameOf(session: Session): string {
 }
 
 /** Steps done: the newest that the page has seen. */
-export function stepOf(session: Session, data: SessionData | null): number | null {
+export function stepOf(session: Session, data: Told | null): number | null {
   const seen = data?.columns.lastStep() ?? null;
   if (session.step === null) return seen;
   return seen === null ? session.step : Math.max(seen, session.step);
 }
 
-export function epochOf(session: Session, data: SessionData | null): number | null {
+export function epochOf(session: Session, data: Told | null): number | null {
   const columns = data?.columns;
   const seen = columns !== undefined && columns.length > 0 ? columns.epoch.values[columns.length - 1] : undefined;
   const epoch = seen === undefined || Number.isNaN(seen) ? session.epoch : seen;
@@ -58,7 +62,7 @@ export function epochOf(session: Session, data: SessionData | null): number | nu
 }
 
 /** Total number of steps, told by the trainer or worked out from the first epoch's length. */
-export function totalSteps(session: Session, data: SessionData | null): { steps: number; exact: boolean } | null {
+export function totalSteps(session: Session, data: Told | null): { steps: number; exact: boolean } | null {
   if (session.max_steps !== null && session.max_steps > 0) return { steps: session.max_steps, exact: true };
   const starts = data?.columns.epochStarts;
   if (session.max_epochs === null || session.max_epochs <= 0 || starts === undefined) return null;
@@ -74,7 +78,7 @@ export function speedOf(session: Session): number | null {
 }
 
 /** Seconds of training left; pauses, validation and stalls are not in it. */
-export function left(session: Session, data: SessionData | null): number | null {
+export function left(session: Session, data: Told | null): number | null {
   const total = totalSteps(session, data);
   const step = stepOf(session, data);
   const speed = speedOf(session);
@@ -263,7 +267,7 @@ function doing(state: string): string {
 }
 
 /** "0.312 ↓": the latest validation and which way it went. */
-function validation(data: SessionData | null): Piece[] | null {
+function validation(data: Told | null): Piece[] | null {
   const columns = data?.columns;
   if (columns === undefined || !columns.has("val_loss")) return null;
   const row = columns.rowOf("val_loss");
@@ -279,21 +283,28 @@ function validation(data: SessionData | null): Piece[] | null {
   return pieces;
 }
 
-export function pausedSince(data: SessionData | null): number | null {
+export function pausedSince(data: Told | null): number | null {
   const open = data?.pauses.at(-1);
   return open !== undefined && open.to_ts === null ? open.from_ts : null;
 }
 
-function pausedFor(data: SessionData | null, now_s: number): number {
+function pausedFor(data: Told | null, now_s: number): number {
   let sum = 0;
   for (const pause of data?.pauses ?? []) sum += (pause.to_ts ?? now_s) - pause.from_ts;
   return sum;
 }
 
-function duration(session: Session, data: SessionData | null): number | null {
+/** The same of the session that trained last. */
+function pausedSinceStart(data: Told | null, started_s: number, now_s: number): number {
+  const pauses = (data?.pauses ?? []).filter((pause) => pause.from_ts >= started_s);
+  return pauses.reduce((sum, pause) => sum + (pause.to_ts ?? now_s) - pause.from_ts, 0);
+}
+
+function duration(session: Session, data: Told | null): number | null {
   const end = data?.columns.lastTs() ?? session.last_ts;
   if (session.started_ts === null || end === null) return null;
-  return Math.max(0, end - session.started_ts - pausedFor(data, end));
+  const here = end - session.started_ts - pausedSinceStart(data, session.started_ts, end);
+  return (data?.earlier_s ?? 0) + Math.max(0, here);
 }
 
 function factsOf(view: View): Piece[][] {
@@ -341,6 +352,8 @@ export interface Control {
   /** The line under the button. */
   line: string;
   primary: boolean;
+  /** The line in full, where it is cut short. */
+  hint?: string;
 }
 
 const APPLIED_SHOWN_MS = 6_000;
@@ -386,7 +399,7 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
   const make = (
     cmd: string, label: string, doing: string, fact: string, not: string | null, primary = false,
   ): Control => {
-    const receipt = latest(receipts, (one) => one.cmd === cmd);
+    const receipt = latest(receipts, (one) => one.cmd === cmd || (cmd === "rollback" && one.cmd === "load_ckpt"));
     const asked = session.pending.find((one) => one.cmd === cmd);
     const open = receipt !== undefined && !isSettled(receipt.state);
     if (shut === "offline") return { cmd, label, state: "off", line: "offline", primary: false };
@@ -399,10 +412,11 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
     if (receipt?.state === "refused") return { cmd, label, state: "refused", line: "refused: see why", primary };
     if (receipt?.state === "applied" && now_ms - (receipt.settled_ms ?? 0) < APPLIED_SHOWN_MS) {
       const reply = receipt.reply?.data;
-      const step = isDict(reply) ? (reply["applied_step"] ?? reply["step"]) : undefined;
+      const at = cmd === "rollback" ? "step" : "applied_step";
+      const step = isDict(reply) ? (reply[at] ?? reply["step"]) : undefined;
       return {
         cmd, label, state: "applied", primary,
-        line: typeof step === "number" ? `applied @ ${count(step)}` : "applied",
+        line: typeof step !== "number" ? "applied" : cmd === "rollback" ? `back at ${count(step)}` : `applied @ ${count(step)}`,
       };
     }
     return { cmd, label, state: "idle", line: fact, primary };
@@ -411,6 +425,7 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
   const saved = view.checkpointStep;
   const step = stepOf(session, data);
   const busy = state === "pausing" ? "pausing" : null;
+  const evaluating = state === "validating" || state === "testing";
   const pauseOff = offered("pause");
   const first = holds
     ? make("resume", "Resume", "Resuming", step === null ? "goes on" : `from ${count(step + 1)}`, offered("resume"), true)
@@ -426,11 +441,46 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
          offered("validate_now") ?? busy ?? (state === "testing" ? "after this" : state === "validating" ? "running" : null)),
     make("test_now", "Test", "Testing", data?.lastTest == null ? "not run yet" : `last: ${sig(data.lastTest)}`,
          offered("test_now") ?? busy ?? (state === "validating" ? "after this" : state === "testing" ? "running" : null)),
+    make("rollback", "Roll back…", "Rolling back", `${count(view.checkpoints.length)} kept`,
+         offered("rollback") ?? busy ?? (evaluating ? "after this" : view.checkpoints.length === 0 ? "none kept yet" : null)),
+    {
+      ...make("undo", "Undo", "Undoing", view.undo?.short ?? "", offered("undo") ?? (view.undo === null ? "nothing yet" : null)),
+      ...(view.undo === null ? {} : { hint: `takes back: ${view.undo.text}` }),
+    },
+    make("extend", "Extend…", "Extending", limitOf(session), offered("extend")),
     make("stop", "Stop…", "Stopping", "asks first", offered("stop")),
   ];
 }
 
-function lastVal(data: SessionData | null): string {
+const HELD: Record<string, string> = {
+  hold: "the process stays when training is done", auto: "off", return: "off: fit returns", test: "off: tests, then returns",
+};
+
+/** The four states of the switch of a parameter, as of any control. */
+export function switchState(view: View, param: Param, receipts: Held[], now_ms: number): { state: ControlState; line: string } {
+  const shut = closed(view) ?? (stateOf(view) === "stalled" ? "no step end" : null);
+  const receipt = latest(receipts, (one) => one.cmd === "set_param" && one.payload?.["path"] === param.path);
+  if (shut !== null) return { state: "off", line: shut };
+  if (receipt !== undefined && !isSettled(receipt.state)) {
+    const quiet = receipt.state === "sent" && now_ms - receipt.first_ms > 5_000;
+    return { state: "pending", line: quiet ? "no answer yet" : `waits for ${waits(receipt.waits_for)}` };
+  }
+  if (param.pending) return { state: "pending", line: "waits for the trainer" };
+  if (receipt?.state === "refused") return { state: "refused", line: "refused: see why" };
+  if (receipt?.state === "applied" && now_ms - (receipt.settled_ms ?? 0) < APPLIED_SHOWN_MS) {
+    const step = isDict(receipt.reply?.data) ? receipt.reply.data["applied_step"] : undefined;
+    return { state: "applied", line: typeof step === "number" ? `applied @ ${count(step)}` : "applied" };
+  }
+  return { state: "idle", line: HELD[String(param.value)] ?? `now ${String(param.value)}` };
+}
+
+/** "20 epochs": how long the run is to train. */
+function limitOf(session: Session): string {
+  if (session.max_epochs !== null && session.max_epochs > 0) return plural(session.max_epochs, "epoch");
+  return session.max_steps !== null && session.max_steps > 0 ? plural(session.max_steps, "step") : "no limit";
+}
+
+function lastVal(data: Told | null): string {
   if (data === null) return "not run yet";
   if (data.lastValidation !== null) return `last: ${sig(data.lastValidation)}`;
   const row = data.columns.rowOf("val_loss");

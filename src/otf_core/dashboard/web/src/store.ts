@@ -4,10 +4,10 @@
  * frame, so a burst of messages costs one drawing and a hidden tab none.
  */
 
-import { Columns, isDict } from "./columns";
-import type { FromServer, OtfEvent, Receipt, Run, Session } from "./types";
+import { isDict } from "./columns";
+import { Joined, SessionData, type Told } from "./told";
+import type { FromServer, Receipt, Run, Session } from "./types";
 
-const EVENTS_KEPT = 20_000;
 const RECEIPTS_KEPT = 100;
 
 /** How the page stands with the server. */
@@ -17,18 +17,6 @@ export type Link =
   | { state: "lost"; since_ms: number; retry_at_ms: number | null }
   | { state: "refused" };
 
-export interface Stall {
-  step: number | null;
-  since_ts: number;
-  where: string | null;
-}
-
-export interface Pause {
-  step: number;
-  from_ts: number;
-  to_ts: number | null;
-}
-
 /** A receipt as the page holds it; `settled_ms` is when its outcome came in here. */
 export interface Held extends Receipt {
   first_ms: number;
@@ -37,73 +25,6 @@ export interface Held extends Receipt {
 }
 
 const READS = new Set(["status", "ping", "list_params", "list_checkpoints"]);
-
-/** The events of one session. */
-export class SessionData {
-  readonly columns = new Columns();
-  /** All events but trainStep, in order of event_seq. */
-  readonly events: OtfEvent[] = [];
-  lastSeq = 0;
-  stall: Stall | null = null;
-  readonly pauses: Pause[] = [];
-  lastValidation: number | null = null;
-  lastTest: number | null = null;
-  /** Rises with every event that is not a trainStep. */
-  eventsVersion = 0;
-
-  take(event: OtfEvent): void {
-    const seq = typeof event.event_seq === "number" ? event.event_seq : null;
-    if (event.type === "trainStep") {
-      this.columns.add(event);
-      this.stall = null;
-    } else if (seq === null) {
-      this.insert(event);
-    } else {
-      const at = this.events.findLastIndex((known) => (known.event_seq ?? 0) <= seq);
-      if (at >= 0 && this.events[at]?.event_seq === seq) return;
-      this.insert(event, at + 1);
-      if (seq > this.lastSeq) this.follow(event);
-    }
-    if (seq !== null && seq > this.lastSeq) this.lastSeq = seq;
-  }
-
-  private insert(event: OtfEvent, at = this.events.length): void {
-    this.events.splice(at, 0, event);
-    if (this.events.length > EVENTS_KEPT) this.events.shift();
-    this.eventsVersion += 1;
-  }
-
-  /** The few facts that the state band needs from the stream. */
-  private follow(event: OtfEvent): void {
-    const ts = typeof event.ts === "number" ? event.ts : Date.now() / 1000;
-    const step = typeof event.step === "number" ? event.step : null;
-    switch (event.type) {
-      case "stall":
-        this.stall = event["over"] === true ? null : {
-          step,
-          since_ts: ts - (typeof event["seconds"] === "number" ? event["seconds"] : 0),
-          where: typeof event["where"] === "string" ? event["where"] : null,
-        };
-        break;
-      case "paused":
-        this.pauses.push({ step: step ?? 0, from_ts: ts, to_ts: null });
-        this.stall = null;
-        break;
-      case "resumed":
-      case "trainingFinished": {
-        const open = this.pauses.at(-1);
-        if (open !== undefined && open.to_ts === null) open.to_ts = ts;
-        this.stall = null;
-        break;
-      }
-      case "test_complete":
-      case "auto_test_complete":
-        if (typeof event["avg_loss"] === "number") this.lastTest = event["avg_loss"];
-        break;
-      default:
-    }
-  }
-}
 
 class Store {
   link: Link = { state: "connecting" };
@@ -115,6 +36,9 @@ class Store {
   readonly sessions = new Map<string, Session>();
   readonly runs = new Map<string, Run>();
   private readonly data = new Map<string, SessionData>();
+  private readonly joined = new Map<string, Joined>();
+  /** Made anew when a session or a run has changed. */
+  private byRun: Map<string, Session[]> | null = null;
   readonly receipts = new Map<string, Map<string, Held>>();
   /** Ids of the commands that were given on this page. */
   readonly mine = new Set<string>();
@@ -150,9 +74,51 @@ class Store {
     return found;
   }
 
-  /** Newest first: those with a trainer, then the others. */
+  /** What the run of a session has told, over all its sessions. */
+  toldOf(session: Session): Told {
+    const parts = this.sessionsOf(session).map((one) => this.dataOf(one.session_id));
+    if (parts.length === 1) return parts[0] as SessionData;
+    const key = runKey(session);
+    let found = this.joined.get(key);
+    if (found === undefined) this.joined.set(key, (found = new Joined()));
+    return found.refresh(parts);
+  }
+
+  /** The sessions of a session's run, the first first. */
+  sessionsOf(session: Session): Session[] {
+    this.byRun ??= this.grouped();
+    return this.byRun.get(runKey(session)) ?? [session];
+  }
+
+  private grouped(): Map<string, Session[]> {
+    const groups = new Map<string, Session[]>();
+    for (const session of this.sessions.values()) {
+      const key = runKey(session);
+      const known = groups.get(key);
+      if (known === undefined) groups.set(key, [session]);
+      else known.push(session);
+    }
+    for (const [key, group] of groups) {
+      const order = this.runs.get(key)?.session_ids ?? [];
+      const place = (one: Session): number => {
+        const at = order.indexOf(one.session_id);
+        return at < 0 ? order.length : at;
+      };
+      group.sort((a, b) => place(a) - place(b) || (a.started_ts ?? 0) - (b.started_ts ?? 0));
+    }
+    return groups;
+  }
+
+  /** The session that speaks for its run: the one with a trainer, else the last. */
+  private speaker(session: Session): Session {
+    const all = this.sessionsOf(session);
+    return all.findLast((one) => one.connected) ?? (all.at(-1) as Session);
+  }
+
+  /** One session for each run, newest first: those with a trainer, then the others. */
   sorted(): Session[] {
-    return [...this.sessions.values()].sort(
+    this.byRun ??= this.grouped();
+    return [...this.byRun.values()].map((group) => this.speaker(group[0] as Session)).sort(
       (a, b) =>
         Number(b.connected) - Number(a.connected) || (b.started_ts ?? 0) - (a.started_ts ?? 0),
     );
@@ -160,7 +126,7 @@ class Store {
 
   current(): Session | null {
     const kept = this.chosen === null ? undefined : this.sessions.get(this.chosen);
-    return kept ?? this.sorted()[0] ?? null;
+    return kept === undefined ? (this.sorted()[0] ?? null) : this.speaker(kept);
   }
 
   choose(session_id: string): void {
@@ -173,7 +139,7 @@ class Store {
   }
 
   runOf(session: Session): Run | undefined {
-    return session.run_id === null ? undefined : this.runs.get(session.run_id);
+    return this.runs.get(runKey(session));
   }
 
   /** Newest first. A command that only reads changes nothing that anybody has to be told of. */
@@ -184,6 +150,7 @@ class Store {
   }
 
   take(message: FromServer): void {
+    if (message.kind === "welcome" || message.kind === "session" || message.kind === "run") this.byRun = null;
     switch (message.kind) {
       case "welcome":
         this.welcomed = true;
@@ -191,7 +158,7 @@ class Store {
         this.skew_s = message.server_ts - Date.now() / 1000;
         this.sessions.clear();
         this.runs.clear();
-        for (const run of message.runs) this.runs.set(run.run_id, run);
+        for (const run of message.runs) this.runs.set(keyOf(run.project, run.run_id), run);
         for (const session of message.sessions) this.sessions.set(session.session_id, session);
         // Once shown, a run stays on the page until another is chosen.
         this.chosen ??= this.current()?.session_id ?? null;
@@ -203,7 +170,7 @@ class Store {
         this.name();
         break;
       case "run":
-        this.runs.set(message.run.run_id, message.run);
+        this.runs.set(keyOf(message.run.project, message.run.run_id), message.run);
         this.name();
         break;
       case "events": {
@@ -258,7 +225,7 @@ class Store {
   /** Letters go by the age of the runs and are never given twice. */
   private name(): void {
     const keys = new Map<string, number>();
-    for (const run of this.runs.values()) keys.set(run.run_id, run.created_ts ?? Infinity);
+    for (const [key, run] of this.runs) keys.set(key, run.created_ts ?? Infinity);
     for (const session of this.sessions.values()) {
       const key = runKey(session);
       if (!keys.has(key)) keys.set(key, session.started_ts ?? Infinity);
@@ -273,8 +240,13 @@ export function isSettled(state: Receipt["state"]): boolean {
   return state === "applied" || state === "refused" || state === "unknown";
 }
 
-function runKey(session: Session): string {
-  return session.run_id ?? session.session_id;
+/** Sessions of the same run have the same key. */
+export function runKey(session: Session): string {
+  return session.run_id === null ? session.session_id : keyOf(session.project, session.run_id);
+}
+
+function keyOf(project: string | null, run_id: string): string {
+  return `${project ?? ""}/${run_id}`;
 }
 
 /** A … Z, AA … */

@@ -5,7 +5,8 @@ import { useRef } from "preact/hooks";
 import { count, setting, sig, span, tick } from "./format";
 import { Tag, colourOf } from "./icons";
 import { nameOf, stateOf, stepOf, totalSteps, type View } from "./state";
-import { store, type Held, type SessionData } from "./store";
+import { runKey, store, type Held } from "./store";
+import type { Told, Turn } from "./told";
 import type { OtfEvent, Session } from "./types";
 import { shared } from "./view";
 import { paramName } from "./words";
@@ -28,14 +29,14 @@ const NEAR_PX = 9;
 let made: { key: string; marks: Mark[] } = { key: "", marks: [] };
 
 /** Marks of one session, oldest first; made anew only when an event or an answer came. */
-function marksOf(session: Session, data: SessionData): Mark[] {
+function marksOf(session: Session, data: Told): Mark[] {
   const settled = store.receiptsOf(session.session_id).filter((one) => one.settled_ms !== null);
-  const key = `${session.session_id} ${data.eventsVersion} ${settled.length}`;
+  const key = `${runKey(session)} ${data.eventsVersion} ${settled.length}`;
   if (key !== made.key) made = { key, marks: collect(data, settled) };
   return made.marks;
 }
 
-function collect(data: SessionData, settled: Held[]): Mark[] {
+function collect(data: Told, settled: Held[]): Mark[] {
   const marks: Mark[] = [];
   const removed = new Set(
     data.events.filter((event) => event.type === "note" && event["removed"] === true).map((event) => event["note_id"]),
@@ -48,6 +49,7 @@ function collect(data: SessionData, settled: Held[]): Mark[] {
     const long = pause.to_ts === null ? "paused, still held" : `paused ${span(pause.to_ts - pause.from_ts)}`;
     marks.push({ kind: "pause", step: pause.step, text: `${long} at step ${count(pause.step)}` });
   }
+  for (const turn of data.turns) marks.push({ kind: "command", step: turn.step, text: turnText(turn) });
   for (const receipt of settled) {
     const at = receipt.reply?.data?.["applied_step"];
     if (receipt.cmd === "validate_now" && receipt.state === "applied" && typeof at === "number") {
@@ -55,6 +57,13 @@ function collect(data: SessionData, settled: Held[]): Mark[] {
     }
   }
   return marks.sort((a, b) => a.step - b.step);
+}
+
+function turnText(turn: Turn): string {
+  const from = turn.checkpoint === null ? "" : ` (${turn.checkpoint})`;
+  if (turn.kind === "resume") return `resumed at step ${count(turn.step)} in a new process${from}`;
+  if (turn.from === null || turn.from < turn.step) return `checkpoint of step ${count(turn.step)} loaded${from}`;
+  return `rolled back from step ${count(turn.from)} to ${count(turn.step)}${from}`;
 }
 
 function markOf(event: OtfEvent, removed: Set<unknown>): Mark | null {
@@ -147,6 +156,7 @@ export function Timeline({ view }: { view: View }): JSX.Element {
           {epochs.length <= 24 && epochs.map(([epoch, at]) => (
             <line key={epoch} class="epoch" x1={x(at)} x2={x(at)} y1="2" y2="24" />
           ))}
+          {columns.reach() > step && <line class="undone" x1={x(Math.max(from, step))} x2={x(Math.min(columns.reach(), to))} y1="12" y2="12" />}
           {columns.length > 0 && <line class="run" data-colour={colourOf(letter)} x1={start} x2={x(Math.min(step, to))} y1="12" y2="12" />}
           {groups.map((group, i) => (
             <g

@@ -7,13 +7,13 @@ import { Icon, Tag } from "./icons";
 import { connect } from "./live";
 import { page, toggleTheme } from "./page";
 import { nameOf, type View } from "./state";
-import { store, type Link } from "./store";
+import { runKey, store, type Link } from "./store";
 import type { Session } from "./types";
 
 export function TopBar({ view }: { view: View }): JSX.Element {
   const sessions = store.sorted();
   const trainers = sessions.filter((one) => one.connected).length;
-  const runs = new Set([...store.runs.keys(), ...sessions.map((one) => one.run_id ?? one.session_id)]).size;
+  const runs = new Set([...store.runs.keys(), ...sessions.map(runKey)]).size;
   return (
     <header class="top">
       <div class="logo">
@@ -102,7 +102,7 @@ function Switcher({ current, sessions }: { current: Session; sessions: Session[]
             return (
               <button
                 type="button" class="item run" key={session.session_id}
-                aria-current={session.session_id === current.session_id ? "true" : undefined}
+                aria-current={runKey(session) === runKey(current) ? "true" : undefined}
                 onClick={() => {
                   store.choose(session.session_id);
                   page.showMenu(null);

@@ -73,7 +73,7 @@ class Shared {
   /** The steps on the x axis. The right edge moves in blocks, so curves do not crawl. */
   extent(columns: Columns, total: number | null): { from: number; to: number } {
     if (this.zoom !== null) return this.zoom;
-    const last = columns.lastStep() ?? 0;
+    const last = columns.reach();
     const first = Math.min(columns.step.values[0] ?? 0, last);
     const width = this.range === "5k" ? 5_000 : this.range === "1k" ? 1_000 : Infinity;
     const block = blockOf(Math.min(last, width));

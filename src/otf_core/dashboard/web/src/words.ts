@@ -1,11 +1,12 @@
 /** Names of commands and settings, and what came of a command, in words. Pure functions. */
 
 import { isDict } from "./columns";
-import { count, setting, brief, sig, span } from "./format";
+import { count, setting, brief, plural, sig, span } from "./format";
 import type { Json, Param } from "./types";
 import type { Held } from "./store";
 
 const VERBS: Record<string, string> = {
+  set_param: "Set",
   pause: "Pause",
   resume: "Resume",
   save_ckpt: "Save checkpoint",
@@ -14,6 +15,8 @@ const VERBS: Record<string, string> = {
   stop: "Stop",
   note: "Note",
   rollback: "Roll back",
+  load_ckpt: "Roll back",
+  reset_session: "Reset",
   fork: "Fork",
   merge: "Merge",
   undo: "Undo",
@@ -38,6 +41,7 @@ const SETTINGS: Record<string, string> = {
   gradient_clip: "Gradient clip",
   batch_size: "Batch size",
   dropout: "Dropout",
+  after_fit: "At the end of fit",
 };
 
 /** `optim.0.groups.1.lr` -> "Learning rate, group 1". */
@@ -66,8 +70,27 @@ export function what(receipt: Held, params: Param[]): string {
       ? `${name} → ${setting(payload["value"])}`
       : `${name} ${brief(now)} → ${brief(payload["value"])}`;
   }
+  if (receipt.cmd === "rollback" || receipt.cmd === "load_ckpt") return `Roll back to ${target(payload)}`;
+  if (receipt.cmd === "extend") return `Extend to ${totals(payload) ?? "more"}`;
+  if (receipt.cmd === "undo") {
+    const data = isDict(receipt.reply?.data) ? receipt.reply.data["undone"] : null;
+    return isDict(data) ? `Undo ${verb(String(data["cmd"])).toLowerCase()}` : "Undo";
+  }
   if (receipt.cmd === "stop") return payload["save"] === false ? "Stop without saving" : "Stop and save";
   return verb(receipt.cmd);
+}
+
+/** "step 400", "400-ring", "best.ckpt". */
+export function target(payload: Record<string, Json>): string {
+  if (typeof payload["step"] === "number") return `step ${count(payload["step"])}`;
+  if (typeof payload["checkpoint"] === "string") return payload["checkpoint"];
+  return String(payload["path"] ?? "a checkpoint").split(/[/\\]/).at(-1) ?? "a checkpoint";
+}
+
+/** "30 epochs", "900 steps", of a request or a reply. */
+export function totals(said: Record<string, unknown>): string | null {
+  if (typeof said["max_epochs"] === "number") return plural(said["max_epochs"], "epoch");
+  return typeof said["max_steps"] === "number" ? plural(said["max_steps"], "step") : null;
 }
 
 /** "step end", "step 500". */
@@ -101,6 +124,18 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
       return typeof data["avg_loss"] === "number" ? `loss ${sig(data["avg_loss"])}${at}` : `applied${at}`;
     case "stop":
       return `stopping${at}`;
+    case "rollback":
+    case "load_ckpt":
+      return typeof data["from_step"] === "number" && typeof data["step"] === "number"
+        ? `applied, from step ${count(data["from_step"])} to ${count(data["step"])}` : `applied${at}`;
+    case "extend": {
+      const now = totals(data);
+      return now === null ? `applied${at}` : `applied${at}, ${now} now`;
+    }
+    case "undo": {
+      const now = isDict(data["now"]) ? Object.entries(data["now"]).map(([path, value]) => `${path} ${brief(value)} now`) : [];
+      return [`applied${at}`, ...now].join(", ");
+    }
     case "set_param":
       return `applied${at}, read back ${setting(data["new"])}`;
     case "pause":
@@ -151,9 +186,25 @@ export function nearest(receipt: Held): number | null {
   return null;
 }
 
+export interface Nearest {
+  label: string;
+  payload: Record<string, Json>;
+}
+
+/** Where a refused rollback could go instead, as the trainer has named it. */
+export function nearestCheckpoints(receipt: Held): Nearest[] {
+  const allowed = receipt.reply?.allowed;
+  if (receipt.cmd !== "rollback" || !Array.isArray(allowed)) return [];
+  return allowed.slice(0, 3).flatMap((one): Nearest[] => {
+    const named = isDict(one) ? (one["step"] ?? one["id"]) : one;
+    if (typeof named === "number") return [{ label: `step ${count(named)}`, payload: { step: named } }];
+    return typeof named === "string" ? [{ label: named, payload: { checkpoint: named } }] : [];
+  });
+}
+
 const CLI: Record<string, string> = {
   pause: "pause", resume: "resume", save_ckpt: "save", validate_now: "validate", test_now: "test",
-  stop: "stop", note: "note",
+  stop: "stop", note: "note", reset_session: "reset",
 };
 
 /** The same command on the command line. */
@@ -161,6 +212,17 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
   const which = `--run ${shell(run)}`;
   if (cmd === "set_param") {
     return `otf set ${shell(String(payload["path"]))} ${shell(setting(payload["value"]))} ${which}`;
+  }
+  if (cmd === "rollback" || cmd === "load_ckpt") {
+    return `otf rollback ${shell(String(payload["step"] ?? payload["checkpoint"] ?? payload["path"]))} ${which}`;
+  }
+  if (cmd === "extend") {
+    const [option, total] = "max_epochs" in payload ? ["--epochs", payload["max_epochs"]] : ["--steps", payload["max_steps"]];
+    return `otf extend ${option} ${shell(String(total))} ${which}`;
+  }
+  if (cmd === "undo") {
+    const id = payload["request_id"];
+    return `otf undo ${typeof id === "string" ? `${shell(id)} ` : ""}${payload["restore"] === true ? "--restore " : ""}${which}`;
   }
   if (cmd === "stop") return `otf stop ${payload["save"] === false ? "--no-save " : ""}${which}`;
   const known = CLI[cmd];

@@ -9,7 +9,7 @@ import { Icon, Tag } from "./icons";
 import { KNOWN, metricOf, shownAtFirst, type Metric } from "./metrics";
 import { page } from "./page";
 import { nameOf, stateOf, totalSteps, type View } from "./state";
-import { store } from "./store";
+import { runKey, store } from "./store";
 import type { Session } from "./types";
 import { Menu } from "./top";
 import { shared, type RangeName } from "./view";
@@ -26,10 +26,10 @@ export function Work({ view }: { view: View }): JSX.Element {
     <>
       <Bar />
       <div class="charts" id="charts" tabIndex={-1} role="group" aria-label="Charts">
-        <LargeChart key={session.session_id} view={view} session={session} columns={columns} stale={stale} />
+        <LargeChart key={runKey(session)} view={view} session={session} columns={columns} stale={stale} />
         {shown.map((metric) => (
           <SmallChart
-            key={`${session.session_id} ${metric.key}`} metric={metric} columns={columns} stale={stale}
+            key={`${runKey(session)} ${metric.key}`} metric={metric} columns={columns} stale={stale}
             session={session} total={totalSteps(session, data)?.steps ?? null}
           />
         ))}

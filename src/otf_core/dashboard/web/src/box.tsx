@@ -1,0 +1,33 @@
+/** The frame of a dialog. */
+
+import type { ComponentChildren, JSX } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import { Icon } from "./icons";
+import { page } from "./page";
+
+/** A modal dialog; the browser gives the focus back to where it was. */
+export function Box({ title, children, foot }: { title: string; children: ComponentChildren; foot: ComponentChildren }): JSX.Element {
+  const box = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    const opener = document.activeElement;
+    box.current?.showModal();
+    box.current?.querySelector<HTMLElement>("[data-first]")?.focus();
+    return () => {
+      if (opener instanceof HTMLElement) opener.focus();
+    };
+  }, []);
+  return (
+    <dialog ref={box} aria-labelledby="dialog-title" onClose={() => page.ask(null)}>
+      <div class="dg-h">
+        <h2 id="dialog-title">{title}</h2>
+        <button type="button" class="icb" aria-label="Close" onClick={() => page.ask(null)}><Icon name="close" /></button>
+      </div>
+      <div class="dg-b">{children}</div>
+      <div class="dg-f">{foot}</div>
+    </dialog>
+  );
+}
+
+export function Cli({ line }: { line: string }): JSX.Element {
+  return <code class="cli grow clip" title={line}>{line}</code>;
+}
