@@ -60,9 +60,9 @@ def step_idle(*, quick: bool, tmp: Path) -> list[Row]:
 def step_full(*, quick: bool, tmp: Path) -> list[Row]:
     """A step of real length, everything measured, a real dashboard connected and reading.
 
-    Three figures, held against the limit. The difference to the bare step within one fit is what a
-    user pays. The same between fits is what he would measure with a stopwatch; bare fits, which
-    stand beside it, differ from each other by about as much as 1 % of such a step. The time inside
+    Three figures. The difference to the bare step within one fit is what a user pays. The same
+    between fits has no limit: two bare fits, which stand beside it, differ by as much as the limit
+    would be, so that it says more about the machine than about us. The time inside
     our code is the steadiest, and leaves out what we cost outside of it: Lightning's own way to a
     callback, our other threads, and the caches that the model finds changed.
     """
@@ -98,7 +98,7 @@ def _within_one_fit(work: fits.Workload, tmp: Path, *, rounds: int) -> Row:
     work = dataclasses.replace(work, warm_up=2 * work.warm_up)
     found = blocks.alternate(callback, arms, work, rounds=rounds)
     what = f"difference to the bare step within one fit, {ABOUT}, larger of cpu median and mean"
-    return _difference(found, what, "otf", lambda cost: cost.judged)
+    return _difference(found, what, "otf", lambda cost: cost.judged, limit=100.0 * FULL_SHARE)
 
 
 def _between_fits(work: fits.Workload, tmp: Path, *, rounds: int) -> Row:
@@ -115,6 +115,7 @@ def _difference(
     what: str,
     ours: str,
     figure: Callable[[fits.Added], float],
+    limit: float | None = None,
 ) -> Row:
     cost = {name: fits.added(steps, found["bare"]) for name, steps in found.items()}
     bare = fits.step_us(found["bare"])
@@ -129,7 +130,7 @@ def _difference(
         what=what,
         unit="% of the step",
         ours=share * figure(cost[ours]),
-        limit=100.0 * FULL_SHARE,
+        limit=limit,
         spread={f"{name}, us": value for name, value in cost[ours].spread().items()},
         rivals={**beside, **{f"{name}, us": value for name, value in bare.items()}},
     )
