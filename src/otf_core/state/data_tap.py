@@ -1,0 +1,239 @@
+"""The loader tap: lets a DataLoader of torch go on from where it stood; training thread only.
+
+A tapped loader is of a subclass of its own class, and hands out torch's own iterators with more
+knowledge (``tapped_iterators``). It gains ``otf_state`` and ``otf_load``. They are not called
+state_dict and load_state_dict: Lightning would put the position into the user's own checkpoints,
+and a run without the tap then refuses to resume from them.
+
+Rule: whoever loads a position calls ``iter`` then, puts samplers and data set back with
+``set_around(loader, state["around"], own=False)``, and the RNG last: making an iterator draws.
+"""
+
+# ruff: noqa: SLF001 -- the private names of torch are listed in tapped_iterators.PRIVATE
+
+from __future__ import annotations
+
+import abc
+import weakref
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+
+from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
+
+from otf_core.state.loader_parts import (
+    PositionError,
+    around,
+    has_own_state,
+    live_iterators,
+    nested,
+    replayed,
+    samplers,
+    set_around,
+)
+from otf_core.state.tapped_iterators import Position, SingleIter, Watch, WorkersIter
+
+__all__ = [
+    "PositionError",
+    "drew_while_read",
+    "nested",
+    "position",
+    "reasons",
+    "replayed",
+    "samplers",
+    "set_around",
+    "tap",
+    "tapped",
+    "why_not",
+]
+
+Loader = TypeVar("Loader")
+Iter = SingleIter | WorkersIter
+
+
+@runtime_checkable
+class Tapped(Protocol):
+    """What a tapped loader has more."""
+
+    def otf_state(self, *, iterating: bool = True) -> dict[str, Any]:
+        """The position, plain, or with ``iterating=False`` how it stands between two iterations."""
+        ...
+
+    def otf_load(self, state: dict[str, Any]) -> None:
+        """The next ``iter`` goes on from there, and leaves RNG and samplers as they were then.
+
+        Raises:
+            PositionError: it is the position of another loader; nothing was touched.
+        """
+        ...
+
+
+class _Tap:
+    """The part of a tapped loader that is ours, one for each."""
+
+    def __init__(self) -> None:
+        self.pending: Position | None = None
+        self.ready: Iter | None = None  # made, and not yet fetched by an __iter__ of the user's
+        self.watch = Watch()
+        self._made: list[weakref.ref[Iter]] = []
+
+    def make(self, loader: DataLoader[Any]) -> Iter:
+        """The iterator that goes on from what is pending."""
+        back, self.pending = self.pending, None
+        kind = WorkersIter if loader.num_workers else SingleIter
+        iterator = kind(loader, back, self.watch)
+        self._made = [ref for ref in self._made if ref() is not None] + [weakref.ref(iterator)]
+        return iterator
+
+    def newest(self) -> Iter | None:
+        """The one made last of those that somebody still holds."""
+        return next((it for ref in reversed(self._made) if (it := ref()) is not None), None)
+
+    def state(self, loader: DataLoader[Any], *, iterating: bool) -> dict[str, Any]:
+        live, back = self.newest(), self.pending
+        if back is not None and back["rng"] is not None:
+            return {"around": back["around"], "iterator": back}
+        if live is None or back is not None:
+            return {"around": around(loader), "iterator": back}
+        if iterating:
+            return {"around": around(loader), "iterator": live.otf_state()}
+        if isinstance(live, WorkersIter) and loader._iterator is live:
+            pool = live.otf_state(iterating=False)
+            return {"around": around(loader), "iterator": pool}
+        return {"around": around(loader), "iterator": None}
+
+    def load(self, loader: DataLoader[Any], state: dict[str, Any]) -> None:
+        back = state["iterator"]
+        if back is not None and back["num_workers"] != loader.num_workers:
+            msg = (
+                f"the position of a loader with {back['num_workers']} workers was asked for, "
+                f"found {loader.num_workers}; allowed: the same number"
+            )
+            raise PositionError(msg)
+        for live in (loader._iterator, self.newest()):
+            if isinstance(live, WorkersIter):
+                live._shutdown_workers()
+        object.__setattr__(loader, "_iterator", None)
+        self.pending = None if back is None else {**back, "around": state["around"]}
+        if back is None or back["rng"] is None:
+            set_around(loader, state["around"])
+
+
+def _tapped_class(cls: Any) -> Any:
+    # One base only: with two, "__class__ assignment: object layout differs".
+    class TappedLoader(cls):  # type: ignore[misc]
+        @property
+        def _otf(self) -> _Tap:
+            if "_otf_tap" not in vars(self):
+                object.__setattr__(self, "_otf_tap", _Tap())  # the class may have a __setattr__
+            return cast("_Tap", vars(self)["_otf_tap"])
+
+        def _get_iterator(self) -> Iter:
+            ready, self._otf.ready = self._otf.ready, None
+            if ready is None:
+                self.check_worker_number_rationality()  # torch's warns every time
+            return self._otf.make(self) if ready is None else ready
+
+        def otf_state(self, *, iterating: bool = True) -> dict[str, Any]:
+            return self._otf.state(self, iterating=iterating)
+
+        def otf_load(self, state: dict[str, Any]) -> None:
+            self._otf.load(self, state)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            """A copy is not tapped: pickle finds the class by its name, and finds the user's."""
+            make, args, state, *rest = super().__reduce_ex__(protocol)
+            args = tuple(cls if arg is TappedLoader else arg for arg in args)
+            return make, args, {k: v for k, v in state.items() if k != "_otf_tap"}, *rest
+
+    if cls.__iter__ is not DataLoader.__iter__:
+
+        def __iter__(self: Any) -> Any:  # noqa: N807 -- it is set as one
+            made = cls.__iter__(self)
+            if self._otf.pending is not None:  # it is a generator, which has not begun
+                self._otf.ready = self._otf.make(self)
+            return made
+
+        TappedLoader.__iter__ = __iter__
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(TappedLoader, name, getattr(cls, name))
+    return TappedLoader
+
+
+def why_not(loader: Any) -> str | None:
+    """Why tap leaves a loader as it is; None: it does not, or the loader has its own state_dict."""
+    cls = type(loader)
+    if tapped(loader) or has_own_state(loader):
+        return None
+    if not isinstance(loader, DataLoader):
+        return f"{cls.__name__} is no DataLoader of torch"
+    if cls._get_iterator is not DataLoader._get_iterator:
+        return f"{cls.__name__} makes its own iterator (_get_iterator)"
+    if cls.__init_subclass__.__func__ is not Generic.__init_subclass__.__func__:  # type: ignore[attr-defined]
+        return f"{cls.__name__} has an __init_subclass__ of its own"
+    if type(cls) not in (type, abc.ABCMeta):
+        return f"{cls.__name__} has a metaclass of its own"
+    if isinstance(loader.dataset, IterDataPipe | MapDataPipe):
+        return f"the data set of {cls.__name__} is a DataPipe"
+    return None
+
+
+def tapped(loader: Any) -> bool:
+    """Whether the loader is one that tap has changed."""
+    return isinstance(loader, Tapped)
+
+
+def tap(loader: Loader) -> Loader:
+    """Gives a DataLoader otf_state and otf_load, in place; ``why_not`` says which stay as is."""
+    if not tapped(loader) and not has_own_state(loader) and why_not(loader) is None:
+        object.__setattr__(loader, "__class__", _tapped_class(type(loader)))
+    return loader
+
+
+def position(loader: Any) -> Any:
+    """Where a loader stands, by the tap or by itself; None: to be found by replay."""
+    if isinstance(loader, Tapped):
+        return loader.otf_state()
+    return loader.state_dict() if has_own_state(loader) else None
+
+
+def drew_while_read(loader: Any) -> bool:
+    """Whether an iterable data set was seen to draw from this process's RNG while it was read.
+
+    Of those whose position is found by reading again, without workers. What is drawn for the
+    first batch does not count: it is drawn again.
+    """
+    return tapped(loader) and loader._otf.watch.reads
+
+
+def reasons(loader: Any) -> list[str]:
+    """Sentences why the position of this loader cannot be had exactly; empty: it can.
+
+    What is drawn while it is read shows in the first batches only.
+    """
+    if has_own_state(loader) or isinstance(loader, Sequence):
+        return []
+    if (why := why_not(loader)) is not None:
+        return [
+            f"{why} and has no state_dict: its batches are fetched again to find the position, "
+            "which is exact only if nothing is drawn for them"
+        ]
+    watch, found = loader._otf.watch if tapped(loader) else Watch(), []
+    if loader.num_workers > 1 and not loader.in_order:
+        found.append("in_order=False: which batch comes next depends on the speed of the workers")
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        found.append(f"{type(loader).__name__} has an __iter__ of its own, whose state is unknown")
+    found += [
+        f"{name} holds an iterator, whose place cannot be read"
+        for name in live_iterators([*samplers(loader), *nested(loader.dataset)])
+    ]
+    if watch.reads:
+        found.append(
+            "its iterable data set draws from the training process's random numbers while it is "
+            "read, and has no state_dict"
+        )
+    if watch.indexes:
+        found.append(
+            "its sampler draws from the training process's random numbers for every index, as "
+            "others do in between: exact only if it remembers nothing from one to the next"
+        )
+    return found

@@ -1,0 +1,104 @@
+"""A loader goes on from where it stood, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from otf_core.state.data_tap import set_around, tap
+from tests.state.loader_kinds import KINDS, Kind, Place, Run, capture, resume, seed_all
+
+many_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+@pytest.fixture(autouse=True)
+def queues_have_ended() -> Iterator[None]:
+    """Torch closes the queues of its workers, and does not wait for the threads that feed them."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(10)
+
+
+def bare(kind: Kind) -> tuple[list[Any], Any]:
+    """The run without us."""
+    seed_all(1)
+    run = Run(kind, kind.make())
+    run.go()
+    return run.finish()
+
+
+def captured_everywhere(kind: Kind) -> tuple[tuple[list[Any], Any], dict[Place, Any]]:
+    """The run with the tap, and its state at every place."""
+    seed_all(1)
+    run = Run(kind, tap(kind.make()))
+    states: dict[Place, Any] = {}
+
+    def note(place: Place) -> bool:
+        if place[1] >= 0 or place[0] < kind.epochs:
+            states[place] = capture(run, place)
+        return False
+
+    run.go(note)
+    return run.finish(), states
+
+
+def resumed(kind: Kind, place: Place, state: Any, *, until: Place | None = None) -> Any:
+    """A run in other objects, with other random numbers, that goes on from the state."""
+    seed_all(77)
+    loader = tap(kind.make())
+    if place[0] > 0 and place[1] < 0 and loader.num_workers == 0:
+        next(iter(loader))
+    run = Run(kind, loader)
+    resume(run, place, state, set_around)
+    if until is None:
+        run.go()
+        return run.finish()
+    assert run.go(lambda here: here == until)
+    again = capture(run, until)
+    run.finish()
+    return again
+
+
+def tail(tape: list[Any], place: Place) -> list[Any]:
+    """What is read from a place on."""
+    return [entry for entry in tape if entry[:2] >= place]
+
+
+def chosen(kind: Kind, states: dict[Place, Any]) -> list[Place]:
+    """Every place without workers; with them, which are processes: first, middle and last."""
+    places = sorted(states)
+    if kind.make().num_workers == 0:
+        return places
+    late = [p for p in places if p[0] == 1]
+    return sorted({places[1], places[3], late[0], late[1], late[3], late[-1]})
+
+
+@many_workers
+@by_kind
+def test_it_goes_on_as_if_nothing_had_been(kind: Kind) -> None:
+    expected = bare(kind)
+    seen, states = captured_everywhere(kind)
+    assert seen == expected, "the tap, or a capture, changes the run"
+
+    for place in chosen(kind, states):
+        tape, rng = resumed(kind, place, states[place])
+        assert tape == tail(expected[0], place), place
+        assert rng == expected[1], place
+
+
+@many_workers
+@by_kind
+def test_a_resumed_run_that_is_killed_is_resumed_again(kind: Kind) -> None:
+    expected = bare(kind)
+    _, states = captured_everywhere(kind)
+    first, second = (0, 1), (1, 2)
+    again = resumed(kind, first, states[first], until=second)
+    tape, rng = resumed(kind, second, again)
+
+    assert tape == tail(expected[0], second)
+    assert rng == expected[1]
