@@ -306,6 +306,15 @@ def test_an_archive_that_is_no_checkpoint(tmp_path: Path) -> None:
     assert why(path) == "is an archive, but no checkpoint"
 
 
+@pytest.mark.parametrize(
+    "pickled", [b"\x80\x02J\x01", b"", b"\x80", b"\x80\x02.", b"\x80\x02h\x07."]
+)
+def test_a_pickle_that_ends_too_early(tmp_path: Path, pickled: bytes) -> None:
+    path = tmp_path / "a.ckpt"
+    write_zip(path, {"a/data.pkl": pickled, "a/version": b"3"})
+    assert why(path).startswith("cannot be loaded (")
+
+
 def test_an_archive_that_would_swell_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     write_zip(path, {"a/data.pkl": bytes(10**7)}, packed=True)
