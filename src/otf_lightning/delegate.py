@@ -11,10 +11,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from otf_core.control.delegate import Evaluation, OnBatch, Position
-from otf_core.state.host_copy import host_copy
-from otf_core.state.rng import parked_rng
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.data_tap import tap
+from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
-from otf_lightning import evaluation, inside
+from otf_lightning import evaluation, inside, snapshot
 
 
 class LightningFrameworkDelegate:
@@ -28,29 +29,44 @@ class LightningFrameworkDelegate:
     def __init__(self, trainer: L.Trainer, *, test_dataloaders: Any = None) -> None:
         self._trainer, self._test_dataloaders = trainer, test_dataloaders
         self._wraps = inside.Wraps()
-        self._stop_in_epoch = False
+        self._extended: dict[str, int] = {}  # limits that a command has raised
+        self._stop_in_epoch = False  # an epoch without a batch
+        self._between_epochs = False  # what was applied stood between two epochs
+        self._in_epoch = False  # what was applied at the end of the fit stood within one
 
     def attach(self) -> None:
-        """Nothing to do before the first batch: the gate is installed in ``setup``."""
+        """Tap every loader of the fit; before any is made."""
+        strategy = self._trainer.strategy
+        process = strategy.process_dataloader
+        self._wraps.put(strategy, "process_dataloader", lambda loader: tap(process(loader)))
 
-    def install_batch_boundary_hook(self, tick: Callable[[], bool]) -> None:
-        """Call ``tick`` at the entry of ``epoch_loop.advance``.
+    def install_batch_boundary_hook(
+        self, tick: Callable[[], bool], at_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """Call ``tick`` at the entry of ``epoch_loop.advance``, ``at_end`` when a limit is reached.
 
         There batch k has finished with everything that belongs to it (optimizer, schedulers,
         callbacks, loggers, a validation if one was due) and batch k+1 has not been fetched; the
         public hooks come too early or too late. True from ``tick`` ends the fit there, with
         Lightning's own ending.
         """
+        self._install_gate(tick)
+        self._install_end(at_end)
+
+    def _install_gate(self, tick: Callable[[], bool]) -> None:
         trainer = self._trainer
         fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         advance, run_epoch = loop.advance, fit.advance
 
-        def gated(data_fetcher: Any) -> None:
+        def gated(_: Any) -> None:
             if tick():
                 # An epoch without a batch has nothing that the user's epoch end could work with.
                 self._stop_in_epoch = inside.batches_done(trainer) == 0
                 raise StopIteration
-            advance(data_fetcher)
+            if self._between_epochs:
+                raise StopIteration
+            # Not the fetcher that the loop began with: an apply may have made another.
+            advance(inside.fetcher(trainer))
 
         def epoch() -> None:
             run_epoch()
@@ -60,9 +76,59 @@ class LightningFrameworkDelegate:
         self._wraps.put(loop, "advance", gated)
         self._wraps.put(fit, "advance", epoch)
 
+    def _install_end(self, at_end: Callable[[], None]) -> None:
+        """Inside fit, before the loops know that a limit is reached.
+
+        ``max_steps`` is looked at behind the step, since the epoch's end has run too early once
+        the epoch loop is left; everything else behind the epoch. Where ``at_end`` raises the
+        limit, the fit goes on as if it had always been longer.
+        """
+        trainer = self._trainer
+        fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        step_end, epoch_end = loop.on_advance_end, fit.on_advance_end
+
+        def after_step(_: Any) -> None:
+            step_end(inside.fetcher(trainer))
+            if self._steps_reached():
+                at_end()
+                # Applied here, a snapshot stands as at the gate; but for one between two epochs.
+                self._in_epoch = False
+                if self._between_epochs:
+                    raise StopIteration
+
+        def after_epoch() -> None:
+            if self._between_epochs:
+                self._between_epochs = False  # it has had its end already
+                if not self._epochs_reached():
+                    return
+            else:
+                epoch_end()
+            if self._steps_reached() or not (self._epochs_reached() or inside.stops(trainer)):
+                return
+            at_end()
+            self._between_epochs = False
+            if self._in_epoch:
+                self._in_epoch = False
+                inside.run_rest_of_epoch(trainer)
+                after_epoch()
+
+        self._wraps.put(loop, "on_advance_end", after_step)
+        self._wraps.put(fit, "on_advance_end", after_epoch)
+
     def detach(self) -> None:
-        """Take the gate off."""
+        """Take everything off."""
         self._wraps.off()
+
+    def _steps_reached(self) -> bool:
+        loop = self._trainer.fit_loop.epoch_loop
+        return loop.max_steps != -1 and loop.global_step >= loop.max_steps
+
+    def _epochs_reached(self) -> bool:
+        # Not fit_loop.done, which writes counters and logs.
+        fit = self._trainer.fit_loop
+        return fit.max_epochs not in (None, -1) and (
+            fit.epoch_progress.current.processed >= fit.max_epochs
+        )
 
     def position(self) -> Position:
         """Where the fit stands; at the gate, between two batches."""
@@ -77,12 +143,45 @@ class LightningFrameworkDelegate:
             max_epochs=max_epochs if max_epochs is not None and max_epochs >= 0 else None,
         )
 
-    def capture(self) -> dict[str, Any]:
-        """A full Lightning checkpoint, copied to the host; the user's save hooks are called."""
-        with parked_rng():
-            checkpoint = inside.dump_checkpoint(self._trainer)
-        copy: dict[str, Any] = host_copy(checkpoint)
-        return copy
+    def capture(self, pool: HostPool | None = None) -> dict[str, Any]:
+        """A Lightning checkpoint and the exact state; the user's save hooks are called."""
+        state = snapshot.capture(self._trainer, pool)
+        # A resumed process has its script's limits.
+        state["otf"]["extended"] = dict(self._extended)
+        return state
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """See snapshot.check."""
+        snapshot.check(self._trainer, state)
+
+    def apply(self, state: dict[str, Any]) -> None:
+        """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
+        snapshot.apply(self._trainer, state)
+        self._raise_limits(state["otf"].get("extended", {}))
+        self._between_epochs = inside.epoch_is_over(self._trainer)
+        self._in_epoch = not self._between_epochs
+
+    def extend(self, asked: Mapping[str, int]) -> None:
+        """Raise ``max_steps`` or ``max_epochs``.
+
+        Raises:
+            CommandError: ``unsupported``; a schedule has a fixed length.
+        """
+        for scheduler, _ in self.schedulers():
+            if name := _of_fixed_length(scheduler):
+                detail = f"extend was asked, but {name} has a fixed length; it would raise."
+                raise CommandError(ErrorCode.UNSUPPORTED, detail)
+        self._raise_limits(asked)
+        self._trainer.should_stop = False
+
+    def _raise_limits(self, asked: Mapping[str, int]) -> None:
+        fit = self._trainer.fit_loop
+        for name, value in asked.items():
+            owner = fit if name == "max_epochs" else fit.epoch_loop
+            now = getattr(owner, name)
+            if now not in (None, -1) and now < value:
+                setattr(owner, name, value)
+            self._extended[name] = value
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
         """See evaluation.run_validation."""
@@ -132,3 +231,11 @@ class LightningFrameworkDelegate:
             trainer.gradient_clip_val = value
 
         return {"gradient_clip_val": clip_knob(lambda: trainer.gradient_clip_val, write)}
+
+
+def _of_fixed_length(scheduler: Any) -> str | None:
+    """The name of a schedule that raises behind its last step, also inside another."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
+        return type(scheduler).__name__
+    inner = getattr(scheduler, "_schedulers", ())
+    return next((name for each in inner if (name := _of_fixed_length(each))), None)

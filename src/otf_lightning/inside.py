@@ -18,9 +18,34 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # owner -> names; "owner" is an attribute path from the trainer of a fit
 PRIVATE: Final = {
-    "fit_loop.epoch_loop": ("advance", "_batches_that_stepped", "batch_progress"),
-    "fit_loop": ("advance", "_combined_loader"),
-    "fit_loop.epoch_loop.val_loop": ("_combined_loader",),
+    "fit_loop.epoch_loop": (
+        "advance",
+        "on_advance_end",
+        "_batches_that_stepped",
+        "_on_after_fetch",
+        "_on_before_fetch",
+        "_results",
+        "batch_progress",
+    ),
+    "fit_loop.epoch_loop.automatic_optimization": ("_skip_backward",),
+    "fit_loop": (
+        "advance",
+        "on_advance_end",
+        "_combined_loader",
+        "_combined_loader_states_to_load",
+        "_data_fetcher",
+        "_last_train_dl_reload_epoch",
+        "_loaded_from_state_dict",
+        "_restarting",
+        "_resuming_from_checkpoint",
+        "_can_stop_early",
+        "_should_accumulate",
+        "reset_restart_stage",
+    ),
+    "fit_loop._combined_loader": ("_iterator",),
+    "fit_loop._combined_loader._iterator": ("_consumed", "_idx", "iterators"),
+    "fit_loop._data_fetcher": ("_start_profiler", "_stop_profiler"),
+    "fit_loop.epoch_loop.val_loop": ("_combined_loader", "_last_val_dl_reload_epoch"),
     "test_loop": ("_data_source", "_combined_loader", "_max_batches", "run", "teardown"),
     "validate_loop": ("_data_source", "_combined_loader", "_max_batches", "run", "teardown"),
     "_logger_connector": (
@@ -30,8 +55,27 @@ PRIVATE: Final = {
         "_first_loop_iter",
         "_current_fx",
     ),
-    "_checkpoint_connector": ("dump_checkpoint",),
+    "_checkpoint_connector": (
+        "_loaded_checkpoint",
+        "_restore_modules_and_callbacks",
+        "dump_checkpoint",
+        "restore_callbacks",
+        "restore_datamodule",
+        "restore_lr_schedulers",
+        "restore_model",
+        "restore_precision_plugin_state",
+        "restore_training_state",
+    ),
     "": ("_last_val_time",),
+}
+# Not attributes of a trainer: the classes from which what ``self.log`` gathers is built anew.
+PRIVATE_CLASSES: Final = {
+    "lightning.pytorch.trainer.connectors.logger_connector.result": (
+        "_Metadata",
+        "_ResultMetric",
+        "_Sync",
+    ),
+    "lightning.pytorch.loops.loop": ("_Loop",),
 }
 LOGGED: Final = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
 LOG_FLAGS: Final = ("_first_loop_iter", "_current_fx")
@@ -142,3 +186,33 @@ def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
         # "is": a CombinedLoader without an iterator has no truth
         if combined is not None:
             yield from combined.flattened
+
+
+def fetcher(trainer: L.Trainer) -> Any:
+    """The one that fetches the training batches now."""
+    return trainer.fit_loop._data_fetcher
+
+
+def epoch_is_over(trainer: L.Trainer) -> bool:
+    """Whether the fit stands between two epochs, its counters all even."""
+    now = trainer.fit_loop.epoch_progress.current
+    return now.processed == now.ready
+
+
+def stops(trainer: L.Trainer) -> bool:
+    """Whether something has asked for the end, and is heard."""
+    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def run_rest_of_epoch(trainer: L.Trainer) -> None:
+    """``epoch_loop.run`` without its beginning: the state in mid-epoch was put back already."""
+    loop = trainer.fit_loop.epoch_loop
+    while not loop.done:
+        try:
+            loop.advance(fetcher(trainer))
+            loop.on_advance_end(fetcher(trainer))
+        except StopIteration:
+            break
+        finally:
+            loop.on_iteration_done()
+    loop._restarting = False

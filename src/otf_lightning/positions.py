@@ -1,0 +1,109 @@
+"""Where the loaders of a fit stand, to plain values and back; training thread, at the gate.
+
+The position of one loader is the tap's (``otf_core.state.data_tap``) or its own ``state_dict``;
+here is what Lightning has around it: the combined loader, the fetcher with a batch in hand, and
+the epoch in which the user's loader hooks were called.
+"""
+
+# ruff: noqa: SLF001 -- the state lies in private names; ``inside.PRIVATE`` lists them
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import lightning as L
+
+from otf_core.state.data_tap import position, tapped
+from otf_core.state.loader_parts import set_around
+from otf_core.state.plain_values import Decoder, Encoder
+
+FETCHER: Final = ("fetched", "done", "length", "batches")
+
+
+def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
+    """Positions of the training loaders; how those of the validation stand between two runs."""
+    fit: Any = trainer.fit_loop
+    val = fit.epoch_loop.val_loop
+    combined, fetcher = fit._combined_loader, fit._data_fetcher
+    iterators = combined._iterator.iterators
+    trains = [
+        _position(loader, live) for loader, live in zip(combined.flattened, iterators, strict=True)
+    ]
+    vals = None
+    if val._combined_loader is not None:  # "is": a CombinedLoader without an iterator has no truth
+        vals = [
+            loader.otf_state(iterating=False) if tapped(loader) else None
+            for loader in val._combined_loader.flattened
+        ]
+    return {
+        "train": enc(trains),
+        "val": enc(vals),
+        "idx": combined._iterator._idx,
+        "consumed": list(getattr(combined._iterator, "_consumed", ())),
+        "fetcher": {name: enc(v) for name, v in vars(fetcher).items() if name in FETCHER},
+        "made_in": (fit._last_train_dl_reload_epoch, val._last_val_dl_reload_epoch),
+    }
+
+
+def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
+    """Call the user's loader hooks again where needed, in the epoch in which they were called.
+
+    Before the attributes of modules and callbacks, which the hooks may set.
+    """
+    fit: Any = trainer.fit_loop
+    val, every = fit.epoch_loop.val_loop, trainer.reload_dataloaders_every_n_epochs
+    progress = fit.epoch_progress.current
+    now, (train_epoch, val_epoch) = progress.completed, saved["made_in"]
+    if every and fit._last_train_dl_reload_epoch != train_epoch:
+        fit._combined_loader.reset()
+        progress.completed, fit._combined_loader = train_epoch, None
+        fit.setup_data()
+        fit._data_fetcher._start_profiler = fit.epoch_loop._on_before_fetch
+        fit._data_fetcher._stop_profiler = fit.epoch_loop._on_after_fetch
+    moved = every and val._last_val_dl_reload_epoch != val_epoch
+    if val._combined_loader is not None and (moved or saved["val"] is None):
+        val._combined_loader.reset()
+        val._combined_loader = None
+    if val._combined_loader is None and saved["val"] is not None:
+        progress.completed, trainer.validating = max(val_epoch, 0), True
+        val.setup_data()
+        trainer.training = True
+    progress.completed = now
+    fit._last_train_dl_reload_epoch, val._last_val_dl_reload_epoch = saved["made_in"]
+
+
+def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) -> None:
+    """Bring loaders, iterators and fetcher to their positions; draws random numbers."""
+    fit: Any = trainer.fit_loop
+    combined, fetcher = fit._combined_loader, fit._data_fetcher
+    val = fit.epoch_loop.val_loop._combined_loader
+    vals = [] if val is None else list(zip(val.flattened, saved["val"], strict=True))
+    trains = list(zip(combined.flattened, saved["train"], strict=True))
+    # The training's last: a fit may have one and the same loader for both.
+    for loader, state in vals + trains:
+        if state is not None:
+            (loader.otf_load if tapped(loader) else loader.load_state_dict)(state)
+    fetcher.iterator = iter(combined)  # not iter(fetcher), which would fetch ahead
+    for (_, state), iterator in zip(trains, combined._iterator.iterators, strict=True):
+        for _ in range(saved["idx"] if state is None else 0):
+            next(iterator)
+    for loader, state in vals + trains:
+        if tapped(loader):
+            set_around(loader, state["around"], own=False)
+    combined._iterator._idx = saved["idx"]
+    if hasattr(combined._iterator, "_consumed"):
+        combined._iterator._consumed = list(saved["consumed"])
+    for name, value in saved["fetcher"].items():
+        setattr(fetcher, name, dec(value))
+
+
+def _position(loader: Any, iterator: Any) -> Any:
+    """Where a training loader stands, by the tap or by itself; None: to be found by replay.
+
+    Asked of the iterator, not of the loader: a fit may validate with the same loader.
+    """
+    state = position(loader)
+    if tapped(loader) and hasattr(iterator, "otf_state"):
+        state["iterator"] = iterator.otf_state()
+    return state

@@ -1,0 +1,364 @@
+"""The whole state of a fit, bit for bit: captured and applied in place, at the gate.
+
+Rule 1: only at the gate, the entry of ``epoch_loop.advance``; training thread.
+Rule 2: one way back. Resume, rollback and fork are the same ``apply``; resume is an ``apply`` at
+the first gate of a fit that was started without ``ckpt_path``.
+Rule 3: ``PARTS`` is the table of what the state is, in the order in which it is put back. RNG come
+last, iterators last but one: whatever comes before may draw.
+Rule 4: nothing of the run is touched before ``check`` has found the snapshot fit for it.
+"""
+
+# ruff: noqa: SLF001 -- the state lies in private names; ``inside.PRIVATE`` lists them
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import lightning as L
+import torch
+from lightning.pytorch.loops.loop import _Loop
+
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.host_copy import host_copy
+from otf_core.state.host_pool import HostPool
+from otf_core.state.plain_values import Decoder, Encoder
+from otf_core.state.rng import get_rng, set_rng
+from otf_lightning import inside
+from otf_lightning.logged import apply_results, capture_results
+from otf_lightning.positions import apply_positions, capture_positions, remake_loaders
+
+FORMAT: Final = 1
+
+# A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are
+# dead in a new process.
+MODULE_OWN: Final = vars(L.LightningModule()).keys() - {"training"}
+
+
+@dataclasses.dataclass
+class Taking:
+    """What a capture works with; one for all parts, so that what is shared stays shared."""
+
+    trainer: L.Trainer
+    stock: dict[str, Any]  # the Lightning checkpoint, live
+    enc: Encoder
+    rng: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Giving:
+    """What an apply works with. The snapshot belongs to it: it is read once."""
+
+    trainer: L.Trainer
+    stock: dict[str, Any]
+    exact: Mapping[str, Any]
+    dec: Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of the state.
+
+    Attributes:
+        capture: plain values; None for what the Lightning checkpoint has already.
+        apply: puts them back.
+    """
+
+    name: str
+    capture: Callable[[Taking], Any] | None
+    apply: Callable[[Giving, Any], None]
+
+
+def capture(trainer: L.Trainer, pool: HostPool | None = None) -> dict[str, Any]:
+    """A Lightning checkpoint with everything else under ``otf``; a host copy."""
+    rng = get_rng()
+    stock = inside.dump_checkpoint(trainer)
+    take = pool.copy if pool is not None else None
+    taking = Taking(trainer, stock, Encoder(take, skip=MODULE_OWN), rng)
+    exact = {part.name: part.capture(taking) for part in PARTS if part.capture is not None}
+    exact["format"] = FORMAT
+    exact["unknown"] = taking.enc.unknown
+    copied: dict[str, Any] = host_copy(stock, pool)
+    copied["otf"] = {"exact": exact}
+    set_rng(rng)  # the user's hooks on the way may have drawn
+    return copied
+
+
+def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
+    """Refuse a snapshot of another model; nothing is touched.
+
+    Raises:
+        CommandError: ``bad_payload``, with the names and shapes that differ.
+    """
+    exact = (state.get("otf") or {}).get("exact")
+    if not isinstance(exact, Mapping) or exact.get("format") != FORMAT:
+        found = exact.get("format") if isinstance(exact, Mapping) else "none"
+        detail = f"A checkpoint with exact state of format {FORMAT} was asked for, found {found}."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    module = trainer.lightning_module
+    here = {name: list(p.shape) for name, p in module.named_parameters()}
+    there = {name: list(shape) for name, shape in exact["parameters"].items()}
+    if here != there:
+        names = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+        told = ", ".join(
+            f"{n} {there.get(n, 'none')} (here {here.get(n, 'none')})" for n in names[:5]
+        )
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        detail = f"The checkpoint is of another model: {told}{more}; the run is as it was."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    for what, mine, theirs in (
+        ("optimizers", len(trainer.optimizers), len(exact["optimizers"])),
+        ("learning-rate schedules", len(trainer.lr_scheduler_configs), len(state["lr_schedulers"])),
+    ):
+        if mine != theirs:
+            detail = f"The checkpoint has {theirs} {what}, this run {mine}; the run is as it was."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+
+
+def apply(trainer: L.Trainer, state: dict[str, Any]) -> None:
+    """Put a snapshot back in place; it is used up by it.
+
+    Raises:
+        CommandError: see ``check``; the run is untouched then.
+    """
+    check(trainer, state)
+    exact = state["otf"]["exact"]
+    giving = Giving(trainer, state, exact, Decoder(skip=MODULE_OWN))
+    connector: Any = trainer._checkpoint_connector
+    connector._loaded_checkpoint = state
+    try:
+        for part in PARTS:
+            part.apply(giving, exact.get(part.name))
+    finally:
+        connector._loaded_checkpoint = {}
+
+
+# What Lightning restores itself, so that the users' hooks have their say.
+
+
+def _datamodule(giving: Giving, _: Any) -> None:
+    giving.trainer._checkpoint_connector.restore_datamodule()
+
+
+def _model(giving: Giving, _: Any) -> None:
+    giving.trainer._checkpoint_connector.restore_model()
+
+
+def _callback_states(giving: Giving, _: Any) -> None:
+    giving.trainer._checkpoint_connector.restore_callbacks()
+
+
+def _precision(giving: Giving, _: Any) -> None:
+    giving.trainer._checkpoint_connector.restore_precision_plugin_state()
+
+
+def _schedulers(giving: Giving, _: Any) -> None:
+    giving.trainer._checkpoint_connector.restore_lr_schedulers()
+
+
+def _loops(giving: Giving, _: Any) -> None:
+    """Their counters; and that it is no restart: nothing is nudged, skipped or repeated."""
+    fit: Any = giving.trainer.fit_loop
+    fit.load_state_dict(giving.stock["loops"]["fit_loop"])
+    fit._combined_loader_states_to_load = []
+    for loop in _loops_of(fit):
+        loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
+        loop.reset_restart_stage()
+
+
+def _loops_of(loop: Any) -> Iterator[Any]:
+    yield loop
+    for child in vars(loop).values():
+        if isinstance(child, _Loop):
+            yield from _loops_of(child)
+
+
+# What no state_dict of Lightning's has.
+
+
+def _take_counters(taking: Taking) -> dict[str, Any]:
+    loop: Any = taking.trainer.fit_loop.epoch_loop
+    return {
+        "batches_that_stepped": loop._batches_that_stepped,
+        "skip_backward": loop.automatic_optimization._skip_backward,
+        "accumulate_grad_batches": taking.trainer.accumulate_grad_batches,
+        "should_stop": taking.trainer.should_stop,
+    }
+
+
+def _give_counters(giving: Giving, saved: Any) -> None:
+    loop: Any = giving.trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped = saved["batches_that_stepped"]
+    loop.automatic_optimization._skip_backward = saved["skip_backward"]
+    giving.trainer.accumulate_grad_batches = saved["accumulate_grad_batches"]
+    giving.trainer.should_stop = saved["should_stop"]
+
+
+def _take_optimizers(taking: Taking) -> list[dict[str, Any]]:
+    """The parameters' names, group by group; the rest is in the checkpoint's own states."""
+    names = {p: name for name, p in taking.trainer.lightning_module.named_parameters()}
+    return [
+        {
+            "groups": [[names[p] for p in group["params"]] for group in optimizer.param_groups],
+            # The step of most optimizers, wherever the parameters are.
+            "on_host": sorted(
+                {
+                    key
+                    for values in optimizer.state.values()
+                    for key, value in values.items()
+                    if isinstance(value, torch.Tensor) and value.is_cpu
+                }
+            ),
+        }
+        for optimizer in taking.trainer.optimizers
+    ]
+
+
+def _give_optimizers(giving: Giving, saved: Any) -> None:
+    """By name. Not load_state_dict: it casts to the parameter's dtype and refuses other groups."""
+    params = dict(giving.trainer.lightning_module.named_parameters())
+    states = giving.stock["optimizer_states"]
+    for optimizer, row, state in zip(giving.trainer.optimizers, saved, states, strict=True):
+        members = [[params[name] for name in names] for names in row["groups"]]
+        live = optimizer.param_groups
+        del live[len(members) :]
+        live += [{} for _ in range(len(members) - len(live))]
+        for group, own, of_group in zip(live, state["param_groups"], members, strict=True):
+            values = {key: _where(group.get(key), v) for key, v in own.items() if key != "params"}
+            group.clear()
+            group.update({**values, "params": of_group})
+        ordered = [param for of_group in members for param in of_group]
+        optimizer.state.clear()
+        for index, values in state["state"].items():
+            param = ordered[index]
+            optimizer.state[param] = {
+                key: value if key in row["on_host"] else _where(param, value)
+                for key, value in values.items()
+            }
+
+
+def _where(beside: Any, value: Any) -> Any:
+    """The value on the device of what it belongs to."""
+    if isinstance(value, torch.Tensor) and isinstance(beside, torch.Tensor):
+        return value.to(beside.device)
+    return value
+
+
+def _take_buffers(taking: Taking) -> dict[str, Any]:
+    known = taking.stock["state_dict"]
+    named = taking.trainer.lightning_module.named_buffers()
+    return {name: taking.enc(b) for name, b in named if name not in known}
+
+
+def _give_buffers(giving: Giving, saved: Any) -> None:
+    buffers = dict(giving.trainer.lightning_module.named_buffers())
+    with torch.no_grad():
+        for name, value in saved.items():
+            buffers[name].copy_(giving.dec(value))
+
+
+def _take_parameters(taking: Taking) -> dict[str, list[int]]:
+    named = taking.trainer.lightning_module.named_parameters()
+    return {name: list(p.shape) for name, p in named}
+
+
+def _take_requires_grad(taking: Taking) -> dict[str, bool]:
+    return {n: p.requires_grad for n, p in taking.trainer.lightning_module.named_parameters()}
+
+
+def _give_requires_grad(giving: Giving, saved: Any) -> None:
+    for name, p in giving.trainer.lightning_module.named_parameters():
+        p.requires_grad_(saved[name])
+
+
+def _take_gradients(taking: Taking) -> dict[str, Any]:
+    """Only where anything may still read those of the batch that is done."""
+    module, fit = taking.trainer.lightning_module, taking.trainer.fit_loop
+    reads = type(module).on_before_zero_grad is not L.LightningModule.on_before_zero_grad
+    if not (reads or not module.automatic_optimization or fit._should_accumulate()):
+        return {}
+    return {n: taking.enc(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+
+
+def _give_gradients(giving: Giving, saved: Any) -> None:
+    for name, p in giving.trainer.lightning_module.named_parameters():
+        p.grad = giving.dec(saved[name]) if name in saved else None
+
+
+def _callbacks(trainer: L.Trainer) -> dict[str, L.Callback]:
+    """The callbacks whose attributes are state, by place and class."""
+    # Its state_dict has the seconds, its attributes the clock.
+    clock = L.pytorch.callbacks.Timer
+    callbacks: list[L.Callback] = trainer.callbacks
+    named = {
+        f"{place}:{type(callback).__qualname__}": callback
+        for place, callback in enumerate(c for c in callbacks if not hasattr(c, "is_otf"))
+    }
+    return {name: c for name, c in named.items() if not isinstance(c, clock)}
+
+
+def _take_callbacks(taking: Taking) -> dict[str, Any]:
+    return {n: taking.enc.attributes(c) for n, c in _callbacks(taking.trainer).items()}
+
+
+def _give_callbacks(giving: Giving, saved: Any) -> None:
+    for name, callback in _callbacks(giving.trainer).items():
+        if name in saved:
+            giving.dec.attributes(callback, saved[name])
+
+
+def _take_modules(taking: Taking) -> dict[str, Any]:
+    named = taking.trainer.lightning_module.named_modules()
+    return {name: taking.enc.attributes(m) for name, m in named}
+
+
+def _give_modules(giving: Giving, saved: Any) -> None:
+    for name, module in giving.trainer.lightning_module.named_modules():
+        if name in saved:
+            giving.dec.attributes(module, saved[name])
+
+
+def _take_logged(taking: Taking) -> dict[str, Any]:
+    log = inside.log_state(taking.trainer)
+    return {name: taking.enc.tree(value, name) for name, value in log.items()}
+
+
+def _give_logged(giving: Giving, saved: Any) -> None:
+    inside.set_log_state(giving.trainer, {n: giving.dec(v) for n, v in saved.items()})
+
+
+PARTS: Final[tuple[Part, ...]] = (
+    Part("parameters", _take_parameters, lambda _giving, _saved: None),  # for ``check`` alone
+    Part("datamodule", None, _datamodule),
+    Part("model", None, _model),
+    Part("callback states", None, _callback_states),
+    Part("precision", None, _precision),
+    Part("schedulers", None, _schedulers),
+    Part("loops", None, _loops),
+    Part("counters", _take_counters, _give_counters),
+    Part("optimizers", _take_optimizers, _give_optimizers),
+    # They read the epoch, and may set attributes: before those.
+    Part(
+        "loader hooks",
+        None,
+        lambda giving, _: remake_loaders(giving.trainer, giving.exact["positions"]),
+    ),
+    Part("buffers", _take_buffers, _give_buffers),
+    Part("requires_grad", _take_requires_grad, _give_requires_grad),
+    Part("gradients", _take_gradients, _give_gradients),
+    Part("callback attributes", _take_callbacks, _give_callbacks),
+    Part("module attributes", _take_modules, _give_modules),
+    Part(
+        "results",
+        lambda taking: capture_results(taking.trainer, taking.enc),
+        lambda giving, saved: apply_results(giving.trainer, saved),
+    ),
+    Part("logged", _take_logged, _give_logged),
+    Part(
+        "positions",
+        lambda taking: capture_positions(taking.trainer, taking.enc),
+        lambda giving, saved: apply_positions(giving.trainer, saved, giving.dec),
+    ),
+    Part("rng", lambda taking: taking.rng, lambda _, saved: set_rng(saved)),
+)
