@@ -128,8 +128,10 @@ def test_an_answer_reads_as_a_person_reads_it(say: Any, data: Any, sentence: str
 
 
 def test_a_choice_is_shown_with_what_may_be_chosen() -> None:
-    row = {"path": "after_fit", "kind": "enum", "value": "auto", "min": None, "max": None,
-           "choices": ["auto", "return", "test", "hold"], "owner": "user"}  # fmt: skip
+    row: dict[str, Any] = {
+        "path": "after_fit", "kind": "enum", "value": "auto", "min": None, "max": None,
+        "choices": ["auto", "return", "test", "hold"], "owner": "user",
+    }  # fmt: skip
     said = sentences.params("d", {"params": [row]}, {})
     assert said == "after_fit  auto  (user; auto, return, test, hold)"
     row["pending"] = {"value": "hold", "at_step": 5}

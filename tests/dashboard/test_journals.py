@@ -150,10 +150,11 @@ def three_sessions(runs: Path) -> tuple[Path, list[TrainerDouble]]:
     second.back_to(45)
     second.train(10, gen="again")
     third.train(20)
-    for trainer in (first, second, third):
-        folder = write_journal(runs, trainer)
+    trainers = [first, second, third]
+    folders = {write_journal(runs, trainer) for trainer in trainers}
+    [folder] = folders
     write_record(folder, "sess-c", "sess-a", "sess-b")
-    return folder, [first, second, third]
+    return folder, trainers
 
 
 @in_loop

@@ -51,7 +51,10 @@ export function nameOf(session: Session): string {
 export function stepOf(session: Session, data: Told | null): number | null {
   const seen = data?.columns.lastStep() ?? null;
   if (session.step === null) return seen;
-  return seen === null ? session.step : Math.max(seen, session.step);
+  if (seen === null) return session.step;
+  // After a rollback the stream knows before the session does; what it told of is undone.
+  const isUndone = session.step > seen && (data?.columns.undone.length ?? 0) > 0 && session.step <= (data?.columns.reach() ?? 0);
+  return isUndone ? seen : Math.max(seen, session.step);
 }
 
 export function epochOf(session: Session, data: Told | null): number | null {

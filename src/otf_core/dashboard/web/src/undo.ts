@@ -37,8 +37,8 @@ function fromEvents(events: OtfEvent[], session_id: string, known: Set<string>):
     if (event.type !== "param_changed" || event["session_id"] !== session_id) continue;
     const id = event["request_id"];
     if (event["by"] === "undo") undone.add(event["path"]);
-    else if (event["by"] === "user" && typeof id === "string" && !known.has(id)) {
-      if (undone.delete(event["path"])) continue;
+    else if (event["by"] === "user" && typeof id === "string") {
+      if (undone.delete(event["path"]) || known.has(id)) continue;
       const path = String(event["path"]);
       const change = `${brief(event["old"])} → ${brief(event["new"])}`;
       return { request_id: id, short: `${tail(path)} ${change}`, text: `${paramName(path)} ${change}` };
