@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,17 @@ import psutil
 import pytest
 
 from otf_core.state import run_folder
-from otf_core.state.run_folder import RunRecord, clean, make_run_folder, run_name_of, write_record
+from otf_core.state.run_folder import (
+    RunIsLiveError,
+    RunLock,
+    RunRecord,
+    clean,
+    find_checkpoint,
+    make_run_folder,
+    run_name_of,
+    run_of,
+    write_record,
+)
 from otf_core.state.store import Manifest
 
 
@@ -272,3 +285,218 @@ def test_the_record_is_written_whole_and_comes_back(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "run.json").read_bytes(), type=RunRecord) == record
     assert record.pid == os.getpid()
     assert "torch" in record.versions
+
+
+# Who writes to it.
+
+
+def test_a_run_is_written_by_one_session_at_a_time(tmp_path: Path) -> None:
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.acquire()
+    first.acquire()
+    host = os.uname().nodename
+    said = f"{tmp_path.name} is written by process {os.getpid()} on {host}."
+    for _ in range(2):
+        with pytest.raises(RunIsLiveError, match=re.escape(said)):
+            second.acquire()
+    first.release()
+    first.release()
+    second.acquire()
+    second.release()
+    assert (tmp_path / "lock").exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from otf_core.state.run_folder import RunLock
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+input()
+"""
+
+
+def test_another_process_has_it_until_it_is_killed(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"held\n"
+    lock = RunLock(tmp_path)
+    with pytest.raises(RunIsLiveError, match=f"process {child.pid} on "):
+        lock.acquire()
+    child.kill()
+    child.communicate()
+    lock.acquire()
+    lock.release()
+
+
+def test_a_forked_child_does_not_keep_it_and_does_not_free_it(tmp_path: Path) -> None:
+    """As the workers of a DataLoader are forked, which may outlive a killed run."""
+    lock, other = RunLock(tmp_path), RunLock(tmp_path)
+    lock.acquire()
+    up, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(up[1], b"x")
+        os.read(go[0], 1)
+        os._exit(0)
+    assert os.read(up[0], 1) == b"x"
+    with pytest.raises(RunIsLiveError):
+        other.acquire()
+    lock.release()
+    other.acquire()
+    other.release()
+    os.write(go[1], b"x")
+    os.waitpid(child, 0)
+    for descriptor in (*up, *go):
+        os.close(descriptor)
+
+
+def test_a_lock_that_was_taken_away_while_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock, other = RunLock(tmp_path), RunLock(tmp_path)
+    lock.acquire()
+    with pytest.raises(RunIsLiveError):
+        other.acquire()
+    lock.release()
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        RunLock(tmp_path / "nowhere").acquire()
+    (tmp_path / "mine").write_text("a person's")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic link"):
+        RunLock(tmp_path).acquire()
+    (tmp_path / "lock").unlink()
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OSError, match="No locks available"):
+        RunLock(tmp_path).acquire()
+    assert (tmp_path / "mine").read_text() == "a person's"
+
+
+def test_a_run_that_somebody_has_locked_is_not_cleaned_and_its_lock_goes_with_it(
+    tmp_path: Path,
+) -> None:
+    folder = make(tmp_path)
+    lock = RunLock(folder)
+    lock.acquire()
+    before = everything(tmp_path)
+    assert clean(tmp_path, keep=None) == ([], [])
+    assert everything(tmp_path) == before
+    lock.release()
+    removed, failed = clean(tmp_path, keep=None)
+    assert (len(removed), failed) == (4, [])
+    assert everything(tmp_path) == ["project"]
+
+
+def test_a_run_that_cannot_be_locked_is_not_cleaned_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path)
+    before = everything(folder)
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    failed = [{"path": str(folder / "lock"), "error": "No locks available"}]
+    assert clean(tmp_path, keep=None) == ([], failed)
+    assert everything(folder) == [*before[:-1], "lock", before[-1]]
+
+
+# Which checkpoint a run is resumed from.
+
+
+def whole(folder: Path, name: str, *, ts: float) -> Path:
+    data = name.encode()
+    manifest = Manifest(id=name, run_id="r", step=1, epoch=0, ts=ts, kind="ring", bytes=len(data))
+    (folder / "checkpoints" / f"{name}.json").write_bytes(msgspec.json.encode(manifest))
+    (folder / "checkpoints" / f"{name}.ckpt").write_bytes(data)
+    return folder / "checkpoints" / f"{name}.ckpt"
+
+
+def test_the_newest_whole_checkpoint_of_the_runs_with_this_name_is_found(tmp_path: Path) -> None:
+    first, second, other = make(tmp_path), make(tmp_path), make(tmp_path, "other")
+    assert find_checkpoint(tmp_path, "project", "run") is None, "those of make are not whole"
+    whole(first, "9-ring", ts=50.0)
+    path = whole(second, "3-ring", ts=70.0)
+    whole(second, "4-ring", ts=60.0)
+    whole(other, "5-ring", ts=99.0)
+
+    found = find_checkpoint(tmp_path, "project", "run")
+    assert found is not None
+    assert (found[0], found[1].id, found[2]) == (second, "3-ring", path)
+    path.write_bytes(b"cut")
+    found = find_checkpoint(tmp_path, "project", "run")
+    assert found is not None
+    assert found[1].id == "4-ring"
+    for project, name in (("project", "run-2"), ("projec*", "run"), ("*", "run"), ("x", "run")):
+        assert find_checkpoint(tmp_path, project, name) is None
+    assert find_checkpoint(tmp_path / "nowhere", "project", "run") is None
+
+
+@pytest.mark.parametrize("record", ["", "{}", "\xff"])
+def test_a_run_whose_record_cannot_be_read_is_not_resumed(tmp_path: Path, record: str) -> None:
+    folder = make(tmp_path)
+    whole(folder, "9-ring", ts=50.0)
+    (folder / "run.json").write_text(record)
+    assert find_checkpoint(tmp_path, "project", "run") is None
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = make(tmp_path), make(tmp_path)
+    for folder in (bad, good):
+        whole(folder, "9-ring", ts=50.0)
+    opened = os.open
+
+    def denied(path: Any, *rest: Any) -> int:
+        if f"{bad}/" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest)
+
+    monkeypatch.setattr(os, "open", denied)
+    found = find_checkpoint(tmp_path, "project", "run")
+    assert found is not None
+    assert found[0] == good
+
+
+def test_the_run_that_a_file_lies_in(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    path = whole(folder, "9-ring", ts=50.0)
+    (tmp_path / "last.ckpt").symlink_to(path)
+
+    assert run_of(path) == folder
+    assert run_of(tmp_path / "last.ckpt") == folder
+    assert run_of(folder / "checkpoints" / "not-there.ckpt") == folder
+    for elsewhere in (
+        folder / "9-ring.ckpt",
+        tmp_path / "a.ckpt",
+        folder / "checkpoints" / "deeper" / "a.ckpt",
+        Path("/"),
+        Path("a\0b"),
+    ):
+        assert run_of(elsewhere) is None
+    (folder / "run.json").unlink()
+    assert run_of(path) is None

@@ -7,18 +7,25 @@ not a run that lives, not a run with a checkpoint that a person asked for.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import psutil
 
+from otf_core.errors import OtfError
 from otf_core.protocol import automatic_names
-from otf_core.state.store import Manifest
+from otf_core.state.checkpoint_file import Manifest, UnfitError, complete
+from otf_core.transport import at_fork
+
+LOCK: Final = "lock"
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -37,6 +44,62 @@ class RunRecord(msgspec.Struct, kw_only=True):
     status: str | None = None
     step: int = 0
     versions: dict[str, str] = {}
+
+
+class RunIsLiveError(OtfError):
+    """Another session writes to this run; says which process has it."""
+
+
+class RunLock:
+    """Who writes to a run: one session at a time, on all machines that share the disk.
+
+    The kernel lets go of it when the process dies, however it dies.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / LOCK
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take it; training thread.
+
+        Raises:
+            RunIsLiveError: somebody else has it.
+            OSError: the file cannot be made, or this file system has no locks.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        while self._descriptor is None:
+            descriptor = os.open(self._path, flags, 0o644)
+            try:
+                self._lock(descriptor)
+                # Whoever cleans up may have taken the file away before it was locked.
+                if _is_same_file(descriptor, self._path):
+                    self._descriptor = descriptor
+                    at_fork(self._leave_to_parent)
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            msg = f"{self._path.parent.name} is written by {holder or 'another process'}."
+            raise RunIsLiveError(msg) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let go; may be called twice. The file stays: another may be about to lock it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    # A forked child, a worker of a DataLoader, would keep the run locked after its parent's death.
+    _leave_to_parent = release
 
 
 def run_name_of(text: str) -> str:
@@ -80,6 +143,33 @@ def versions() -> dict[str, str]:
     return found
 
 
+def find_checkpoint(
+    save_dir: Path, project: str, run_name: str
+) -> tuple[Path, Manifest, Path] | None:
+    """The newest whole checkpoint of the runs with this name, for ``resume="auto"``.
+
+    Returns:
+        The run's folder, what is known of the checkpoint, and its file; None where there is none.
+    """
+    found = [
+        (folder, manifest, path)
+        for folder, record in _runs(save_dir, glob.escape(project))
+        if (record.project, record.run_name) == (project, run_name)
+        for manifest, path in _complete(folder)
+    ]
+    return max(found, key=lambda each: each[1].ts, default=None)
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint's file lies in; None where it lies somewhere else."""
+    try:
+        path = Path(os.path.realpath(path))
+    except ValueError:  # a zero byte in the name
+        return None
+    folder = path.parent.parent
+    return folder if path.parent.name == "checkpoints" and _record(folder) is not None else None
+
+
 def clean(save_dir: Path, keep: Path | None) -> tuple[list[str], list[dict[str, str]]]:
     """Remove ended runs of ours below ``save_dir``.
 
@@ -96,17 +186,39 @@ def clean(save_dir: Path, keep: Path | None) -> tuple[list[str], list[dict[str, 
             continue
         if _alive(record) or any(m.pinned for m in _manifests(folder)):
             continue
-        _remove(folder, record, removed, failed)
+        lock = RunLock(folder)
+        try:
+            lock.acquire()  # nobody resumes it while it goes
+            _remove(folder, record, removed, failed)
+        except RunIsLiveError:
+            continue
+        except OSError as error:
+            failed.append({"path": str(folder / LOCK), "error": error.strerror or str(error)})
+        finally:
+            lock.release()
     return removed, failed
 
 
-def _runs(save_dir: Path) -> Iterator[tuple[Path, RunRecord]]:
-    for path in sorted(save_dir.resolve().glob("*/*/run.json")):
+def _runs(save_dir: Path, project: str = "*") -> Iterator[tuple[Path, RunRecord]]:
+    for path in sorted(save_dir.resolve().glob(f"{project}/*/run.json")):
         # A link, also one further up, may point at somebody else's folder.
         if path.resolve() != path:
             continue
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            yield path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord)
+        if (record := _record(path.parent)) is not None:
+            yield path.parent, record
+
+
+def _record(folder: Path) -> RunRecord | None:
+    with contextlib.suppress(OSError, ValueError):
+        return msgspec.json.decode((folder / "run.json").read_bytes(), type=RunRecord)
+    return None
+
+
+def _complete(folder: Path) -> Iterator[tuple[Manifest, Path]]:
+    with contextlib.suppress(OSError):
+        for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+            with contextlib.suppress(UnfitError, OSError):
+                yield complete(path), path
 
 
 def _manifests(folder: Path) -> Iterator[Manifest]:
@@ -149,6 +261,8 @@ def _remove(
             failed.append({"path": str(path), "error": error.strerror or str(error)})
         else:
             removed.append(str(path))
+    with contextlib.suppress(OSError):
+        (folder / LOCK).unlink()
     for empty in (checkpoints, folder / "journal", folder):
         with contextlib.suppress(OSError):
             empty.rmdir()
@@ -162,3 +276,9 @@ def this_process() -> dict[str, Any]:
         "host": os.uname().nodename,
         "started_ts": time.time(),
     }
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
