@@ -292,6 +292,21 @@ async def test_of_several_runs_one_must_be_named(tmp_path: Path, runtime: Path) 
         assert "sess-2" in table
 
 
+@in_loop
+async def test_a_run_that_was_resumed_is_listed_once(tmp_path: Path, runtime: Path) -> None:
+    async with announced(tmp_path) as bench:
+        first, second = (TrainerDouble(key, token=TOKEN) for key in ("sess-1", "sess-2"))
+        second.start_ts += 100
+        for trainer in (first, second):
+            async with trainer.on(bench.port):
+                trainer.begin()
+                await bench.until_has(trainer.session_id, 2)
+            await bench.until_connected(trainer.session_id, connected=False)
+        for args in (["ps"], ["ps", "--all"]):
+            [row] = (await otf(*args, "--json")).json()["sessions"]
+            assert row["session_id"] == "sess-2"
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -230,13 +230,22 @@ def demo(args: tuple[str, ...]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "otf_lightning.demo", *args])
 
 
+def newest_of_each_run(sessions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A run that was resumed has several sessions; the one that is connected, else the last."""
+    found: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+    for session in sorted(sessions, key=lambda s: (s["connected"], s["started_ts"])):
+        found[session["project"], session["run_id"]] = session
+    shown = {session["session_id"] for session in found.values()}
+    return [session for session in sessions if session["session_id"] in shown]
+
+
 @click.command("ps", help="List the runs that the dashboard knows.")
 @click.option("--all", "everything", is_flag=True, help="Those read from journals too.")
 @click.option("as_json", "--json", is_flag=True, help="One JSON object on stdout.")
 def ps(everything: bool, as_json: bool) -> None:  # noqa: FBT001 -- click passes by name
     """A table of sessions."""
     found = Client.from_rendezvous().sessions()
-    shown = [s for s in found if everything or s["state"] != "journal"]
+    shown = newest_of_each_run([s for s in found if everything or s["state"] != "journal"])
     if as_json:
         _out_json({"sessions": shown})
     elif not shown:

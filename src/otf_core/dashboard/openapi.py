@@ -231,7 +231,8 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/runs/{run}/metrics", "metrics",
-        "Metrics as columns; too many rows are thinned by least and greatest value per bucket",
+        "Metrics as columns, over all sessions; a step that was done again is there once, as it "
+        "was done last; too many rows are thinned by least and greatest value per bucket",
         {200: "Metrics", 400: "Error", 404: "Error"},
         query=_PROJECT | {
             "names": (STRING, "Comma-separated metrics; all if not given."),

@@ -376,18 +376,25 @@ export class Chart {
     ctx.lineWidth = px;
     ctx.setLineDash([2 * px, 3 * px]);
     ctx.font = colours.font.replace("11px", `${11 * px}px`);
-    const free = [-Infinity, -Infinity]; // a label that would touch the one before goes below it
-    for (const rule of scene.rules) {
-      if (!within(rule.step, scene)) continue;
+    const rules = scene.rules.filter((rule) => within(rule.step, scene));
+    for (const rule of rules) {
       const at = Math.round(x(rule.step)) + 0.5;
       ctx.beginPath();
       ctx.moveTo(at, top);
       ctx.lineTo(at, top + height);
       ctx.stroke();
+    }
+    const free = [-Infinity, -Infinity]; // a label that would touch the one before goes below it
+    for (const rule of rules) {
+      const at = Math.round(x(rule.step)) + 0.5;
       const row = free.findIndex((end) => at > end);
       if (row < 0) continue;
       const wide = ctx.measureText(rule.label).width;
-      ctx.fillText(rule.label, at + 4 * px, top + (10 + 13 * row) * px);
+      const base = top + (10 + 14 * row) * px;
+      ctx.fillStyle = colours.surface;
+      ctx.fillRect(at + 2 * px, base - 10 * px, wide + 4 * px, 13 * px);
+      ctx.fillStyle = colours.axis;
+      ctx.fillText(rule.label, at + 4 * px, base);
       free[row] = at + wide + 8 * px;
     }
     ctx.setLineDash([]);
