@@ -32,17 +32,23 @@ from otf_core.state.store import Manifest
 
 
 def make(
-    save_dir: Path, name: str = "run", *, ended: bool = True, pinned: bool = False, **more: Any
+    save_dir: Path,
+    name: str = "run",
+    *,
+    project: str = "project",
+    ended: bool = True,
+    pinned: bool = False,
+    **more: Any,
 ) -> Path:
     """A run as one leaves it: a record, a journal, a checkpoint."""
-    folder = make_run_folder(save_dir, "project", name)
+    folder = make_run_folder(save_dir, project, name)
     fields = {"host": os.uname().nodename, "pid": 0, "ended_ts": 1.0 if ended else None, **more}
     write_record(
         folder,
         RunRecord(
             run_id=folder.name,
             run_name=name,
-            project="project",
+            project=project,
             session_ids=["sess-1"],
             **fields,
         ),
@@ -291,6 +297,7 @@ def test_the_record_is_written_whole_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_run_is_written_by_one_session_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 1234567 on a-machine-with-a-long-name-of-long-ago" * 3)
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.acquire()
     first.acquire()
@@ -344,16 +351,18 @@ def test_a_forked_child_does_not_keep_it_and_does_not_free_it(tmp_path: Path) ->
         os.write(up[1], b"x")
         os.read(go[0], 1)
         os._exit(0)
-    assert os.read(up[0], 1) == b"x"
-    with pytest.raises(RunIsLiveError):
+    try:
+        assert os.read(up[0], 1) == b"x"
+        with pytest.raises(RunIsLiveError):
+            other.acquire()
+        lock.release()
         other.acquire()
-    lock.release()
-    other.acquire()
-    other.release()
-    os.write(go[1], b"x")
-    os.waitpid(child, 0)
-    for descriptor in (*up, *go):
-        os.close(descriptor)
+        other.release()
+    finally:
+        os.write(go[1], b"x")
+        os.waitpid(child, 0)
+        for descriptor in (*up, *go):
+            os.close(descriptor)
 
 
 def test_a_lock_that_was_taken_away_while_it_was_locked_is_made_again(
@@ -455,6 +464,14 @@ def test_the_newest_whole_checkpoint_of_the_runs_with_this_name_is_found(tmp_pat
     assert find_checkpoint(tmp_path / "nowhere", "project", "run") is None
 
 
+def test_a_project_may_be_called_anything(tmp_path: Path) -> None:
+    folder = make(tmp_path, project="a[1]*")
+    whole(folder, "9-ring", ts=50.0)
+    found = find_checkpoint(tmp_path, "a[1]*", "run")
+    assert found is not None
+    assert found[0] == folder
+
+
 @pytest.mark.parametrize("record", ["", "{}", "\xff"])
 def test_a_run_whose_record_cannot_be_read_is_not_resumed(tmp_path: Path, record: str) -> None:
     folder = make(tmp_path)
@@ -492,6 +509,7 @@ def test_the_run_that_a_file_lies_in(tmp_path: Path) -> None:
     assert run_of(folder / "checkpoints" / "not-there.ckpt") == folder
     for elsewhere in (
         folder / "9-ring.ckpt",
+        folder / "exports" / "9-ring.ckpt",
         tmp_path / "a.ckpt",
         folder / "checkpoints" / "deeper" / "a.ckpt",
         Path("/"),
