@@ -43,6 +43,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     ended_ts: float | None = None
     status: str | None = None
     step: int = 0
+    run_gen: int = 0  # of the newest event
+    exactness: dict[str, Any] = {}
     versions: dict[str, str] = {}
 
 
@@ -167,7 +169,7 @@ def run_of(path: Path) -> Path | None:
     except ValueError:  # a zero byte in the name
         return None
     folder = path.parent.parent
-    return folder if path.parent.name == "checkpoints" and _record(folder) is not None else None
+    return folder if path.parent.name == "checkpoints" and record_of(folder) is not None else None
 
 
 def clean(save_dir: Path, keep: Path | None) -> tuple[list[str], list[dict[str, str]]]:
@@ -204,11 +206,12 @@ def _runs(save_dir: Path, project: str = "*") -> Iterator[tuple[Path, RunRecord]
         # A link, also one further up, may point at somebody else's folder.
         if path.resolve() != path:
             continue
-        if (record := _record(path.parent)) is not None:
+        if (record := record_of(path.parent)) is not None:
             yield path.parent, record
 
 
-def _record(folder: Path) -> RunRecord | None:
+def record_of(folder: Path) -> RunRecord | None:
+    """What ``run.json`` says; None where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError):
         return msgspec.json.decode((folder / "run.json").read_bytes(), type=RunRecord)
     return None
