@@ -6,8 +6,11 @@ import functools
 import os
 import sys
 import threading
+import types
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -145,6 +148,35 @@ def test_the_pages_of_memory_that_is_made_are_touched() -> None:
     before = resident()
     pool.add(nbytes)
     assert resident() - before > nbytes * 0.9
+
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({}, 8 * GIB),
+        ({"max": "max", "current": f"{GIB}", "stat": ""}, 8 * GIB),
+        ({"max": f"{4 * GIB}", "current": f"{GIB}", "stat": "anon 5\n"}, 3 * GIB),
+        (
+            {"max": f"{4 * GIB}", "current": f"{3 * GIB}", "stat": f"a 1\ninactive_file {GIB}\n"},
+            2 * GIB,
+        ),
+        ({"max": f"{99 * GIB}", "current": "0", "stat": ""}, 8 * GIB),
+        ({"max": "5", "current": "9", "stat": ""}, 0),
+        ({"max": f"{4 * GIB}"}, 8 * GIB),
+    ],
+)
+def test_a_container_may_have_less_memory_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], available: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(host_pool, "CGROUP", tmp_path)
+    machine = types.SimpleNamespace(available=8 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    assert host_pool.available_bytes() == available
 
 
 # Copies.
