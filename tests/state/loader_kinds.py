@@ -156,6 +156,21 @@ class Walker(Lazy):
             yield (self.at * 5 + self.turns) % self.n
 
 
+class Endless(Lazy):
+    """Is its own iterator, which never begins anew."""
+
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self.at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.at += 1
+        return self.at * 5 % 21
+
+
 class Stateful(Lazy):
     """Has its own state_dict, which is good for one iteration only."""
 
@@ -340,6 +355,9 @@ KINDS = [
     Kind("lazy sampler", lambda: loader(Squares(), sampler=Lazy())),
     Kind("eager sampler", lambda: loader(Noisy(), sampler=Eager()), epochs=3, begin=set_epoch),
     Kind("sampler that counts", lambda: loader(Noisy(), sampler=Walker()), epochs=3),
+    Kind("sampler that is its iterator", lambda: loader(Noisy(), sampler=Endless()), limit=4),
+    Kind("2 workers, sampler that is its iterator", lambda: loader(
+        Squares(), sampler=Endless(), **TWO), limit=4),
     Kind("sampler with a state_dict", lambda: loader(Noisy(), sampler=Stateful()), epochs=3),
     Kind("sampler that is a list", lambda: loader(Noisy(), sampler=[5, 3, 8, 1, 0])),
     Kind("batch sampler", lambda: DataLoader(Noisy(), batch_sampler=Pairs()), epochs=3),

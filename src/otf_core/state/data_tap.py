@@ -34,6 +34,7 @@ from otf_core.state.tapped_iterators import Position, SingleIter, Watch, Workers
 
 __all__ = [
     "PositionError",
+    "around",
     "drew_while_read",
     "nested",
     "position",
@@ -141,9 +142,10 @@ def _tapped_class(cls: Any) -> Any:
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             """A copy is not tapped: pickle finds the class by its name, and finds the user's."""
-            make, args, state, *rest = super().__reduce_ex__(protocol)
-            args = tuple(cls if arg is TappedLoader else arg for arg in args)
-            return make, args, {k: v for k, v in state.items() if k != "_otf_tap"}, *rest
+            _, _, state, *rest = super().__reduce_ex__(protocol)
+            own, *slots = state if isinstance(state, tuple) else (state,)
+            own = {name: value for name, value in own.items() if name != "_otf_tap"}
+            return object.__new__, (cls,), (own, *slots) if slots else own, *rest
 
     if cls.__iter__ is not DataLoader.__iter__:
 
@@ -189,11 +191,19 @@ def tap(loader: Loader) -> Loader:
     return loader
 
 
-def position(loader: Any) -> Any:
-    """Where a loader stands, by the tap or by itself; None: to be found by replay."""
-    if isinstance(loader, Tapped):
-        return loader.otf_state()
-    return loader.state_dict() if has_own_state(loader) else None
+def position(loader: Any, iterator: Any = None) -> Any:
+    """Where a loader stands, by the tap or by itself; None: to be found by replay.
+
+    Args:
+        loader: tapped or not.
+        iterator: the one that is meant, where the loader may have several; by default the one
+            that was made last.
+    """
+    if not tapped(loader):
+        return loader.state_dict() if has_own_state(loader) else None
+    if isinstance(iterator, SingleIter | WorkersIter):
+        return {"around": around(loader), "iterator": iterator.otf_state()}
+    return loader.otf_state()
 
 
 def drew_while_read(loader: Any) -> bool:

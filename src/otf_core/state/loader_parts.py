@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -259,5 +260,7 @@ def live_iterators(found: Sequence[Any]) -> list[str]:
         for obj in found
         if not has_own_state(obj)
         for name, value in vars(obj).items()
-        if isinstance(value, Iterator) and not isinstance(value, Dataset | Sampler)
+        if isinstance(value, Iterator)
+        # An open file of a data set is sought in before it is read.
+        and not isinstance(value, Dataset | Sampler | io.IOBase)
     ]

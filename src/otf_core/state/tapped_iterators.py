@@ -40,12 +40,18 @@ PRIVATE: Final = {
     "_utils.worker": ("_IterableDatasetStopIteration",),
     "_utils.pin_memory": ("pin_memory",),
 }
-# Of an iterator with workers: _index_sampler, _num_workers, _num_yielded, _task_info (task ->
-# (worker,) or (worker, batch)), _tasks_outstanding, _worker_queue_idx_cycle, _workers_status.
+# Attributes of an iterator with workers.
 INSTANCE: Final = (
-    "_index_sampler", "_num_workers", "_num_yielded", "_task_info", "_tasks_outstanding",
-    "_worker_queue_idx_cycle", "_workers_status",
-)  # fmt: skip
+    "_dataset_kind",
+    "_index_sampler",
+    "_num_workers",
+    "_num_yielded",
+    "_task_info",  # task -> (worker,), or (worker, batch) once it has arrived out of turn
+    "_tasks_outstanding",
+    "_worker_queue_idx_cycle",
+    "_worker_result_queue",
+    "_workers_status",  # whether a worker has more for this iteration
+)
 
 Position = dict[str, Any]
 
@@ -237,12 +243,23 @@ class WorkersIter(torch_loader._MultiProcessingDataLoaderIter):
         self._began_pool = around(loader) if back is None else back["began_pool"]
         full = loader.batch_size if isinstance(loader.dataset, IterableDataset) else None
         stamp = Stamp(loader.collate_fn, self._began_pool["data"], full)
-        begin = Begin(stamp, loader.worker_init_fn, dict(self._stands))
-        super().__init__(_View(loader, collate_fn=stamp, worker_init_fn=begin))
+        self._workers_status = [
+            True
+        ] * loader.num_workers  # __del__ asks, if the position is refused
+        self._begin = Begin(stamp, loader.worker_init_fn, dict(self._stands))
+        super().__init__(_View(loader, collate_fn=stamp, worker_init_fn=self._begin))
         if replay and back is not None:
             for n in range(back["n"]):
                 if next(self, _END) is _END:
                     raise PositionError(_too_short(n, back["n"]))
+
+    @property
+    def _worker_result_queue(self) -> Any:
+        return self._begin.results
+
+    @_worker_result_queue.setter
+    def _worker_result_queue(self, queue: Any) -> None:
+        self._begin.results = queue  # before the workers are started
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:  # noqa: FBT001, FBT002 -- torch's
         back, self._back = self._back, None

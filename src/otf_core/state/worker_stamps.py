@@ -2,9 +2,10 @@
 
 Rule 1: what a worker does ahead of time counts from the moment its batch is handed out; how it
 stood therefore travels with the batch.
-Rule 2: only what has changed travels. The stamp goes through a pipe of 64 KiB, and a worker that
-fills it when the run is killed never ends: it waits to write into a pipe whose other end it holds
-itself.
+Rule 2: only what has changed travels: the stamps go through a pipe of 64 KiB, which is all that
+the workers have together.
+Rule 3: a worker whose run was killed ends. It would wait for ever to write what it still has into
+that pipe, once it is full: it holds the other end itself.
 """
 
 # ruff: noqa: SLF001 -- the private names of torch are listed in tapped_iterators.PRIVATE
@@ -132,8 +133,12 @@ class Begin:
         self, stamp: Stamp, init_fn: Callable[[int], None] | None, stands: dict[int, Stand]
     ) -> None:
         self._stamp, self._init_fn, self._stands = stamp, init_fn, stands
+        self.results: Any = None  # the queue of the batches, as soon as there is one
 
     def __call__(self, worker_id: int) -> None:
+        # Nothing is lost: a worker ends when it is told to, after what it has sent was received,
+        # or when the run is dead.
+        self.results.cancel_join_thread()
         if self._init_fn is not None:
             self._init_fn(worker_id)
         if worker_id in self._stands:
