@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,15 +29,20 @@ Key = tuple[int, bool]
 class HostPool:
     """Host memory of one snapshot, made once and filled again.
 
-    One thread takes, copies and rewinds at a time; ``add`` may run beside it on another.
+    One thread takes, copies and rewinds at a time; ``reserve`` may run beside it on another.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: dict[Key, list[torch.UntypedStorage]] = {}
         self._used: list[tuple[Key, torch.UntypedStorage]] = []
+        self._held: collections.Counter[Key] = collections.Counter()  # given out or not
         self._rounds: collections.deque[int] = collections.deque(maxlen=ROUNDS)
-        self.nbytes = 0  # of all its memory, given out or not
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its memory, given out or not."""
+        return sum(nbytes * count for (nbytes, _), count in self._held.items())
 
     def take(self, nbytes: int, *, pinned: bool = False) -> torch.UntypedStorage:
         """Memory of exactly this size, with anything in it."""
@@ -45,7 +51,7 @@ class HostPool:
             free = self._free.get(key)
             storage = free.pop() if free else None
             if storage is None:
-                self.nbytes += nbytes
+                self._held[key] += 1
         if storage is None:
             storage = _allocate(nbytes, pinned=pinned)
         self._used.append((key, storage))
@@ -65,7 +71,7 @@ class HostPool:
         """Start a new round over the old one."""
         with self._lock:
             if not self._used:
-                return  # memory that waits for the first round stays
+                return  # nothing was copied: what is reserved stays so
             self._rounds.append(sum(key[0] for key, _ in self._used))
             self._trim(max(self._rounds))
             for key, storage in self._used:
@@ -74,31 +80,38 @@ class HostPool:
 
     def _trim(self, allowed_bytes: int) -> None:
         """Let go what this round had no use for. It may be wanted again: shapes can take turns."""
-        for (nbytes, _), free in self._free.items():
-            while free and self.nbytes > allowed_bytes:
+        too_much = self.nbytes - allowed_bytes
+        for key, free in self._free.items():
+            while free and too_much > 0:
                 free.pop()
-                self.nbytes -= nbytes
+                self._held[key] -= 1
+                too_much -= key[0]
 
     def clear(self) -> None:
         """Give all memory back."""
         with self._lock:
-            self._free, self._used, self.nbytes = {}, [], 0
+            self._free, self._used = {}, []
+            self._held.clear()
 
-    def add(self, nbytes: int, *, pinned: bool = False) -> bool:
-        """Make memory before it is wanted and touch its pages; otf-saver.
+    def reserve(self, sizes: Sequence[Key], *, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Hold what a snapshot of these sizes needs, its pages touched; otf-saver.
 
-        Returns:
-            False once a snapshot has been taken: it made what it needed.
+        Args:
+            sizes: bytes, and whether pinned, of each piece.
+            wanted: asked before each piece; False ends it.
         """
-        # A tensor is filled without holding up other threads; a storage is not.
-        storage = _allocate(nbytes, pinned=pinned)
-        torch.empty(0, dtype=torch.uint8).set_(storage).fill_(0)
         with self._lock:
-            if self._used or self._rounds:
-                return False
-            self._free.setdefault((nbytes, pinned), []).append(storage)
-            self.nbytes += nbytes
-        return True
+            missing = collections.Counter(sizes) - self._held
+            self._rounds.append(sum(nbytes for nbytes, _ in sizes))
+        for key in missing.elements():
+            if not wanted():
+                return
+            storage = _allocate(key[0], pinned=key[1])
+            # A tensor is filled without holding up other threads; a storage is not.
+            torch.empty(0, dtype=torch.uint8).set_(storage).fill_(0)
+            with self._lock:
+                self._free.setdefault(key, []).append(storage)
+                self._held[key] += 1
 
 
 def available_bytes() -> int:

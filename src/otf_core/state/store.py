@@ -179,7 +179,8 @@ class CheckpointStore:
     def prepare(self, sizes: Sequence[tuple[int, bool]]) -> str | None:
         """Have otf-saver make the memory of the copies, so that the first does not pay for it.
 
-        Once, by the training thread, which only asks.
+        Once, when everything is there that a checkpoint holds (Adam has no moments before its
+        first step); the training thread only asks.
 
         Args:
             sizes: bytes, and whether pinned, of each piece; see ``sizes_of``.
@@ -335,9 +336,7 @@ class CheckpointStore:
         # Without it the copies make what they need, so that nothing has to be said of it.
         with contextlib.suppress(RuntimeError, MemoryError):
             for pool in self._pools:
-                for nbytes, pinned in sizes:
-                    if self._closing or not pool.add(nbytes, pinned=pinned):
-                        break
+                pool.reserve(sizes, wanted=lambda: not self._closing)
 
     def _write(self, pending: Pending, state: Any) -> CommandError | None:
         manifest = pending.manifest
