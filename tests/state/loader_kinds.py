@@ -228,6 +228,13 @@ class ShuffledStream(Stream):
             yield torch.tensor([i])
 
 
+class EagerStream(Stream):
+    """Draws its order before its first sample is asked for."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([torch.tensor([i]) for i in np.random.permutation(self.n).tolist()])
+
+
 class Uneven(Stream):
     """The first worker is exhausted long before the others."""
 
@@ -364,6 +371,8 @@ KINDS = [
     Kind("batch sampler over own sampler", lambda: DataLoader(
         Squares(), batch_sampler=BatchSampler(Eager(), 5, drop_last=True)), epochs=3),
     Kind("no batches", lambda: DataLoader(Noisy(9), batch_size=None, shuffle=True)),
+    Kind("no batches, eager sampler", lambda: DataLoader(
+        Noisy(9), batch_size=None, sampler=Eager(9)), epochs=3),
     Kind("augmented", lambda: loader(Noisy(), shuffle=True), epochs=3),
     Kind("own generators", lambda: loader(Own(), shuffle=True), epochs=3, begin=set_epoch),
     Kind("subset of own generators", lambda: loader(Subset(Own(), half), shuffle=True)),
@@ -375,6 +384,8 @@ KINDS = [
     Kind("stream", lambda: loader(Stream())),
     Kind("stream without batches", lambda: DataLoader(Stream(5), batch_size=None)),
     Kind("stream shuffled at its beginning", lambda: loader(ShuffledStream()), epochs=3),
+    Kind("stream begun eagerly", lambda: loader(EagerStream()), epochs=3),
+    Kind("2 workers, stream begun eagerly", lambda: loader(EagerStream(9), **TWO)),
     Kind("stream with a state_dict", lambda: loader(Rounds()), epochs=3),
     Kind("1 worker", lambda: loader(Noisy(), shuffle=True, num_workers=1)),
     Kind("2 workers", lambda: loader(Noisy(), shuffle=True, **TWO), epochs=3),
@@ -428,8 +439,15 @@ def through_a_file(value: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+def draw() -> None:
+    """As dropout does, and whatever else a training does between two batches."""
+    torch.rand(1)
+    np.random.rand()
+    random.random()
+
+
 class Run:
-    """Reads a loader as a training loop does, which draws random numbers after every batch."""
+    """Reads a loader as a training loop does, which draws random numbers of its own."""
 
     def __init__(self, kind: Kind, loader: Any) -> None:
         self.kind, self.loader, self.tape = kind, loader, list[Any]()
@@ -443,6 +461,7 @@ class Run:
             if self.iterator is None:
                 kind.begin(self.loader, epoch)
                 self.iterator = iter(self.loader)
+                draw()
             while True:
                 self.place = epoch, done
                 if at is not None and at(self.place):
@@ -451,9 +470,7 @@ class Run:
                 if batch is END:
                     break
                 self.tape.append((epoch, done, plain(batch)))
-                torch.rand(1)
-                np.random.rand()
-                random.random()
+                draw()
                 done += 1
             self.iterator, epoch, done = None, epoch + 1, 0
             if at is not None and at((epoch, -1)):

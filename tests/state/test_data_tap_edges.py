@@ -42,6 +42,7 @@ from otf_core.state.tapped_iterators import INSTANCE, PRIVATE, Watch
 from otf_core.state.worker_stamps import Stamp, Stamped, merged
 from tests.state.loader_kinds import (
     KINDS,
+    STAY,
     Buffer,
     Jitter,
     Lazy,
@@ -569,6 +570,41 @@ def test_a_stamped_batch_is_pinned_as_a_batch_is() -> None:
     assert stamped.news is news
     assert stamped.batch[0].pinned
     assert stamped.batch[1]["a"].pinned
+
+
+@pytest.fixture
+def pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch believes in an accelerator, and has its pinning thread; tensors stay as they are."""
+
+    def pin(data: Any, device: Any = None) -> Any:
+        return data.pin_memory() if isinstance(data, Stamped) else data
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(pin_memory, "pin_memory", pin)
+
+
+@pytest.mark.usefixtures("pins")
+@pytest.mark.parametrize("data", [Noisy, Rounds])
+@pytest.mark.parametrize("how", [{"num_workers": 0}, {"num_workers": 2}, STAY])
+def test_a_loader_whose_batches_are_pinned_goes_on(data: Any, how: Any) -> None:
+    def make() -> Any:
+        return tap(loader(data(), pin_memory=True, **how))
+
+    def end(one: Any) -> Any:
+        if one.num_workers and one._iterator is not None:
+            one._iterator._shutdown_workers()
+        return get_rng()
+
+    one, last = make(), make()
+    state, rng, expected = halfway(one)
+    then, after = rest(one), end(one)
+
+    assert gone_on(last, state, rng) == expected
+    assert rest(last) == then
+    assert end(last) == after
 
 
 def test_in_order_false_is_no_position_that_can_be_had_and_still_goes_on() -> None:
