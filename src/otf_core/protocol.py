@@ -111,6 +111,33 @@ class SetParam(Payload):
     mode: Literal["scale", "override"] | None = None
 
 
+class Rollback(Payload):
+    """One of the two is given."""
+
+    checkpoint: str | None = None
+    step: int | None = None
+
+
+class LoadCkpt(Payload):
+    path: str
+
+
+class ResetSession(Payload):
+    reason: str = ""
+
+
+class Extend(Payload):
+    """One of the two is given: a new total."""
+
+    max_steps: int | None = None
+    max_epochs: int | None = None
+
+
+class Undo(Payload):
+    request_id: str | None = None
+    restore: bool = False
+
+
 class Note(Payload):
     text: str
     step: int | None = None
@@ -174,11 +201,11 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("attach_context", RunContext, "queue", mutates=True),
     CommandSpec("switch_run", RunContext, "queue", mutates=True),
     CommandSpec("clean_disk", CleanDisk, "queue", mutates=True),
-    CommandSpec("load_ckpt", Anything, "queue", mutates=True),
-    CommandSpec("rollback", Anything, "queue", mutates=True),
-    CommandSpec("reset_session", Anything, "queue", mutates=True),
-    CommandSpec("extend", Anything, "queue", mutates=True),
-    CommandSpec("undo", Anything, "queue", mutates=True),
+    CommandSpec("load_ckpt", LoadCkpt, "queue", mutates=True),
+    CommandSpec("rollback", Rollback, "queue", mutates=True),
+    CommandSpec("reset_session", ResetSession, "queue", mutates=True),
+    CommandSpec("extend", Extend, "queue", mutates=True),
+    CommandSpec("undo", Undo, "queue", mutates=True),
     CommandSpec("fork", Anything, "queue", mutates=True),
     CommandSpec("merge", Anything, "queue", mutates=True),
     CommandSpec("generate_report", Anything, "queue", mutates=True),
@@ -247,6 +274,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             EventSpec("note"),
             EventSpec("stall"),
             EventSpec("checkpoint_removed"),
+            EventSpec("exactness"),
         )
     }
 )

@@ -7,6 +7,7 @@ otf-sampler).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -14,8 +15,9 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from otf_core import __version__, protocol, rendezvous
 from otf_core.channel import SocketChannel, to_stderr
@@ -23,19 +25,26 @@ from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, refuse_
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Position
 from otf_core.control.router import LATER, CommandRouter, Later, crashed
+from otf_core.control.interrupt import Interrupt
 from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import run_folder
+from otf_core.state.checkpoint_file import read_checkpoint
+from otf_core.state.exactness import FORCE, Exactness, differences, environment
+from otf_core.state.keeper import Every, Keeper, Origin
 from otf_core.state.host_pool import HostPool
 from otf_core.state.store import CheckpointStore, Manifest, Pending
-from otf_core.steering.params import Steering
+from otf_core.steering.history import History
+from otf_core.steering.params import Knob, Steering
 from otf_core.telemetry.emitter import Emitter
 from otf_core.telemetry.journal import Journal
 from otf_core.telemetry.recorder import Level, StepRecorder
 from otf_core.telemetry.system import DeviceStatsMonitor
 from otf_core.transport import StdioTransport, Transport, at_fork
 
+AFTER_FIT: Final = ("auto", "return", "test", "hold")
+DESERTED_S: Final = 60.0  # so long the held end waits for a dashboard to come back
 PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
 
 
@@ -48,6 +57,10 @@ class SessionOptions:
         dashboard: "auto", "spawn", "stdio", "off" or "host:port".
         keep_checkpoints: size of the ring.
         max_pause_s: a forgotten pause ends after so long; None for never.
+        origin: the checkpoint from which the run goes on; None: it begins.
+        every: how often a checkpoint is made.
+        after_fit: "auto", "return", "test" or "hold".
+        max_hold_s: the end is held so long at most.
     """
 
     project: str
@@ -57,6 +70,10 @@ class SessionOptions:
     keep_checkpoints: int = 5
     max_pause_s: float | None = None
     pause_at_start: bool = False
+    origin: Origin | None = None
+    every: Every = dataclasses.field(default_factory=Every)
+    after_fit: str = "auto"
+    max_hold_s: float = 1800.0
     telemetry: Level = "full"
     env: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
 
@@ -95,6 +112,7 @@ class Session:
         self._device, self._world_size = device, world_size
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
+        self._lock: run_folder.RunLock | None = None
         self.run_dir, self.run_id = self._make_folder()
         self._position = Position()
         self._position_at_s = time.monotonic()
@@ -104,13 +122,17 @@ class Session:
         self._between_s, self._left_at_s = 0.0, time.monotonic()
         self._seeds = {"fork": 0, "merge": 0, "gen": 0}
         self._notes = 0
+        self._after_fit = options.after_fit
+        self._rewound = False  # another state was put in place at this safe point
+        self._began_training = self._told_exactness = False
+        self._deserted_at_s: float | None = None
+        self._meta: dict[str, Any] = {}
+        self.exactness = Exactness()
         self._changes = 0  # of the run, so that a checkpoint of the same state is recognised
         self._last_save: tuple[tuple[int, int, int], Pending] | None = None
         self._closed = False
 
-        folder = self.run_dir / "journal" if self.run_dir is not None else None
-        path = folder / f"{self.session_id}.jsonl" if folder is not None else None
-        self.journal = Journal(path, on_loss=self._journal_lost)
+        self.journal = Journal(self._journal_path(), on_loss=self._journal_lost)
         dial = dial or self._make_dial()
         self.channel = SocketChannel(
             dial.call,
@@ -126,6 +148,8 @@ class Session:
             sinks=(self.journal.append, self.channel.emit),
         )
         self.emit = self.emitter.emit
+        self._record = self._open_record()
+        self.emitter.begin_generation(self._record.run_gen)
         self.state = RunState(self.emit, self._where)
         self.store = CheckpointStore(
             self.run_dir / "checkpoints" if self.run_dir is not None else None,
@@ -145,11 +169,33 @@ class Session:
             saver=self,
             position=lambda: self._position,
             max_pause_s=options.max_pause_s,
+            leaving=lambda: delegate.leaving() or self._interrupt.asked,
+            deserted=self._deserted,
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
         )
+        self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
         self.bus = ControlBus(self.router, wake=self.actions.wake, step=lambda: self._position.step)
         self.actions.connect(self.router, self.bus)
+        self.history = History(
+            self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
+        )
+        self.keeper = Keeper(
+            self,
+            store=self.store,
+            delegate=delegate,
+            every=options.every,
+            origin=options.origin,
+            allow=self._allow,
+        )
+        choice = Knob(
+            lambda: self._after_fit,
+            self._set_after_fit,
+            kind="enum",
+            choices=AFTER_FIT,
+            owner="user",
+        )
+        steering.add_knob("after_fit", choice)
         self._register()
         self.router.unsupported(NOT_IN_THIS_VERSION)
         self.router.unsupported(unsupported or {})
@@ -163,19 +209,12 @@ class Session:
         """Start the threads and tell who we are; returns when they are up."""
         options = self.options
         self._write_record(status=None)
-        run_dir = str(self.run_dir) if self.run_dir is not None else None
-        names = {"project": options.project, "run_name": self.run_id}
-        self.emit("session_started", **names, version=__version__, run_dir=run_dir)
-        self.emit(
-            "newRun",
-            parents=[],
-            **names,
-            meta={"display_name": self.run_id, "kind": "base", "run_dir": run_dir, **(meta or {})},
-        )
-        text = f"{self.run_id}: {self._device}, process {os.getpid()}"
-        self.emit("log", level="info", phase="info", text=text)
+        ignored = self.store.adopt()
+        self._announce(meta)
         if self.run_dir is None:
             self.emit("log", level="warning", phase="info", text="no run folder: nothing is saved")
+        for text in ignored:
+            self.emit("log", level="warning", phase="info", text=text)
         self.journal.start()
         self.emitter.start()
         self.store.start()
@@ -185,6 +224,20 @@ class Session:
         if options.pause_at_start:
             self.actions.hold(None)
         at_fork(self._abandon_in_child)
+
+    def _announce(self, meta: Mapping[str, Any] | None = None) -> None:
+        self._meta = dict(meta) if meta is not None else self._meta
+        run_dir = str(self.run_dir) if self.run_dir is not None else None
+        names = {"project": self.options.project, "run_name": self.run_id}
+        self.emit("session_started", **names, version=__version__, run_dir=run_dir)
+        self.emit(
+            "newRun",
+            parents=[],
+            **names,
+            meta={"display_name": self.run_id, "kind": "base", "run_dir": run_dir, **self._meta},
+        )
+        text = f"{self.run_id}: {self._device}, process {os.getpid()}"
+        self.emit("log", level="info", phase="info", text=text)
 
     def begin(self) -> None:
         """Training begins."""
@@ -198,7 +251,7 @@ class Session:
         self,
         *,
         lrs: Callable[[], Sequence[Any]] = tuple,
-        logged: Mapping[str, Any] = MappingProxyType({}),
+        logged: Callable[[], Mapping[str, Any]] = dict,
         epoch: int = 0,
     ) -> bool:
         """Between two batches; True when the run is to stop here.
@@ -208,17 +261,31 @@ class Session:
             logged: all that was logged so far; values that are other objects than before are new.
             epoch: the epoch of the batch that is done.
         """
+        if not self._began_training:
+            self._begin_training(logged)
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
+        self.keeper.step(self._position.step)
         if self.actions.safe_point.attention:
             # What is on its way belongs before ``paused``.
             self.recorder.flush()
         stop = self.actions.safe_point.tick()
+        if self._rewound:
+            self._settle(logged)
+        if self.history.torn is not None:
+            raise self.history.torn
+        if self._interrupt.asked:
+            self._leave("Ctrl-C")
+            raise KeyboardInterrupt
         self.recorder.fetching()
         self._left_at_s = time.monotonic()
         return stop
 
     def tell_step(
-        self, *, lrs: Callable[[], Sequence[Any]], logged: Mapping[str, Any], epoch: int
+        self,
+        *,
+        lrs: Callable[[], Sequence[Any]],
+        logged: Callable[[], Mapping[str, Any]],
+        epoch: int,
     ) -> None:
         """Note where the run stands and tell of the step that is done, if one is."""
         before = self._position.step
@@ -229,8 +296,42 @@ class Session:
             global_step=self._position.global_step,
             epoch=epoch,
             lrs=lrs,
-            logged=logged,
+            logged=logged(),
         )
+
+    def at_end(
+        self,
+        *,
+        lrs: Callable[[], Sequence[Any]] = tuple,
+        logged: Callable[[], Mapping[str, Any]] = dict,
+        epoch: int = 0,
+    ) -> None:
+        """A limit is reached, inside fit: keep the end, test and hold it where that is asked."""
+        if self.actions.stopping:
+            return
+        self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
+        self.recorder.flush()
+        self.keeper.end()
+        asked, connected = self._after_fit, self.channel.mode
+        held = asked == "hold" or (asked == "auto" and connected == "legacy")
+        if asked == "return" or (asked == "auto" and not held) or connected == "none":
+            return
+        self.actions.auto_test()
+        if held:
+            self._deserted_at_s = None
+            self.actions.hold(None, cause="after_fit", hold_s=self.options.max_hold_s)
+            self.actions.safe_point.tick()
+        if self._rewound:
+            self._settle(logged)
+        if self.history.torn is not None:
+            raise self.history.torn
+        if self._interrupt.asked:
+            self._leave("Ctrl-C")
+            raise KeyboardInterrupt
+
+    def leave(self, why: str) -> None:
+        """The process is about to end: keep the run as it is between two batches."""
+        self._leave(why)
 
     def finish(self, status: str, *, error: str | None = None) -> None:
         """The run is over: ``finished``, ``interrupted`` or ``failed``; said once."""
@@ -242,11 +343,14 @@ class Session:
         said = {"finished": "completed", "interrupted": "stopped", "failed": "failed"}[status]
         if status == "finished" and self.actions.stopping:
             said = "stopped"
+        self.keeper.ended()
         with self.state.lock:
             self.state.move(status)
             step = self._position.step
             extra = {"error": error} if error is not None else {}
             self.emit("trainingFinished", status=said, step=step, **extra)
+        if status == "failed":
+            self.keeper.tell_newest()
         self._write_record(status=said)
         self.bus.close(self.actions.ended_error("A command"))
         self.actions.gate.close()
@@ -266,6 +370,9 @@ class Session:
         self.journal.sync()
         self.channel.close()
         self.journal.close()
+        self._interrupt.off()
+        if self._lock is not None:
+            self._lock.release()
 
     # What channel and actions ask of the session.
 
@@ -302,6 +409,7 @@ class Session:
             epoch=self._position.epoch,
             kind=kind,  # type: ignore[arg-type]
             pinned=pinned,
+            exact=self.exactness.exact,
         )
         self._last_save = now, pending
         return pending
@@ -309,6 +417,27 @@ class Session:
     def changed(self) -> None:
         """The run is no longer what the last checkpoint holds; training thread."""
         self._changes += 1
+
+    def position(self) -> Position:
+        """Where the run stands now; training thread."""
+        return self._delegate.position()
+
+    def say(self, line: str) -> None:
+        """One line for the person at the terminal."""
+        self._say(line)
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        """Another state was put in place: what comes now supersedes what was told; training
+        thread.
+        """
+        self.recorder.flush()
+        self._rewound = True
+        self.changed()
+        self._position = self._delegate.position()
+        self._record.run_gen = max(self._record.run_gen, self.emitter.run_gen) + 1
+        self.emitter.begin_generation(self._record.run_gen)
+        self._write_record(status=None)
+        self._refresh_params()
 
     @property
     def connected(self) -> bool:
@@ -346,7 +475,7 @@ class Session:
             "acked_seq": self.channel.acked_seq,
             "dropped": self.channel.dropped,
             "queue_len": self.bus.queue_len,
-            "exactness": None,
+            "exactness": self.exactness.text,
             "snapshot_age_s": age_s,
             "cadence": self.recorder.cadence(),
             "telemetry": self.options.telemetry,
@@ -366,6 +495,11 @@ class Session:
         on("note", check=self._check_note)(self._note)
         on("set_counter_seeds")(self._set_counter_seeds)
         on("attach_context")(self._attach_context)
+        on("rollback")(self._going_back(self.history.rollback))
+        on("load_ckpt")(self._going_back(self.history.load_ckpt))
+        on("undo")(self._going_back(self.history.undo))
+        on("extend")(self.history.extend)
+        on("reset_session")(self._reset_session)
         on("clean_disk")(self._clean_disk)
 
     def _ping(self, ticket: Ticket) -> dict[str, Any]:
@@ -381,6 +515,7 @@ class Session:
         applied = self.steering.apply(asked, step)
         self.changed()
         self._refresh_params()
+        self.history.set_param(ticket, applied)
         self.emit(
             "param_changed",
             path=applied.path,
@@ -422,6 +557,7 @@ class Session:
         self._notes += 1
         note = {"note_id": f"n{self._notes}", "step": step}
         self.emit("note", **note, text=ticket.payload.text)
+        self.history.note(ticket, {**note, "text": ticket.payload.text})
         return {**note, "ts": time.time(), "applied_step": now}
 
     def _set_counter_seeds(self, ticket: Ticket) -> dict[str, Any]:
@@ -446,19 +582,69 @@ class Session:
         }
 
     def _attach_context(self, ticket: Ticket) -> Later:
-        """Bound to the run that is under way already: it is held, and nothing has to be loaded."""
+        """Bound to the run that is under way already: it is held, the checkpoint is loaded."""
         asked = ticket.payload
         if asked.run_id != self.run_id:
             raise self._no_run(asked.run_id)
-        if asked.init_ckpt is not None and asked.init_step not in (None, self._position.step):
-            detail = (
-                f"attach_context was asked with the checkpoint of step {asked.init_step}; "
-                f"{NOT_IN_THIS_VERSION['load_ckpt']}"
-            )
-            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="init_ckpt")
+        loaded = asked.init_ckpt is not None and asked.init_step != self._position.step
+        if loaded:
+            name, path = self._file_of(asked.init_ckpt)
+            state, _ = read_checkpoint(path, field="init_ckpt")
+            self.history.go_to(ticket, state, name, str(path))
         self._raise_seeds(asked)
-        self.actions.hold(_Attaching(ticket, {"run_id": self.run_id, **self._counters()}))
+        said = {"ok": True, "run_id": self.run_id, "ckpt_loaded": loaded, **self._counters()}
+        self.actions.hold(_Held(ticket, said))
         return LATER
+
+    def _file_of(self, asked: str) -> tuple[str, Path]:
+        """A checkpoint by its path, or the newest of the run where that file is gone."""
+        path = Path(asked)
+        if path.is_file():
+            return path.stem, path
+        last = self.store.last()
+        if last is None:
+            detail = f"The checkpoint {asked[:200]!r} is not there, and the run has no other."
+            raise CommandError(ErrorCode.NOT_FOUND, detail, field="init_ckpt")
+        return last[0].id, Path(last[1])
+
+    def _going_back(self, act: Callable[[Ticket], dict[str, Any]]) -> Any:
+        """Told as an action; what is on its way belongs before it."""
+
+        def handler(ticket: Ticket) -> dict[str, Any]:
+            self.recorder.flush()
+            return act(ticket)
+
+        return handler
+
+    def _reset_session(self, ticket: Ticket) -> Later:
+        """Back to the beginning as a new session; held there."""
+        first = self.store.get(self.keeper.initial) if self.keeper.initial is not None else None
+        if first is None:
+            detail = "reset_session was asked, but no checkpoint of the beginning was kept."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        self.recorder.flush()
+        self.history.go_to(ticket, self.store.read(first[0].id), first[0].id, first[1])
+        self.history.forget()
+        self._open_session()
+        names = {"project": self.options.project, "display_name": self.run_id}
+        said = {"ok": True, "run_id": self.run_id, "session_id": self.session_id, **names}
+        self.actions.hold(_Held(ticket, said))
+        return LATER
+
+    def _open_session(self) -> None:
+        """A new one on the same connection and in the same run."""
+        old = self.journal
+        self.session_id = f"sess-{secrets.token_hex(6)}"
+        self.journal = Journal(self._journal_path(), on_loss=self._journal_lost)
+        self.journal.start()
+        self.channel.begin_session(self.journal)
+        sinks = (self.journal.append, self.channel.emit)
+        self.emitter.begin_session(self.session_id, sinks)
+        old.close()
+        self._record.session_ids.append(self.session_id)
+        self._record.run_gen = 0
+        self._write_record(status=None)
+        self._announce()
 
     def _clean_disk(self, ticket: Ticket) -> dict[str, Any]:
         if ticket.payload.scope != "all":
@@ -480,8 +666,80 @@ class Session:
 
     # Inside.
 
+    def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
+        """The first safe point: the loaders are made, no batch was fetched."""
+        self._began_training = True
+        self._interrupt.on()
+        self._look_for_what_is_not_exact()
+        state = self.keeper.begin()
+        if state is not None:
+            self.steering.load(state["otf"].get("steering") or {"edits": {}, "knobs": {}})
+            self._settle(logged)
+
+    def _settle(self, logged: Callable[[], Mapping[str, Any]]) -> None:
+        """The telemetry goes on from the state that was put in place."""
+        self._rewound = False
+        self._look()
+        self._between_s, self._left_at_s = 0.0, time.monotonic()
+        self.recorder.rewind(self._position.step, logged())
+
+    def _leave(self, why: str) -> None:
+        self.recorder.flush()
+        self.keeper.leave(why)
+
+    def _deserted(self) -> bool:
+        """Whether nobody has looked at the held end for so long that it need not be held."""
+        if self.channel.connected:
+            self._deserted_at_s = None
+            return False
+        now_s = time.monotonic()
+        self._deserted_at_s = now_s if self._deserted_at_s is None else self._deserted_at_s
+        return now_s - self._deserted_at_s >= DESERTED_S
+
+    def _interrupted(self) -> None:
+        # In a signal's handler: no lock may be taken, and no buffered stream written to.
+        with contextlib.suppress(OSError):
+            os.write(
+                2, b"\notf: Ctrl-C: finishing the batch, then saving; once more ends at once\n"
+            )
+        self.actions.safe_point.wake()
+
+    def _set_after_fit(self, value: str) -> None:
+        self._after_fit = value
+
+    def _allow(self, state: Mapping[str, Any]) -> None:
+        """Refuse a snapshot from elsewhere, from which the run could not go on exactly."""
+        here = {**environment(), **self._delegate.environment()}
+        found = differences(state["otf"].get("environment", {}), here)
+        if found and self.options.env.get(FORCE) != "1":
+            detail = f"It would not go on exactly: {'; '.join(found)}. {FORCE}=1 allows it."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        if found:
+            self.exactness = self.exactness.worse([f"resumed with {'; '.join(found)}"], [])
+
+    def _look_for_what_is_not_exact(self) -> None:
+        found = self.exactness.worse(*self._delegate.exactness())
+        if found == self.exactness and self._told_exactness:
+            return
+        self.exactness, self._told_exactness = found, True
+        self.emit("exactness", **found.to_wire())
+        if not found.exact:
+            self._say(f"{self.run_id}: {found.text}")
+        self._record.exactness = found.to_wire()
+        self._write_record(status=None)
+
+    def _journal_path(self) -> Path | None:
+        if self.run_dir is None:
+            return None
+        return self.run_dir / "journal" / f"{self.session_id}.jsonl"
+
     def _make_folder(self) -> tuple[Path | None, str]:
         options = self.options
+        if options.origin is not None and options.origin.run_dir is not None:
+            folder = options.origin.run_dir
+            self._lock = run_folder.RunLock(folder)
+            self._lock.acquire()  # two processes must not write one run
+            return folder, folder.name
         try:
             folder = run_folder.make_run_folder(
                 options.save_dir.absolute(), options.project, options.run_name
@@ -490,6 +748,9 @@ class Session:
             where = error.filename or options.save_dir
             self._say(f"no run folder ({where}: {error.strerror}); the run trains on unsaved")
             return None, options.run_name
+        self._lock = run_folder.RunLock(folder)
+        with contextlib.suppress(OSError):  # a file system without locks
+            self._lock.acquire()
         return folder, folder.name
 
     def _make_dial(self) -> Dial:
@@ -555,6 +816,7 @@ class Session:
         return self.steering.list(waiting, may_wait=may_wait)
 
     def _capture(self, pool: HostPool) -> dict[str, Any]:
+        self._look_for_what_is_not_exact()
         try:
             state = self._delegate.capture(pool)
         except CommandError:
@@ -568,6 +830,8 @@ class Session:
             "run_id": self.run_id,
             "step": self._position.step,
             "steering": self.steering.state(),
+            "environment": {**environment(), **self._delegate.environment()},
+            **state["otf"],
         }
         return state
 
@@ -627,19 +891,28 @@ class Session:
             "temp_c": gpu.temp_c,
         }
 
+    def _open_record(self) -> run_folder.RunRecord:
+        """That of the run which goes on, or a new one."""
+        known = run_folder.record_of(self.run_dir) if self.run_dir is not None else None
+        here = run_folder.this_process()
+        if known is not None and self.options.origin is not None:
+            known.session_ids.append(self.session_id)
+            known.ended_ts = known.status = None
+            known.versions = run_folder.versions()
+            return msgspec.structs.replace(known, **here)
+        return run_folder.RunRecord(
+            run_id=self.run_id,
+            run_name=self.options.run_name,
+            project=self.options.project,
+            session_ids=[self.session_id],
+            versions=run_folder.versions(),
+            **here,
+        )
+
     def _write_record(self, *, status: str | None) -> None:
         if self.run_dir is None:
             return
-        if status is None:
-            self._record = run_folder.RunRecord(
-                run_id=self.run_id,
-                run_name=self.options.run_name,
-                project=self.options.project,
-                session_ids=[self.session_id],
-                versions=run_folder.versions(),
-                **run_folder.this_process(),
-            )
-        else:
+        if status is not None:
             self._record.status, self._record.ended_ts = status, time.time()
         self._record.step = self._position.step
         try:
@@ -656,17 +929,17 @@ class Session:
             self.monitor.abandon_in_child()
 
 
-class _Attaching:
-    """attach_context waits as a pause does and answers with more."""
+class _Held:
+    """A command that ends paused: it waits as a pause does, and answers with more."""
 
     def __init__(self, ticket: Ticket, said: Mapping[str, Any]) -> None:
         self._ticket, self._said = ticket, said
         self.id, self.fail = ticket.id, ticket.fail
 
     def reply(self, data: Mapping[str, Any]) -> None:
-        held = {"paused": True, "ckpt_loaded": False, "ckpt_path": data["ckpt"]}
         steps = {"step": data["step"], "applied_step": data["step"]}
-        self._ticket.reply({"ok": True, **self._said, **held, **steps})
+        held = {"paused": True, "ckpt_path": data["ckpt"], **steps}
+        self._ticket.reply({**held, **self._said})
 
 
 def _asked(payload: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from otf_core.session import Session, SessionOptions
+from otf_core.session import AFTER_FIT, Session, SessionOptions
+from otf_core.state.keeper import ResumeError, every, find_origin, has_exact_state
 from otf_core.state.run_folder import run_name_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
@@ -41,13 +43,18 @@ class OnTheFlyCallback(L.Callback):
         dashboard: "auto" (one that runs on this machine, else keep looking, quietly), "spawn"
             (start one and print its URL), "stdio", "off", or "host:port". ``OTF_DASHBOARD`` and
             ``OTF_TOKEN`` say the same from outside.
-        resume: exact resume comes with a later version; None only.
+        resume: "auto" (the newest complete checkpoint of this project and run name; none: start
+            fresh), or a path. ``OTF_RESUME`` says the same from outside, and so does
+            ``fit(ckpt_path=)`` with a checkpoint of ours.
         test_dataloaders: for a test where module and data module have none.
         keep_checkpoints: how many automatic checkpoints are kept.
-        checkpoint_every: comes with a later version; None only.
+        checkpoint_every: an int is steps, ``"10min"`` is time; None for never.
         telemetry: "full", "basic" (nothing that has to be computed), "off" (no values per step).
-        after_fit: "auto" or "return"; holding and testing at the end come with a later version.
-        max_hold: seconds, for holding at the end.
+        after_fit: what is done when training would end. "return"; "test", then return; "hold":
+            test, then wait inside fit until resumed, stopped or ``max_hold``, or until 60 s after
+            the last dashboard has left; "auto": hold for a VS Code dashboard, else return. With
+            nobody connected it always returns.
+        max_hold: seconds that the end is held at most.
         pause_at_start: hold before the first batch.
         max_pause: seconds after which a forgotten pause is ended, and said; None for never.
 
@@ -73,10 +80,10 @@ class OnTheFlyCallback(L.Callback):
         max_pause: float | None = None,
     ) -> None:
         super().__init__()
+        self.is_otf = True  # its attributes are no part of the run's state
         _allowed("telemetry", telemetry, TELEMETRY)
-        _not_yet("resume", resume, (None,))
-        _not_yet("checkpoint_every", checkpoint_every, (None,))
-        _not_yet("after_fit", after_fit, ("auto", "return"))
+        _allowed("after_fit", after_fit, AFTER_FIT)
+        self._every = every(checkpoint_every)
         if ":" not in dashboard:
             _allowed("dashboard", dashboard, (*DASHBOARDS, "host:port"))
         if keep_checkpoints < 1:
@@ -88,10 +95,12 @@ class OnTheFlyCallback(L.Callback):
                 raise ValueError(msg)
         self._project, self._run_name = project, run_name
         self._save_dir, self._dashboard = Path(save_dir), dashboard
-        self._test_dataloaders = test_dataloaders
+        self._test_dataloaders, self._resume = test_dataloaders, resume
+        self._after_fit, self._max_hold = after_fit, max_hold
         self._keep_checkpoints, self._max_pause = keep_checkpoints, max_pause
         self._telemetry, self._pause_at_start = telemetry, pause_at_start
         self._session: Session | None = None
+        self._opened = False
         self._recorder: StepRecorder | None = None  # None also where no step is told
         self._delegate: LightningFrameworkDelegate | None = None
         self._epoch = 0
@@ -111,7 +120,20 @@ class OnTheFlyCallback(L.Callback):
         self._delegate = LightningFrameworkDelegate(
             trainer, test_dataloaders=self._test_dataloaders
         )
+        self._opened = False
         self._delegate.attach()
+        self._delegate.when_opened(lambda given: self._open(trainer, pl_module, given))
+
+    def _open(self, trainer: L.Trainer, pl_module: L.LightningModule, given: Any) -> bool:
+        """Begin the session; True where it goes on from what ``fit`` was given."""
+        assert self._delegate is not None
+        self._opened = True
+        project = run_name_of(self._project or _script_name())
+        run_name = run_name_of(self._run_name or type(pl_module).__name__)
+        asked, ours = self._asked_origin(given)
+        origin = find_origin(
+            asked, save_dir=self._save_dir.absolute(), project=project, run_name=run_name
+        )
         dashboard = self._dashboard
         if dashboard == "spawn":
             dashboard = spawn.start_dashboard(self._save_dir)
@@ -119,14 +141,18 @@ class OnTheFlyCallback(L.Callback):
         self._session = Session(
             self._delegate,
             SessionOptions(
-                project=run_name_of(self._project or _script_name()),
-                run_name=run_name_of(self._run_name or type(pl_module).__name__),
+                project=project,
+                run_name=run_name,
                 save_dir=self._save_dir,
                 dashboard=dashboard,
                 keep_checkpoints=self._keep_checkpoints,
                 max_pause_s=self._max_pause,
                 pause_at_start=self._pause_at_start and trainer.world_size == 1,
                 telemetry=self._telemetry,
+                origin=origin,
+                every=self._every,
+                after_fit=self._after_fit,
+                max_hold_s=self._max_hold,
             ),
             steering=Steering(self._delegate),
             device=str(device),
@@ -141,7 +167,25 @@ class OnTheFlyCallback(L.Callback):
         if trainer.barebones:
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
             self._session.emit("log", level="info", phase="info", text=text)
-        self._delegate.install_batch_boundary_hook(lambda: self._between_batches(trainer))
+        self._delegate.install_batch_boundary_hook(
+            lambda: self._between_batches(trainer),
+            lambda: self._at_end(trainer),
+            self._session.leave,
+        )
+        return ours
+
+    def _asked_origin(self, given: Any) -> tuple[str | Path | None, bool]:
+        """What to go on from, and whether it is what ``fit(ckpt_path=)`` was given."""
+        if given is not None and has_exact_state(given):
+            return Path(given), True
+        asked = self._resume if self._resume is not None else os.environ.get("OTF_RESUME") or None
+        if asked is not None and given is not None:
+            msg = (
+                f"resume was asked from {asked}, and fit(ckpt_path={str(given)!r}) with another "
+                "checkpoint; allowed: one of them"
+            )
+            raise ResumeError(msg)
+        return asked, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training begins; sanity check and tuners are over."""
@@ -161,6 +205,8 @@ class OnTheFlyCallback(L.Callback):
         exception: BaseException,
     ) -> None:
         """The run has ended another way; Lightning calls no teardown then."""
+        if self._delegate is not None and not self._opened:
+            self._open(trainer, pl_module, None)  # a failing setup is told as well
         if self._session is None:
             return
         self._tell_step(trainer, self._session)
@@ -191,13 +237,21 @@ class OnTheFlyCallback(L.Callback):
         # A learning-rate finder runs the same loop for itself, with other callbacks.
         if session is None or self not in trainer.callbacks:
             return False
-        stop = session.tick(lrs=self._lrs, logged=inside.logged(trainer), epoch=self._epoch)
+        stop = session.tick(lrs=self._lrs, logged=lambda: inside.logged(trainer), epoch=self._epoch)
         if self._epoch_ended is not None:
             self._tell_epoch(session)
         return stop
 
+    def _at_end(self, trainer: L.Trainer) -> None:
+        session = self._session
+        if session is None or self not in trainer.callbacks:
+            return
+        session.at_end(lrs=self._lrs, logged=lambda: inside.logged(trainer), epoch=self._epoch)
+        if self._epoch_ended is not None:
+            self._tell_epoch(session)
+
     def _tell_step(self, trainer: L.Trainer, session: Session) -> None:
-        session.tell_step(lrs=self._lrs, logged=inside.logged(trainer), epoch=self._epoch)
+        session.tell_step(lrs=self._lrs, logged=lambda: inside.logged(trainer), epoch=self._epoch)
         self._tell_epoch(session)
 
     def _tell_epoch(self, session: Session) -> None:
@@ -324,13 +378,4 @@ def _say_epoch(session: Session, epoch: int, found: Mapping[str, Any]) -> None:
 def _allowed(name: str, asked: Any, allowed: tuple[Any, ...]) -> None:
     if asked not in allowed:
         msg = f"{name} was asked to be {asked!r}; allowed: {', '.join(map(str, allowed))}"
-        raise ValueError(msg)
-
-
-def _not_yet(name: str, asked: Any, allowed: tuple[Any, ...]) -> None:
-    if asked not in allowed:
-        msg = (
-            f"{name} was asked to be {asked!r}, which this version (0.2.0) cannot do yet; "
-            f"allowed: {', '.join(map(repr, allowed))}"
-        )
         raise ValueError(msg)

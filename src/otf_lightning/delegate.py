@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from otf_core.control.delegate import Evaluation, OnBatch, Position
@@ -16,6 +17,7 @@ from otf_core.state.data_tap import tap
 from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside, snapshot
+from otf_lightning.exact_report import ExactReport
 
 
 class LightningFrameworkDelegate:
@@ -29,6 +31,7 @@ class LightningFrameworkDelegate:
     def __init__(self, trainer: L.Trainer, *, test_dataloaders: Any = None) -> None:
         self._trainer, self._test_dataloaders = trainer, test_dataloaders
         self._wraps = inside.Wraps()
+        self._report = ExactReport()
         self._extended: dict[str, int] = {}  # limits that a command has raised
         self._stop_in_epoch = False  # an epoch without a batch
         self._between_epochs = False  # what was applied stood between two epochs
@@ -41,7 +44,10 @@ class LightningFrameworkDelegate:
         self._wraps.put(strategy, "process_dataloader", lambda loader: tap(process(loader)))
 
     def install_batch_boundary_hook(
-        self, tick: Callable[[], bool], at_end: Callable[[], None] = lambda: None
+        self,
+        tick: Callable[[], bool],
+        at_end: Callable[[], None] = lambda: None,
+        leave: Callable[[str], None] = lambda _why: None,
     ) -> None:
         """Call ``tick`` at the entry of ``epoch_loop.advance``, ``at_end`` when a limit is reached.
 
@@ -50,10 +56,17 @@ class LightningFrameworkDelegate:
         public hooks come too early or too late. True from ``tick`` ends the fit there, with
         Lightning's own ending.
         """
-        self._install_gate(tick)
-        self._install_end(at_end)
+        self._install_gate(tick, leave)
+        self._install_end(at_end, leave)
 
-    def _install_gate(self, tick: Callable[[], bool]) -> None:
+    def when_opened(self, opened: Callable[[Any], bool]) -> None:
+        """Call ``opened`` with what ``fit(ckpt_path=)`` was given, before any loader is made.
+
+        Where it returns True, Lightning restores nothing itself: it will be applied at the gate.
+        """
+        inside.before_restore(self._trainer, self._wraps, opened)
+
+    def _install_gate(self, tick: Callable[[], bool], leave: Callable[[str], None]) -> None:
         trainer = self._trainer
         fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         advance, run_epoch = loop.advance, fit.advance
@@ -63,8 +76,11 @@ class LightningFrameworkDelegate:
                 # An epoch without a batch has nothing that the user's epoch end could work with.
                 self._stop_in_epoch = inside.batches_done(trainer) == 0
                 raise StopIteration
-            if self._between_epochs:
+            if self._between_epochs or self._steps_reached():
                 raise StopIteration
+            if self.leaving():
+                leave("SIGTERM")
+                raise SIGTERMException
             # Not the fetcher that the loop began with: an apply may have made another.
             advance(inside.fetcher(trainer))
 
@@ -76,7 +92,7 @@ class LightningFrameworkDelegate:
         self._wraps.put(loop, "advance", gated)
         self._wraps.put(fit, "advance", epoch)
 
-    def _install_end(self, at_end: Callable[[], None]) -> None:
+    def _install_end(self, at_end: Callable[[], None], leave: Callable[[str], None]) -> None:
         """Inside fit, before the loops know that a limit is reached.
 
         ``max_steps`` is looked at behind the step, since the epoch's end has run too early once
@@ -88,7 +104,11 @@ class LightningFrameworkDelegate:
         step_end, epoch_end = loop.on_advance_end, fit.on_advance_end
 
         def after_step(_: Any) -> None:
-            step_end(inside.fetcher(trainer))
+            try:
+                step_end(inside.fetcher(trainer))
+            except SIGTERMException:
+                leave("SIGTERM")  # everything of the step is done: it stands as at the gate
+                raise
             if self._steps_reached():
                 at_end()
                 # Applied here, a snapshot stands as at the gate; but for one between two epochs.
@@ -105,6 +125,7 @@ class LightningFrameworkDelegate:
                 epoch_end()
             if self._steps_reached() or not (self._epochs_reached() or inside.stops(trainer)):
                 return
+            self._in_epoch = False  # of what was applied at a gate
             at_end()
             self._between_epochs = False
             if self._in_epoch:
@@ -141,6 +162,7 @@ class LightningFrameworkDelegate:
             batch_idx=loop.batch_progress.current.completed,
             max_steps=loop.max_steps if loop.max_steps != -1 else None,
             max_epochs=max_epochs if max_epochs is not None and max_epochs >= 0 else None,
+            epochs_done=fit.epoch_progress.current.processed,
         )
 
     def capture(self, pool: HostPool | None = None) -> dict[str, Any]:
@@ -157,12 +179,20 @@ class LightningFrameworkDelegate:
     def apply(self, state: dict[str, Any]) -> None:
         """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
         snapshot.apply(self._trainer, state)
-        self._raise_limits(state["otf"].get("extended", {}))
+        self._extend_at_least(state["otf"].get("extended", {}))
         self._between_epochs = inside.epoch_is_over(self._trainer)
         self._in_epoch = not self._between_epochs
 
+    def environment(self) -> dict[str, Any]:
+        """Lightning's version is among the core's; the data is Lightning's to know."""
+        return {"data": inside.training_batches(self._trainer)}
+
+    def exactness(self) -> tuple[list[str], list[str]]:
+        """See exact_report.ExactReport.found."""
+        return self._report.found(self._trainer)
+
     def extend(self, asked: Mapping[str, int]) -> None:
-        """Raise ``max_steps`` or ``max_epochs``.
+        """Set ``max_steps`` or ``max_epochs``, -1 for no limit; an early stop is called off.
 
         Raises:
             CommandError: ``unsupported``; a schedule has a fixed length.
@@ -171,17 +201,22 @@ class LightningFrameworkDelegate:
             if name := _of_fixed_length(scheduler):
                 detail = f"extend was asked, but {name} has a fixed length; it would raise."
                 raise CommandError(ErrorCode.UNSUPPORTED, detail)
-        self._raise_limits(asked)
+        for name, value in asked.items():
+            setattr(self._owner(name), name, value)
+            self._extended[name] = value
         self._trainer.should_stop = False
 
-    def _raise_limits(self, asked: Mapping[str, int]) -> None:
+    def _extend_at_least(self, limits: Mapping[str, int]) -> None:
+        """What a snapshot was extended to, where the script's own limit is not above it."""
+        for name, value in limits.items():
+            now = getattr(self._owner(name), name)
+            if now not in (None, -1) and (value == -1 or now < value):
+                setattr(self._owner(name), name, value)
+                self._extended[name] = value
+
+    def _owner(self, limit: str) -> Any:
         fit = self._trainer.fit_loop
-        for name, value in asked.items():
-            owner = fit if name == "max_epochs" else fit.epoch_loop
-            now = getattr(owner, name)
-            if now not in (None, -1) and now < value:
-                setattr(owner, name, value)
-            self._extended[name] = value
+        return fit if limit == "max_epochs" else fit.epoch_loop
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
         """See evaluation.run_validation."""

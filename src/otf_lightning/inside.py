@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import lightning as L
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -66,7 +67,7 @@ PRIVATE: Final = {
         "restore_precision_plugin_state",
         "restore_training_state",
     ),
-    "": ("_last_val_time",),
+    "": ("_last_val_time", "_val_check_time_interval"),
 }
 # Not attributes of a trainer: the classes from which what ``self.log`` gathers is built anew.
 PRIVATE_CLASSES: Final = {
@@ -76,6 +77,7 @@ PRIVATE_CLASSES: Final = {
         "_Sync",
     ),
     "lightning.pytorch.loops.loop": ("_Loop",),
+    "lightning.pytorch.loops.fetchers": ("_DataLoaderIterDataFetcher",),
 }
 LOGGED: Final = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
 LOG_FLAGS: Final = ("_first_loop_iter", "_current_fx")
@@ -186,6 +188,38 @@ def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
         # "is": a CombinedLoader without an iterator has no truth
         if combined is not None:
             yield from combined.flattened
+
+
+def before_restore(trainer: L.Trainer, wraps: Wraps, opened: Callable[[Any], bool]) -> None:
+    """Call ``opened`` with the path that a fit was given; True: Lightning restores nothing.
+
+    The path is a local of ``Trainer._run``; this is the first that is called with it, once, also
+    where there is none.
+    """
+    connector: Any = trainer._checkpoint_connector
+    restore = connector._restore_modules_and_callbacks
+
+    def instead(path: Any = None, weights_only: Any = None) -> None:
+        taken = opened(path)
+        restore(None if taken else path, weights_only)
+
+    wraps.put(connector, "_restore_modules_and_callbacks", instead)
+
+
+def training_batches(trainer: L.Trainer) -> int | None:
+    """Batches of a training epoch; None where that is not known."""
+    found = trainer.fit_loop.max_batches
+    return None if found == float("inf") else int(found)
+
+
+def hands_over_the_iterator(trainer: L.Trainer) -> bool:
+    """Whether ``training_step`` fetches for itself, so that nobody knows how far it is."""
+    return isinstance(fetcher(trainer), _DataLoaderIterDataFetcher)
+
+
+def validates_by_the_clock(trainer: L.Trainer) -> bool:
+    """Whether validations come by time."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
 
 
 def fetcher(trainer: L.Trainer) -> Any:

@@ -414,7 +414,7 @@ def test_a_hold_that_nobody_waits_for_is_held_and_another_cause_is_its_reason(ri
     rig.step(partial(rig.actions.gate.resume, "guard"))
 
     assert rig.tape == [*PAUSED_AT_1, "state paused > running", "resumed 1"]
-    assert [e.get("reason") for e in rig.events] == ["user", "guard", None, None, None]
+    assert [e.get("reason") for e in rig.events] == ["guard", "guard", None, None, None]
 
 
 # Stop.

@@ -121,7 +121,7 @@ def test_stop_ends_also_where_the_script_wants_so_many_at_least(
     reply, trainer, _, _ = stop_at(3, tmp_path, {"save": False}, **limits)
     assert trainer.global_step == reply["step"] == 4
     assert reply["ckpt"] is None
-    assert not list(tmp_path.glob("*/*/checkpoints/*.ckpt"))
+    assert [p.stem for p in tmp_path.glob("*/*/checkpoints/*.ckpt")] == ["0-auto"]
 
 
 def test_stop_while_paused_answers_everybody(tmp_path: Path) -> None:

@@ -24,12 +24,19 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackListener]:
         yield open_
 
 
-def attached(save_dir: Path, *barriers: Barrier, name: str = "run", **kwargs: Any) -> Fit:
+def attached(
+    save_dir: Path,
+    *barriers: Barrier,
+    name: str = "run",
+    after_fit: Any = "return",
+    **kwargs: Any,
+) -> Fit:
     callback = OnTheFlyCallback(
         "vscode",
         name,
         save_dir=save_dir,
         test_dataloaders=DataLoader(digits(64), batch_size=16),
+        after_fit=after_fit,
     )
     fit = Fit(lambda: _fit([callback, *barriers], Net(schedule=None), **kwargs))
     fit.start()
@@ -45,7 +52,7 @@ def test_connect_pause_save_test_resume_finish(listener: LoopbackListener, tmp_p
     foreign.write_text("print('mine')\n")
     barrier = Barrier(5, 9)
     with LegacyDashboard(listener) as host:
-        fit = attached(tmp_path, barrier)
+        fit = attached(tmp_path, barrier, after_fit="auto")
         host.wait_for_event("session_started")
         host.wait_for(lambda: "clean_disk" in host.requests)
         barrier.wait_for(5)
@@ -64,16 +71,24 @@ def test_connect_pause_save_test_resume_finish(listener: LoopbackListener, tmp_p
         host.press_resume()
         host.wait_for_event("resumed")
         barrier.open()
+        # It expects the end to be tested and held.
+        tested_last = host.wait_for_event("auto_test_complete", step=24)
+        assert Path(tested_last["ckpt_path"]).is_file()
+        host.wait_for_event("paused", step=24)
+        assert "trainingFinished" not in kinds(host)
+        host.press_resume()
         host.wait_for_event("trainingFinished", status="completed")
         fit.outcome()
 
     order = kinds(host)
     assert order.index("session_started") < order.index("newRun") < order.index("trainStep")
-    assert order.count("paused") == order.count("resumed") == 1
+    assert order.count("paused") == order.count("resumed") == 2
     held = host.events[order.index("paused") : order.index("resumed")]
     assert not [e for e in held if e["type"] == "trainStep"]
     assert [e["step"] for e in host.events if e["type"] == "trainStep"] == list(range(1, 25))
-    seqs = [e["event_seq"] for e in host.events if "event_seq" in e]
+    # The digest on connecting tells checkpoints behind the steps.
+    ordered = [e for e in host.events if e["type"] != "checkpoint_saved"]
+    seqs = [e["event_seq"] for e in ordered if "event_seq" in e]
     assert seqs == sorted(set(seqs))
     assert {"gap", "accepted"}.isdisjoint(order)
     assert host.page_log == []

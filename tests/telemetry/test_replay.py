@@ -46,6 +46,19 @@ def test_the_digest_has_each_kind_in_its_place_and_session_started_once() -> Non
     assert shown(replay, 2) == [("newRun", 0)]
 
 
+def test_steps_that_were_rolled_back_are_told_no_more() -> None:
+    events = [
+        {"type": "trainStep", "step": 1, "n": 0},
+        {"type": "trainStep", "step": 2, "n": 1},
+        {"type": "trainStep", "step": 3, "n": 2},
+        {"type": "checkpoint_loaded", "step": 1, "n": 3},
+        {"type": "trainStep", "step": 2, "n": 4},
+    ]
+    lines = [json.dumps(event).encode() for event in events]
+    replay = LegacyReplay(lambda after, until: iter(lines[after:until]))
+    assert shown(replay, 5) == [("trainStep", 0), ("trainStep", 4)]
+
+
 @pytest.mark.parametrize("end", ["resumed", "trainingFinished"])
 def test_a_run_that_does_not_stand_is_not_shown_paused(end: str) -> None:
     assert shown(LegacyReplay(Log("paused", end).read), 2) == []

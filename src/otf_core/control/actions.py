@@ -28,11 +28,6 @@ SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered wit
 NOT_IN_THIS_VERSION: Final = {
     name: f"{what} is not part of this version (0.2.0) of otf."
     for name, what in {
-        "load_ckpt": "Loading a checkpoint into a running fit",
-        "rollback": "Rolling back",
-        "reset_session": "Resetting a session",
-        "extend": "Extending a run",
-        "undo": "Undo",
         "switch_run": "Switching to another run",
         "fork": "Forking",
         "merge": "Merging",
@@ -109,6 +104,8 @@ class ConsoleAction:
         emit: ``emit(type, **fields)``; any thread.
         position: where the run stood at the last safe point; any thread.
         max_pause_s: a forgotten user's pause ends after so long.
+        leaving: whether the process is about to end, so that no pause may hold it.
+        deserted: whether nobody is there for whom the end would be held.
     """
 
     def __init__(
@@ -121,13 +118,17 @@ class ConsoleAction:
         position: Callable[[], Position],
         max_pause_s: float | None = None,
         test_label: str | None = None,
+        leaving: Callable[[], bool] | None = None,
+        deserted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
         self._test_label = test_label
+        self._longest_s: dict[str, float] = {}  # cause -> how long it may hold
         self.safe_point = SafePoint(self._attend)
-        self.gate = PauseGate(self._announce, leave=delegate.leaving)
+        self._leaving, self._deserted = leaving or delegate.leaving, deserted
+        self.gate = PauseGate(self._announce, leave=self._lets_go)
         self.bus: ControlBus
         self._router: CommandRouter
         self._pauses: list[Waiter] = []  # to be answered on arrival
@@ -172,8 +173,13 @@ class ConsoleAction:
         self.hold(ticket)
         return LATER
 
-    def hold(self, waiter: Waiter | None, *, cause: str = "user") -> None:
+    def hold(
+        self, waiter: Waiter | None, *, cause: str = "user", hold_s: float | None = None
+    ) -> None:
         """Ask for a pause from now on; any thread.
+
+        Args:
+            hold_s: how long at most; None: as for any pause.
 
         Raises:
             CommandError: the run is over, or about to be.
@@ -186,7 +192,9 @@ class ConsoleAction:
                 too_late = _overtaken("pause", "stop", self._position().step)
                 raise too_late
             # Looked at once: the training thread may arrive while we are here.
-            found = self.gate.request(cause, hold_s=self._max_pause_s)
+            longest_s = self._max_pause_s if hold_s is None else hold_s
+            self._longest_s[cause] = longest_s
+            found = self.gate.request(cause, hold_s=longest_s)
             if waiter is not None:
                 if self._paused_reply is not None and found is State.HELD:
                     waiter.reply(dict(self._paused_reply))
@@ -196,8 +204,11 @@ class ConsoleAction:
             # ``resumed`` first.
             if found is State.REQUESTED and self._paused_reply is None:
                 request_id = waiter.id if waiter is not None else None
-                self._state.move("pausing", reason="user", request_id=request_id)
+                self._state.move("pausing", reason=cause, request_id=request_id)
         self.wake()
+
+    def _lets_go(self) -> bool:
+        return self._leaving() or (self.gate.causes == ("after_fit",) and self._deserted())
 
     def resume(self, ticket: Ticket) -> Later:
         """Let the thread go; answered when it is away."""
@@ -208,7 +219,8 @@ class ConsoleAction:
             overtaken = _overtaken("pause", "resume", step)
             withdrawn = self.bus.withdraw("pause", overtaken)
             before = self.gate.state
-            asked = self.gate.resume("user")
+            held = [self.gate.resume(cause) for cause in ("user", "after_fit")]
+            asked = any(held)
             if self.gate.state is State.RELEASED:
                 # The thread stands, or is on its way out: it answers when it is away.
                 if before is State.RELEASED:
@@ -352,7 +364,9 @@ class ConsoleAction:
                     ticket.fail(_overtaken("resume", "stop", step))
                 return
             if overdue:
-                text = f"the pause was ended after {self._max_pause_s:g} s (max_pause)"
+                cause = overdue[0]
+                limit = "max_hold" if cause == "after_fit" else "max_pause"
+                text = f"the pause was ended after {self._longest_s[cause]:g} s ({limit})"
                 self._emit("log", level="warning", phase="info", text=text)
             again = self.gate.should_block()
             self._state.move("running", request_id=waiting[0].id if waiting else None)
@@ -404,22 +418,33 @@ class ConsoleAction:
 
     def test_now(self, ticket: Ticket) -> dict[str, Any]:
         """Run the test loop and leave the training as it was."""
+        label, source = ticket.payload.label, ticket.payload.source or "user"
+        return self._test("test_complete", label, source, ticket.id)
+
+    def auto_test(self) -> None:
+        """Test at the end of the fit, where there is something to test with."""
+        try:
+            self._test("auto_test_complete", "final", "auto", None)
+        except CommandError as error:
+            text = f"no test at the end: {error.detail}"
+            self._emit("log", level="info", phase="info", text=text)
+
+    def _test(self, event: str, label: str, source: str, request_id: str | None) -> dict[str, Any]:
         step = self._delegate.position().step
-        label = ticket.payload.label
         self._tests += 1
         env_label = self._test_label or f"test_{self._tests}"
-        with self._exclusive("testing", ticket):
+        with self._exclusive("testing", request_id):
             saved = self._save_whole("ring", pinned=False, ticket=None)
             found = self._delegate.run_test(self._tested)
         path = saved.path if saved is not None else None
         loss = _known("avg_loss", found.avg_loss)
         common = {**loss, "step": step, "label": label, "ckpt_path": path}
         self._emit(
-            "test_complete",
+            event,
             status="ok",
             **common,
             env_test_label=env_label,
-            source=ticket.payload.source or "user",
+            source=source,
             metrics=dict(found.metrics),
             seconds=found.seconds,
         )
@@ -437,7 +462,7 @@ class ConsoleAction:
     def validate_now(self, ticket: Ticket) -> dict[str, Any]:
         """Validate by the module's hooks alone and leave the training as it was."""
         step = self._delegate.position().step
-        with self._exclusive("validating", ticket):
+        with self._exclusive("validating", ticket.id):
             found: Evaluation = self._delegate.run_validation(
                 ticket.payload.limit_batches, lambda _done, _total, _loss: None
             )
@@ -449,11 +474,11 @@ class ConsoleAction:
         }
 
     @contextlib.contextmanager
-    def _exclusive(self, state: str, ticket: Ticket) -> Iterator[None]:
+    def _exclusive(self, state: str, request_id: str | None) -> Iterator[None]:
         with self._state.lock:
             before, reason = self._state.state, self._state.reason
             self._action = state
-            self._state.move(state, reason="action", request_id=ticket.id)
+            self._state.move(state, reason="action", request_id=request_id)
         try:
             yield
         finally:

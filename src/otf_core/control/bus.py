@@ -208,6 +208,13 @@ class ControlBus:
             ticket.fail(error)
         return len(gone)
 
+    def withdraw_one(self, request_id: str) -> Ticket | None:
+        """Take back what waits for a later step; any thread. The ticket, still to be answered."""
+        with self._lock:
+            found = [ticket for _, ticket in self._scheduled if ticket.id == request_id]
+            self._scheduled = [due for due in self._scheduled if due[1] not in found]
+        return found[0] if found else None
+
     def pending(self) -> list[dict[str, Any]]:
         """The accepted and unanswered, as ``status.pending`` has them; any thread."""
         with self._lock:

@@ -6,7 +6,7 @@ Small on purpose: each method is here because a command cannot be carried out wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
@@ -18,6 +18,7 @@ class Position(NamedTuple):  # no dataclass: one is made at every step, and this
         global_step: optimizer steps over all optimizers, as Lightning counts.
         epoch: the epoch of the next batch, from 0.
         batch_idx: batches of this epoch that are done.
+        epochs_done: epochs that are completely finished.
         max_steps: in the unit of ``global_step``; None when there is no such limit.
     """
 
@@ -27,6 +28,7 @@ class Position(NamedTuple):  # no dataclass: one is made at every step, and this
     batch_idx: int = 0
     max_steps: int | None = None
     max_epochs: int | None = None
+    epochs_done: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,29 @@ class ControlDelegate(Protocol):
             pool: a ``HostPool`` for its memory; the copy is good until that is rewound.
         """
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse what is not a snapshot of this model; nothing is touched.
+
+        Raises:
+            CommandError: ``bad_payload``, with what differs.
+        """
+
+    def apply(self, state: dict[str, Any]) -> None:
+        """Put a snapshot back in place; it is used up by it. Raises as ``check`` does."""
+
+    def environment(self) -> dict[str, Any]:
+        """What decides the numbers beside the state, of the framework's; plain values."""
+
+    def exactness(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Why a resume will not be exact, and what is left out without having changed."""
+
+    def extend(self, asked: Mapping[str, int]) -> None:
+        """Set ``max_steps`` or ``max_epochs``, -1 for no limit.
+
+        Raises:
+            CommandError: ``unsupported``; a schedule has a fixed length.
+        """
+
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
         """Validate without leaving a trace in the training.
 
@@ -84,8 +109,13 @@ class FrameworkDelegate(ControlDelegate, Protocol):
     def attach(self) -> None:
         """Take the run over, before its first batch."""
 
-    def install_batch_boundary_hook(self, tick: Callable[[], bool]) -> None:
-        """Have ``tick`` called between two batches; it returns True when the run is to stop."""
+    def install_batch_boundary_hook(
+        self, tick: Callable[[], bool], at_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have ``tick`` called between two batches; it returns True when the run is to stop.
+
+        ``at_end`` is called when a limit is reached, before the loop is left.
+        """
 
     def detach(self) -> None:
         """Take everything off again."""

@@ -117,6 +117,11 @@ class PauseGate:
         """The state at the moment of reading; any thread."""
         return self._state
 
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Who asks for a pause at the moment; any thread."""
+        return tuple(self._causes)
+
     def should_block(self) -> bool:
         """Whether the training thread is to call wait_until_resumed; reads without the lock."""
         return bool(self._causes)

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 Kind = Literal["ring", "pause", "manual", "auto", "final"]
+RING: Final = frozenset({"ring", "pause", "auto"})  # kinds of which the oldest go
 MAX_WAITING: Final = 2  # copies in host memory that wait for the disk
 OUR_FILES: Final = re.compile(r"(\d+-(?:ring|pause|manual|auto|final)(?:-\d+)?)\.(?:ckpt|json)")
 
@@ -360,7 +361,7 @@ class CheckpointStore:
 
     def _drop_oldest(self) -> None:
         with self._lock:
-            ring = [m for m in self._known.values() if not m.pinned]
+            ring = [m for m in self._known.values() if m.kind in RING and not m.pinned]
             gone = ring[: max(0, len(ring) - self._keep)]
             for manifest in gone:
                 del self._known[manifest.id]

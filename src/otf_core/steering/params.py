@@ -155,6 +155,15 @@ class Steering:
         self._tunable = tunable
         self._ledger = Ledger(_CEILINGS)
         self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
+        self._script: dict[str, Value] = {}  # path of a knob -> what the script has there
+        self._added: dict[str, Knob] = {}
+
+    def add_knob(self, path: str, knob: Knob) -> None:
+        """A value that is no part of the training's state, so that no rollback changes it."""
+        self._added[path] = knob
+
+    def _knobs(self) -> dict[str, Knob]:
+        return {**self._tunable.trainer_knobs(), **self._added}
 
     def list(
         self, pending: Mapping[str, Any] | None = None, *, may_wait: bool = True
@@ -182,7 +191,7 @@ class Steering:
             }
             for path, slots in self._paths().items()
         ]
-        for path, knob in self._tunable.trainer_knobs().items():
+        for path, knob in self._knobs().items():
             optional = {"choices": knob.choices and [*knob.choices], "unit": knob.unit}
             rows.append(
                 {
@@ -212,7 +221,7 @@ class Steering:
             raise CommandError(
                 ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step}
             )
-        knob = self._tunable.trainer_knobs().get(request.path)
+        knob = self._knobs().get(request.path)
         if knob is not None:
             self._plan_knob(request, knob)
         else:
@@ -220,7 +229,7 @@ class Steering:
 
     def apply(self, request: SetParam, step: int) -> AppliedParam:
         """Set it now, whatever ``at_step`` says; all of it, or nothing and a CommandError."""
-        knob = self._tunable.trainer_knobs().get(request.path)
+        knob = self._knobs().get(request.path)
         if knob is not None:
             return self._set_knob(request.path, knob, self._plan_knob(request, knob), step)
         asked = self._plan(request, float)
@@ -240,7 +249,7 @@ class Steering:
             CommandError: ``not_allowed_now``; the script has written it since.
         """
         if applied.undo is None:
-            knob = self._tunable.trainer_knobs()[applied.path]
+            knob = self._knobs()[applied.path]
             return self._set_knob(applied.path, knob, applied.old, step)
         lost = [slot for slot in applied.undo if self._ledger.get(slot) is None]
         if lost:
@@ -297,7 +306,9 @@ class Steering:
         edits = {paths[path]: row for path, row in state["edits"].items()}
         self._intercept(edits)
         self._ledger.load(edits)
-        for path, value in state["knobs"].items():
+        # Those that were set after that state was taken are the script's again.
+        script = {p: v for p, v in self._script.items() if p in knobs and p not in state["knobs"]}
+        for path, value in {**script, **state["knobs"]}.items():
             knobs[path].write(value)
         self._held = dict(state["knobs"])
 
@@ -331,7 +342,10 @@ class Steering:
         old = knob.read()
         if old != value:
             knob.write(value)
-        new = self._held[path] = knob.read()
+        new = knob.read()
+        if path not in self._added:
+            self._script.setdefault(path, old)
+            self._held[path] = new
         return AppliedParam(path, old, new, step, knob.owner, "override")
 
     # What is there.
@@ -366,7 +380,7 @@ class Steering:
             slots = [slot for index, slot in self._slots() if _one(index, slot) == path]
         if slots:
             return slots
-        known = [*paths, *self._tunable.trainer_knobs()]
+        known = [*paths, *self._knobs()]
         near = difflib.get_close_matches(path, known, n=1)
         hint = f", nearest is {near[0]!r}" if near else ""
         detail = f"{path[:80]!r} was asked{hint}; allowed: {', '.join(known)}."

@@ -46,7 +46,8 @@ class Emitter:
         self._sinks, self._clock = sinks, clock
         self._lock = threading.Lock()
         self._seq = 0
-        self._stamps = {"run_id": run_id, "run_gen": 0, "session_id": session_id}
+        self._stamps: dict[str, Any] = {}
+        self._stamp()
         self._waiting: deque[tuple[str, float, Callable[[], Mapping[str, Any]]]] = deque()
         self._due, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,6 +57,28 @@ class Emitter:
         """The number of the last event, 0 before the first."""
         self.drain()
         return self._seq
+
+    def begin_session(self, session_id: str, sinks: tuple[Sink, ...]) -> None:
+        """A reset: ``event_seq`` counts from 1 again, into other sinks."""
+        self.drain()
+        with self._lock:
+            self.session_id, self._sinks, self._seq = session_id, sinks, 0
+            self.run_gen = 0
+            self._stamp()
+
+    def begin_generation(self, run_gen: int) -> None:
+        """A rollback or a resume: what comes now supersedes what was told of later steps."""
+        self.drain()
+        with self._lock:
+            self.run_gen = run_gen
+            self._stamp()
+
+    def _stamp(self) -> None:
+        self._stamps = {
+            "run_id": self.run_id,
+            "run_gen": self.run_gen,
+            "session_id": self.session_id,
+        }
 
     def start(self) -> None:
         """Start the thread that makes what is told later."""

@@ -207,6 +207,13 @@ class StepRecorder:
         """Emit what is still on its way; waits for the device. Before ``paused`` and at the end."""
         self._tell(self._late.flush())
 
+    def rewind(self, step: int, logged: Mapping[str, Any]) -> None:
+        """The run was put back to another step; what is logged now is not new."""
+        self.abort()
+        self._step, self._seen, self._names = step, dict(logged), tuple(logged)
+        self._own_s = 0.0
+        self._latest = {}
+
     def abort(self) -> None:
         """The batch under way has failed or was cut short: its hooks go."""
         if self._tracker.armed:

@@ -33,12 +33,13 @@ class LegacyReplay:
         again.
         """
         head: list[bytes] = []
-        steps: list[bytes] = []
+        steps: list[tuple[int, bytes]] = []  # step, line
         checkpoints: list[bytes] = []
         log: bytes | None = None
         paused: bytes | None = None
         for line in self._read(0, until):
-            kind = protocol.decode_message(line).get("type")
+            event = protocol.decode_message(line)
+            kind = event.get("type")
             if kind == "session_started":
                 if not self._introduced:
                     head.insert(0, line)
@@ -47,7 +48,10 @@ class LegacyReplay:
             elif kind == "log":
                 log = log or line
             elif kind == "trainStep":
-                steps.append(line)
+                steps.append((event.get("step", 0), line))
+            elif kind == "checkpoint_loaded":
+                # What was rolled back is told no more: the host would keep both.
+                steps = [known for known in steps if known[0] <= event["step"]]
             elif kind == "checkpoint_saved":
                 checkpoints.append(line)
             elif kind == "paused":
@@ -55,8 +59,9 @@ class LegacyReplay:
             elif kind in ("resumed", "trainingFinished"):
                 paused = None
         self._introduced = True
+        told = [line for _, line in steps]
         tail = [line for line in (paused,) if line is not None]
-        return [*head, *([log] if log else []), *thinned(steps), *checkpoints, *tail]
+        return [*head, *([log] if log else []), *thinned(told), *checkpoints, *tail]
 
 
 def thinned(lines: list[bytes], most: int = MAX_POINTS) -> list[bytes]:

@@ -1,0 +1,85 @@
+"""The exactness report: what a run promises of its resume, and what it has found against it.
+
+Rule 1: it never claims what was not looked at; what it says can only become worse while a run goes
+on.
+Rule 2: a snapshot of other versions, another number of threads or other data is refused with the
+reason, unless somebody says that he wants it nevertheless (``OTF_RESUME_FORCE=1``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+
+from otf_core.state.run_folder import versions
+
+FORCE: Final = "OTF_RESUME_FORCE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exactness:
+    """What a resume will be.
+
+    Attributes:
+        reasons: why it will not be exact; empty: it will be.
+        left_out: what is not in the state, and was not seen to change.
+    """
+
+    reasons: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether what follows a resume is bit for bit what it would have been."""
+        return not self.reasons
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        if self.reasons:
+            return f"not exact because {'; '.join(self.reasons)}"
+        if self.left_out:
+            return f"exact except {', '.join(self.left_out)}"
+        return "exact"
+
+    def worse(self, reasons: Iterable[str], left_out: Iterable[str]) -> Exactness:
+        """With what was found now; nothing that was found before goes."""
+        known = dict.fromkeys((*self.reasons, *reasons))
+        out = dict.fromkeys((*self.left_out, *left_out))
+        return Exactness(tuple(known), tuple(out))
+
+    def to_wire(self) -> dict[str, Any]:
+        """As the event and ``run.json`` have it."""
+        return {"exact": self.exact, "text": self.text, "reasons": list(self.reasons)}
+
+
+def environment() -> dict[str, Any]:
+    """What decides a run's numbers beside its state; plain values, any thread."""
+    return {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+
+
+def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What is another than when a snapshot was taken, for a person; empty: nothing is."""
+    found = []
+    for name, was in saved.get("versions", {}).items():
+        now = here["versions"].get(name, "none")
+        # Our own version is told by the format of the snapshot.
+        if now != was and name != "otf-lightning":
+            found.append(f"{name} {now} (it was {was})")
+    for name, said in (
+        ("threads", "{} threads of torch (it was {})"),
+        ("machine", "machine {} (it was {})"),
+        ("data", "{} training batches an epoch (it was {})"),
+    ):
+        if name in saved and saved[name] != here.get(name):
+            found.append(said.format(here.get(name), saved[name]))
+    return found

@@ -1,0 +1,255 @@
+"""Which checkpoints a run makes of its own accord, and from which one it goes on.
+
+Rule 1: a run has a checkpoint of its beginning, of its end, and whatever ``checkpoint_every`` asks;
+training never waits for the disk for one of them.
+Rule 2: a process that is told to end saves at the next safe point, waits for the file, and says by
+which command the run goes on.
+Rule 3: a resume that cannot be is an error of the fit. It never trains from the start instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+
+from otf_core.control.delegate import ControlDelegate, Position
+from otf_core.errors import CommandError, ErrorCode, OtfError
+from otf_core.state import run_folder
+from otf_core.state.checkpoint_file import Manifest, read_checkpoint
+from otf_core.state.store import CheckpointStore, Pending
+
+LEAVING_S: Final = 20.0  # of the grace period that clusters give, 30 s and more
+
+
+class ResumeError(OtfError):
+    """The run that was to go on cannot; says what was asked and found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run goes on.
+
+    Attributes:
+        run_dir: its folder; None where the file lies outside of one, and a new run begins.
+    """
+
+    path: Path
+    run_dir: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """How often a checkpoint is made: one of the two, or never."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def every(asked: int | str | None) -> Every:
+    """``checkpoint_every`` as a user gives it: an int is steps, ``"10min"`` is time.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if asked is None:
+        return Every()
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked > 0:
+        return Every(steps=asked)
+    if isinstance(asked, str):
+        text = asked.strip().lower()
+        for unit, seconds in (("min", 60.0), ("h", 3600.0), ("s", 1.0)):
+            number = text.removesuffix(unit).strip()
+            if text.endswith(unit) and number.replace(".", "", 1).isdigit() and float(number) > 0:
+                return Every(seconds=float(number) * seconds)
+    msg = f'checkpoint_every was asked to be {asked!r}; allowed: steps > 0, or a time as in "10min"'
+    raise ValueError(msg)
+
+
+def find_origin(
+    asked: str | Path | None, *, save_dir: Path, project: str, run_name: str
+) -> Origin | None:
+    """The checkpoint that ``resume=`` means; None: start fresh.
+
+    Raises:
+        ResumeError: there is no such file.
+    """
+    if asked is None:
+        return None
+    if str(asked) == "auto":
+        found = run_folder.find_checkpoint(save_dir, project, run_name)
+        return Origin(found[2], found[0]) if found is not None else None
+    path = Path(asked).absolute()
+    if not path.is_file():
+        msg = f"resume was asked from {path}, where there is no file; allowed: a checkpoint, auto"
+        raise ResumeError(msg)
+    return Origin(path, run_folder.run_of(path))
+
+
+class Run(Protocol):
+    """What the keeper needs of the session."""
+
+    def save(self, kind: str, *, pinned: bool = False) -> Pending:
+        """Copy the state now, write it in the background."""
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        """Another state was put in place."""
+
+    def position(self) -> Position:
+        """Where the run stands."""
+
+    def emit(self, kind: str, /, **fields: Any) -> int:
+        """Tell."""
+
+    def say(self, line: str) -> None:
+        """Tell the person at the terminal."""
+
+
+class Keeper:
+    """Makes them; training thread, at the safe point.
+
+    Args:
+        allow: raises CommandError where a snapshot is not of this machine or this data.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        store: CheckpointStore,
+        delegate: ControlDelegate,
+        every: Every,
+        origin: Origin | None,
+        allow: Callable[[Mapping[str, Any]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run, self._store, self._delegate, self._every = run, store, delegate, every
+        self._origin, self._allow, self._clock = origin, allow, clock
+        self._begun = False
+        self._last_step, self._last_s = 0, clock()
+        self._said_busy = False
+        self._final: Pending | None = None
+        self.initial: str | None = None  # the checkpoint of the beginning
+
+    def begin(self) -> dict[str, Any] | None:
+        """Before the first batch: go on from the origin, or keep the beginning.
+
+        Returns:
+            The steering state of what was put in place.
+
+        Raises:
+            ResumeError: the origin does not fit.
+        """
+        if self._begun:
+            return None
+        self._begun = True
+        state = self._go_on() if self._origin is not None else None
+        first = self._store.at_step(0)
+        if first is not None and first[0].kind == "auto":
+            self.initial = first[0].id
+        elif self._run.position().step == 0:
+            saved = self._quietly("auto", pinned=True)
+            self.initial = saved.id if saved is not None else None
+        self._last_step, self._last_s = self._run.position().step, self._clock()
+        return state
+
+    def step(self, step: int) -> None:
+        """A step is done; keep it if it is due."""
+        due_steps, due_s = self._every.steps, self._every.seconds
+        by_steps = due_steps is not None and step % due_steps == 0 and step != self._last_step
+        by_time = due_s is not None and self._clock() - self._last_s >= due_s
+        if not (by_steps or by_time):
+            return
+        if self._quietly("ring") is not None:
+            self._last_step, self._last_s = step, self._clock()
+
+    def end(self) -> None:
+        """The run is about to end; the file that ``resume="auto"`` of a finished run loads."""
+        self._final = self._quietly("final")
+
+    def ended(self) -> None:
+        """Before the end is told: who is told of it finds the file."""
+        if self._final is not None:
+            self._final.wait(LEAVING_S)
+
+    def leave(self, why: str) -> None:
+        """The process was told to end: save, wait for the file, say how the run goes on."""
+        saved = self._quietly("auto")
+        if saved is not None and saved.wait(LEAVING_S) and saved.error is None:
+            self._run.say(f"{why}: saved step {saved.step:,}; {resume_command(saved.path)}")
+            return
+        self._run.say(f"{why}: step {self._run.position().step:,} could not be saved in time")
+        self.tell_newest()
+
+    def tell_newest(self) -> None:
+        """By which command the run goes on from the newest checkpoint there is."""
+        found = self._store.last()
+        if found is not None:
+            manifest, path = found
+            how = "goes on exactly" if manifest.exact else "goes on"
+            self._run.say(f"from step {manifest.step:,} the run {how}: {resume_command(path)}")
+
+    def _go_on(self) -> dict[str, Any]:
+        assert self._origin is not None
+        path = self._origin.path
+        try:
+            state, manifest = read_checkpoint(path, field="path")
+            self._delegate.check(state)
+            self._allow(state)
+        except CommandError as error:
+            msg = f"resume was asked from {path}: {error.detail}"
+            raise ResumeError(msg) from error
+        self._delegate.apply(state)
+        self._run.restored(state)
+        step = self._run.position().step
+        name = manifest.id if manifest is not None else path.name
+        self._run.emit("checkpoint_loaded", path=str(path), step=step, id=name)
+        text = f"resumed from step {step:,} ({name})"
+        self._run.emit("log", level="info", phase="info", text=text)
+        self._run.say(text)
+        return state
+
+    def _quietly(self, kind: str, *, pinned: bool = False) -> Pending | None:
+        """Save; where that cannot be, training goes on and it is said, a busy disk once."""
+        try:
+            saved = self._run.save(kind, pinned=pinned)
+        except CommandError as error:
+            busy = error.code is ErrorCode.BUSY
+            if not (busy and self._said_busy):
+                text = f"no {kind} checkpoint at step {self._run.position().step}: {error.detail}"
+                self._run.emit("log", level="warning", phase="info", text=text)
+            self._said_busy = self._said_busy or busy
+            return None
+        saved.then(lambda: self._tell_failure(saved))
+        return saved
+
+    def _tell_failure(self, saved: Pending) -> None:
+        if saved.error is not None:
+            text = f"checkpoint {saved.id}: {saved.error.detail}"
+            self._run.emit("log", level="error", phase="info", text=text)
+
+
+def resume_command(path: str) -> str:
+    """How the very command of this process goes on from a checkpoint, for a shell."""
+    return f"OTF_RESUME={shlex.quote(path)} {shlex.join(sys.orig_argv)}"
+
+
+def has_exact_state(path: Any) -> bool:
+    """Whether this is a file of ours, from which a run goes on exactly; any thread."""
+    local = Path(str(path))
+    if not local.is_file():
+        return False
+    try:
+        # Mapped: only what is looked at is read.
+        found = torch.load(local, weights_only=True, map_location="cpu", mmap=True)
+    except (RuntimeError, ValueError, OSError, pickle.UnpicklingError):
+        return False  # another's, whose owner will say what is wrong with it
+    ours = found.get("otf") if isinstance(found, dict) else None
+    return isinstance(ours, dict) and "exact" in ours
