@@ -1,0 +1,133 @@
+"""A slice of the proof that the state is exact; the whole is ``make test-exact``.
+
+The runs are forked by a process of their own: this one may have threads by now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otf_lightning import snapshot
+from tests.exact import parts, tape
+from tests.exact.__main__ import SLICE
+from tests.exact.configs import CONFIGS
+from tests.exact.tape import Line
+from tests.exact.verdict import PARTS, Report, Verdict, fault
+
+ROOT = Path(__file__).parents[2]
+IN_SLICE = [config.name for config in CONFIGS.values() if config.slice]
+NOTICED = parts.wanted(only_parts=True)
+
+
+class Verdicts:
+    """What the process has found; it works while other tests ask."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process, self._found = process, dict[str, dict[str, Any]]()
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Way or part -> how and why; waits for it."""
+        assert self._process.stdout is not None
+        while name not in self._found:
+            line = self._process.stdout.readline()
+            assert line, f"the process has ended without {name}: {self._process.wait()}"
+            found, verdicts = json.loads(line)
+            self._found[found] = verdicts
+        return self._found[name]
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
+    log = tmp_path_factory.mktemp("exact") / "log"
+    command = [sys.executable, "-m", "tests.exact", "--slice", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=stderr
+        ) as process,
+    ):
+        yield Verdicts(process)
+        process.terminate()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("way", SLICE)
+@pytest.mark.parametrize("config", IN_SLICE)
+def test_what_follows_is_what_it_would_have_been(config: str, way: str, verdicts: Verdicts) -> None:
+    found = verdicts.of(config)
+    assert way in found, found
+    how, why = found[way]
+    assert how == "exact", why
+    assert "processes left over" not in found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("config", "part"), [(config, part) for config, found in NOTICED.items() for part in found]
+)
+def test_a_run_notices_that_a_part_was_not_put_back(
+    config: str, part: str, verdicts: Verdicts
+) -> None:
+    how, why = verdicts.of(f"{PARTS}{config}")[part]
+    assert how in ("inexact", "raises"), why
+
+
+def test_every_part_of_the_state_has_a_configuration_that_would_notice() -> None:
+    noticed = {part for found in NOTICED.values() for part in found}
+    assert noticed == {part.name for part in snapshot.PARTS} - set(parts.ONLY_CHECKED)
+
+
+# ------------------------------------------------------------------- the proof itself
+
+
+def test_the_lines_of_a_killed_run_are_cut_where_the_next_process_went_on() -> None:
+    before: list[Line] = [["gate", 0], ["go", 0], ["batch", "a"]]
+    behind: list[Line] = [["gate", 1], ["go", 1], ["batch", "b"]]
+    second: list[Line] = [["log", "sanity"], ["gate", 0], ["go", 1], ["batch", "again"]]
+
+    told = tape.stitched([(before + behind, None), (second, 1)])
+
+    assert told == [["batch", "a"], ["batch", "again"]]
+
+
+def test_lines_that_were_rolled_back_do_not_count() -> None:
+    before: list[Line] = [["gate", 0], ["batch", "a"], ["gate", 1], ["batch", "b"]]
+    lines = [*before, ["back", 1], ["batch", "c"]]
+
+    assert tape.stitched([(lines, None)]) == [["batch", "a"], ["batch", "c"]]
+
+
+def test_a_run_that_began_anew_has_no_lines_of_the_one_before() -> None:
+    assert tape.stitched([([["batch", "a"]], None), ([["batch", "b"]], None)]) == [["batch", "b"]]
+
+
+def test_what_is_promised_and_inexact_is_a_fault() -> None:
+    assert fault("shuffle", "kill", Verdict("inexact", "weights")) == "weights"
+    assert fault("shuffle", "kill", Verdict("exact")) is None
+    said = {"exact": False, "text": "not exact because"}
+    assert fault("shuffle", "session", Verdict("exact", said=said)) is not None
+
+
+def test_what_is_inexact_must_have_been_said_before_the_kill() -> None:
+    said = {"exact": False, "text": "not exact because"}
+    assert fault("opaque_stream", "kill", Verdict("inexact", said=said)) is None
+    assert fault("opaque_stream", "kill", Verdict("inexact")) is not None
+    assert fault("opaque_stream", "rollback", Verdict("inexact")) is None
+    assert fault("opaque_stream", "session", Verdict("exact")) is not None
+
+
+def test_the_whole_fails_with_too_few_that_are_exact() -> None:
+    report = Report(whole=True)
+    report.add("shuffle", {"kill": Verdict("exact", kills=1)})
+
+    assert "1 configurations exact in every way; 1 processes killed" in report.end(1.0, 0)
+    assert report.failures == ["1 configurations are exact, not 40"]
