@@ -193,7 +193,7 @@ def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
 def before_restore(trainer: L.Trainer, wraps: Wraps, opened: Callable[[Any], bool]) -> None:
     """Call ``opened`` with the path that a fit was given; True: Lightning restores nothing.
 
-    The path is a local of ``Trainer._run``; this is the first that is called with it, once, also
+    The path is a local of the trainer's run; this is the first that is called with it, once, also
     where there is none.
     """
     connector: Any = trainer._checkpoint_connector

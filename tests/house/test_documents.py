@@ -119,14 +119,6 @@ def test_the_arguments_of_the_callback_are_those_of_its_signature() -> None:
     assert list(written.items()) == list(there.items())
 
 
-@pytest.mark.parametrize(
-    "argument", [{"resume": "auto"}, {"checkpoint_every": 10}, {"after_fit": "hold"}]
-)
-def test_what_the_readme_calls_refused_is_refused_by_name(argument: dict[str, Any]) -> None:
-    [name] = argument
-    with pytest.raises(ValueError, match=f"^{name} was asked to be .* cannot do yet"):
-        OnTheFlyCallback(**argument)
-
 
 def test_every_variable_of_the_environment_is_read_and_the_other_way_round() -> None:
     rows = table(section(read("README.md"), "Environment"), "variable")

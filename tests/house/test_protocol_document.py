@@ -31,10 +31,8 @@ DOCUMENT = read("docs/protocol.md")
 COMMANDS = {row["cmd"].strip("`"): row for row in table(section(DOCUMENT, "Commands"), "cmd")}
 EVENTS = {row["type"].strip("`"): row for row in table(section(DOCUMENT, "Events"), "type")}
 
-THIS_ISSUE = 3
+THIS_ISSUE = 4
 BROUGHT_BY = {
-    # exact state
-    **dict.fromkeys(("load_ckpt", "rollback", "reset_session", "extend", "undo"), 4),
     # runs: fork, merge, samples, reports, and the health checks
     **dict.fromkeys(
         (
@@ -176,6 +174,7 @@ class Link:
         self.replies: dict[str, Any] = {}
         self.events: list[Mapping[str, Any]] = []
         self.bus: Any = None
+        self.went_back = False
 
     def ask(self, cmd: str, **payload: Any) -> None:
         raw = msgspec.Raw(msgspec.json.encode(payload))
@@ -204,6 +203,10 @@ class Visitor(L.Callback):
         assert session is not None
         assert session.journal.path is not None
         self.journal = session.journal.path
+        if link.went_back:  # not of the callback: its attributes go back as well
+            if trainer.global_step == 7:
+                link.ask("stop")
+            return
         if trainer.global_step == 3:
             link.bus = session.bus
             for cmd in ("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now"):
@@ -217,7 +220,12 @@ class Visitor(L.Callback):
             link.ask("test", label="again")
             link.ask("list_checkpoints")
         elif trainer.global_step == 7:
-            link.ask("stop")
+            link.went_back = True
+            link.ask("extend", max_epochs=9)
+            link.ask("undo")
+            path = link.replies["save_ckpt"]["path"]
+            link.ask("load_ckpt", path=path)
+            link.ask("rollback", checkpoint=link.replies["save_ckpt"]["id"])
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +253,7 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Link, list[dict[s
 ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
-    *("list_checkpoints", "stop"),
+    *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
 )
 
 
@@ -273,7 +281,7 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     params = replies["list_params"]["params"]
     assert _listed("A row of `list_params`: {") == set(params[0]) | {"choices", "unit"}
     assert [row["path"] for row in params] == ["lr", "weight_decay", "beta1", "beta2",
-                                              "gradient_clip_val"]  # fmt: skip
+                                              "gradient_clip_val", "after_fit"]  # fmt: skip
     for name in (*(row["path"] for row in params), "momentum"):
         assert f"`{name}`" in section(DOCUMENT, "Status and parameters")
 
@@ -293,7 +301,8 @@ def test_events_have_the_fields_that_are_listed(
         name for name, row in EVENTS.items() if "not yet" in row["fields besides the stamps"]
     }
     journaled = {name for name, spec in protocol.EVENTS.items() if spec.journaled}
-    assert journaled - seen == not_yet
+    # It needs a dashboard: tests/plugin/test_the_end_is_held.py.
+    assert journaled - seen - {"auto_test_complete"} == not_yet
 
 
 def test_accepted_has_the_fields_that_are_listed_and_comes_for_what_mutates(

@@ -29,6 +29,7 @@ from otf_core.state.loader_parts import (
     replayed,
     samplers,
     set_around,
+    unstorable,
 )
 from otf_core.state.tapped_iterators import Position, SingleIter, Watch, WorkersIter
 
@@ -232,9 +233,13 @@ def reasons(loader: Any) -> list[str]:
         found.append("in_order=False: which batch comes next depends on the speed of the workers")
     if type(loader).__iter__ is not DataLoader.__iter__:
         found.append(f"{type(loader).__name__} has an __iter__ of its own, whose state is unknown")
+    objects = [*samplers(loader), *nested(loader.dataset)]
     found += [
-        f"{name} holds an iterator, whose place cannot be read"
-        for name in live_iterators([*samplers(loader), *nested(loader.dataset)])
+        f"{name} holds an iterator, whose place cannot be read" for name in live_iterators(objects)
+    ]
+    found += [
+        f"the state_dict of {name} holds values that cannot be stored"
+        for name in unstorable(objects)
     ]
     if watch.reads:
         found.append(

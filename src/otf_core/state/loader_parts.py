@@ -140,6 +140,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
     if isinstance(a, list | tuple):
+        if _is_plain(a) and _is_plain(b):
+            return bool(a == b)
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
 
@@ -251,6 +253,12 @@ def set_around(loader: DataLoader[Any], state: dict[str, Any], *, own: bool = Tr
         dec(state["generator"], loader.generator)
     put_parts(ordering_parts(loader), state["samplers"], dec, own=own)
     put_parts(reading_parts(loader.dataset, loader.collate_fn), state["data"], dec, own=own)
+
+
+def unstorable(found: Sequence[Any]) -> list[str]:
+    """Classes whose state_dict holds what no snapshot can; their state is left alone."""
+    looked = Look()({str(i): obj for i, obj in enumerate(found) if has_own_state(obj)})
+    return [type(found[int(i)]).__name__ for i, v in looked.items() if v[TAG] is LEFT]
 
 
 def live_iterators(found: Sequence[Any]) -> list[str]:
