@@ -228,6 +228,19 @@ class ShuffledStream(Stream):
             yield torch.tensor([i])
 
 
+class CountingStream(Stream):
+    """Numbers what it yields, on and on."""
+
+    def __init__(self, n: int = 19) -> None:
+        super().__init__(n)
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in shard(self.n):
+            self.count += 1
+            yield torch.tensor([i, self.count])
+
+
 class EagerStream(Stream):
     """Draws its order before its first sample is asked for."""
 
@@ -384,6 +397,8 @@ KINDS = [
     Kind("stream", lambda: loader(Stream())),
     Kind("stream without batches", lambda: DataLoader(Stream(5), batch_size=None)),
     Kind("stream shuffled at its beginning", lambda: loader(ShuffledStream()), epochs=3),
+    Kind("stream that counts", lambda: loader(CountingStream()), epochs=3),
+    Kind("persistent, stream that counts", lambda: loader(CountingStream(), **STAY), epochs=3),
     Kind("stream begun eagerly", lambda: loader(EagerStream()), epochs=3),
     Kind("2 workers, stream begun eagerly", lambda: loader(EagerStream(9), **TWO)),
     Kind("stream with a state_dict", lambda: loader(Rounds()), epochs=3),

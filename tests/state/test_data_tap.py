@@ -73,9 +73,10 @@ def chosen(kind: Kind, states: dict[Place, Any]) -> list[Place]:
     places = sorted(states)
     if kind.make().num_workers == 0:
         return places
-    later = [place for place in places if place[0] == 1]
-    between = [place for place in later if place[1] < 0]
-    return [places[1], *between, later[3], later[-1]]
+    between = [place for place in places if place == (1, -1)]
+    last = max(place for place in places if place[0] == 1)
+    # Early in an iteration, when not every worker has been heard, and late.
+    return [*between, (1, 1), last]
 
 
 @many_workers
@@ -90,9 +91,11 @@ def test_it_goes_on_as_if_nothing_had_been(kind: Kind) -> None:
         assert tape == tail(expected[0], place), place
         assert rng == expected[1], place
 
-    # The run that goes on is another one than the first, and is killed as well.
-    first, second = (0, 1), (1, 2)
-    again = resumed(kind, first, states[first], until=second)
-    tape, rng = resumed(kind, second, again)
-    assert tape == tail(expected[0], second)
+    # The run that goes on is another one than the first, and is killed as well, twice.
+    here, state = (0, 1), states[0, 1]
+    for there in ((0, 2), (1, 1)):
+        state = resumed(kind, here, state, until=there)
+        here = there
+    tape, rng = resumed(kind, here, state)
+    assert tape == tail(expected[0], here)
     assert rng == expected[1]

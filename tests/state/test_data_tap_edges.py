@@ -421,6 +421,35 @@ def test_a_sampler_with_a_state_dict_is_put_back_between_two_epochs() -> None:
     assert rest(last) == rest(one)
 
 
+class Turns(Stream):
+    """Counts its readings, at once when one is begun."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def state_dict(self) -> Any:
+        return {"turns": self.turns}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.turns = state["turns"]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.turns += 1
+        return iter([torch.tensor([self.turns])] * 6)
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+def test_a_stream_that_was_read_to_its_end_is_not_begun_twice(batches: int) -> None:
+    one, last = (tap(loader(Turns())) for _ in range(2))
+    iterator = iter(one)
+    for _ in range(batches):
+        next(iterator, None)
+    state, rng = through_a_file(position(one)), get_rng()
+
+    assert gone_on(last, state, rng) == []
+    assert rest(last) == rest(one)
+
+
 class Failing(Squares):
     def __getitem__(self, i: int) -> Any:
         if i == 5:
@@ -735,7 +764,8 @@ class Opaque(Squares):
 
 
 def test_a_state_dict_that_cannot_be_stored_is_left() -> None:
-    state, rng, expected = halfway(tap(loader(Opaque())))
+    state, rng, expected = halfway(one := tap(loader(Opaque())))
+    assert reasons(one) == ["the state_dict of Opaque holds values that cannot be stored"]
     assert gone_on(tap(loader(Opaque())), state, rng) == expected
 
 
