@@ -12,8 +12,10 @@ from typing import Any, Final
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, Timer
+from torch.utils.data import DataLoader
 
 from otf_core.state.data_tap import reasons
+from otf_core.state.loader_parts import nested, samplers
 from otf_core.state.plain_values import NOT_STATE, Encoder, UnsupportedValueError
 from otf_lightning import inside
 from otf_lightning.snapshot import MODULE_OWN
@@ -89,16 +91,29 @@ def _unknown(trainer: L.Trainer) -> Iterator[tuple[str, Any, bool]]:
         if not hasattr(c, "is_otf") and not isinstance(c, IGNORED)
     ]
     enc = Encoder(lambda tensor: tensor, skip=MODULE_OWN)
+    elsewhere = _kept_elsewhere(trainer)
     for where, owner in owners:
         for name in vars(owner).keys() - MODULE_OWN - NOT_STATE:
             value = vars(owner)[name]
-            if callable(value) or isinstance(value, torch.nn.Module | L.Trainer):
+            if callable(value) or id(value) in elsewhere:
+                continue
+            if isinstance(value, torch.nn.Module | L.Trainer | torch.optim.Optimizer):
                 continue
             try:
                 enc(value)
             except UnsupportedValueError:
                 library = type(owner).__module__.partition(".")[0] in LIBRARIES
                 yield f"{where}.{name}", value, library
+
+
+def _kept_elsewhere(trainer: L.Trainer) -> set[int]:
+    """Ids of what the positions of the loaders hold, whoever else has it as an attribute."""
+    found = [trainer.datamodule]
+    for loader in inside.fit_loaders(trainer):
+        found.append(loader)
+        if isinstance(loader, DataLoader):
+            found += [*samplers(loader), *nested(loader.dataset)]
+    return {id(value) for value in found}
 
 
 def _print_of(value: Any) -> bytes | None:
