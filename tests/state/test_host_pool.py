@@ -89,6 +89,13 @@ def test_other_shapes_push_out_what_they_have_no_use_for() -> None:
         assert pool.nbytes <= 160
 
 
+def test_no_more_is_let_go_than_is_too_much() -> None:
+    pool = HostPool()
+    round_of(pool, *[10] * 10)
+    round_of(pool, 35)
+    assert pool.nbytes == 95
+
+
 def test_memory_that_was_needed_once_is_given_back_after_some_snapshots() -> None:
     pool = HostPool()
     round_of(pool, 1000, 10)
