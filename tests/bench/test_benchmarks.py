@@ -26,7 +26,7 @@ def test_a_short_run_gives_a_row_for_each_figure(
 
     told = json.loads((tmp_path / "rows.json").read_text())
     assert {row["bench"] for row in told["rows"]} == set(names)
-    assert len(told["rows"]) == 5
+    assert len(told["rows"]) == 6
     for row in told["rows"]:
         assert math.isfinite(row["ours"])
         assert row["ours"] > 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import os
 import re
@@ -26,6 +27,7 @@ from otf_core.state.checkpoint_file import Manifest, UnfitError, complete
 from otf_core.transport import at_fork
 
 LOCK: Final = "lock"
+DECISIVE: Final = ("otf-lightning", "torch", "lightning", "numpy", "torchmetrics")
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -136,13 +138,17 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers, of those that are installed."""
+    found = {name: _version(name) for name in DECISIVE}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@functools.cache  # reading it takes a millisecond each, and every checkpoint has them
+def _version(name: str) -> str | None:
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415, RUF100
 
-    found: dict[str, str] = {}
-    for name in ("otf-lightning", "torch", "lightning", "numpy", "torchmetrics"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    with contextlib.suppress(PackageNotFoundError):
+        return version(name)
+    return None
 
 
 def find_checkpoint(
