@@ -30,7 +30,7 @@ def main() -> int:
     torch.set_num_threads(1)
     forked.adopt_orphans()
     began_s = time.monotonic()
-    report = Report(whole=not (options.only or options.slice))
+    report = Report(whole=not (options.only or options.slice or options.parts))
     with tempfile.TemporaryDirectory(prefix="otf-exact-") as tmp:
         folder = Path(options.keep or tmp)
         warm_up(folder)
@@ -48,6 +48,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.exact", description=__doc__)
     parser.add_argument("--only", nargs="*", metavar="CONFIGURATION", default=[])
     parser.add_argument("--ways", nargs="*", metavar="WAY", choices=ways.WAYS)
+    parser.add_argument("--parts", action="store_true", help="only the table of the parts")
     parser.add_argument("--slice", action="store_true", help="the part that `make test` runs")
     parser.add_argument("--kills", type=int, default=0, help="random SIGKILLs more, over all")
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +58,7 @@ def _options() -> argparse.Namespace:
 
 
 def _jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
-    wanted = [CONFIGS[name] for name in options.only or CONFIGS]
+    wanted = [CONFIGS[name] for name in options.only or CONFIGS if not options.parts]
     if options.slice:
         wanted = [config for config in wanted if config.slice]
     chosen = options.ways or (SLICE if options.slice else tuple(ways.WAYS))

@@ -217,6 +217,30 @@ def workers_cut_short(tmp: Path) -> Setup:
     )
 
 
+class Harder(L.Callback):
+    """Makes the data harder, under way; workers know when they begin."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.train_dataloader.dataset.level += 1  # type: ignore[union-attr]
+
+
+@config("drawing data")
+def data_changed_under_way(tmp: Path) -> Setup:
+    return _setup(None, loader(d.Curriculum(), num_workers=2), None, Harder())
+
+
+@config("drawing data")
+def validation_with_state(tmp: Path) -> Setup:
+    sampler, generator = d.CountingSampler(32), torch.Generator().manual_seed(6)
+    vals = [
+        val_loader(d.OwnGenerators(32), sampler=sampler),
+        val_loader(d.Augmented(32, first=600), sampler=sampler, generator=generator, num_workers=1),
+    ]
+    return _setup(val=vals)
+
+
 # -------------------------------------------------------------------------- iterables
 
 
@@ -292,6 +316,12 @@ def out_of_order(tmp: Path) -> Setup:
 @config("loaders")
 def two_loaders_cycle(tmp: Path) -> Setup:
     pair = {"a": loader(batch_size=12), "b": loader(d.digits(40, first=200))}
+    return _setup(m.TwoLoaders(), CombinedLoader(pair, "max_size_cycle"))
+
+
+@config("loaders")
+def two_streams_cycle(tmp: Path) -> Setup:
+    pair = {"a": loader(d.SeededStream(), batch_size=12), "b": loader(d.SeededStream(40))}
     return _setup(m.TwoLoaders(), CombinedLoader(pair, "max_size_cycle"))
 
 
@@ -525,6 +555,28 @@ def logged_now_and_then(tmp: Path) -> Setup:
     return _setup(m.NowAndThen(), log_every_n_steps=2)
 
 
+@config("metrics")
+def logged_in_several_hooks(tmp: Path) -> Setup:
+    return _setup(m.LogsInSeveralHooks())
+
+
+class ReadsLogged(L.Callback):
+    """Sets the rate by what was logged before, in each of the places where Lightning keeps it."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        kept = (trainer.logged_metrics, trainer.progress_bar_metrics, trainer.callback_metrics)
+        known = sum(float(value) for metrics in kept for value in metrics.values())
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = 1e-2 / (1 + known)
+
+
+@config("metrics")
+def reads_what_was_logged(tmp: Path) -> Setup:
+    return _setup(None, None, None, ReadsLogged())
+
+
 @config("models")
 def layer_norm(tmp: Path) -> Setup:
     return _setup(m.WithLayerNorm())
@@ -538,6 +590,11 @@ def conv_with_batch_norm_and_dropout(tmp: Path) -> Setup:
 @config("models")
 def freezes_once(tmp: Path) -> Setup:
     return _setup(m.FreezesOnce())
+
+
+@config("models")
+def asks_for_the_last_batch(tmp: Path) -> Setup:
+    return _setup(m.AsksForTheLast())
 
 
 @config("models")

@@ -74,6 +74,16 @@ class Augmented(Dataset[Any]):
         return self.x[i] + noise, self.y[i]
 
 
+class Curriculum(Augmented):
+    """Becomes harder when it is told to."""
+
+    level = 0
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        return x * (1 + 0.01 * self.level), y
+
+
 class OwnGenerators(Dataset[Any]):
     """Has generators and a counter of its own, and a history of some length."""
 

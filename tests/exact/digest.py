@@ -49,6 +49,7 @@ def of(trainer: L.Trainer) -> dict[str, Any]:
         "torch": exact(torch.get_rng_state()),
         "numpy": exact(np.random.get_state()),
         "random": exact(random.getstate()),
+        "precision": exact(trainer.precision_plugin.state_dict()),
         "callback_metrics": {n: exact(v) for n, v in trainer.callback_metrics.items()},
         "callbacks": [_callback(c) for c in callbacks if _is_users(c)],
         "module": {n: _attributes(m) for n, m in module.named_modules()},

@@ -284,6 +284,16 @@ class NowAndThen(Net):
             self.log("in_one_epoch", float(y[0]), reduce_fx=max, on_step=False, on_epoch=True)
 
 
+class LogsInSeveralHooks(Net):
+    """Lightning forgets what a hook has logged when another logs in an epoch's first batch."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.log("weights", next(self.net.parameters()).norm(), on_step=True, on_epoch=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("labels", batch[1].float().mean(), on_step=True, on_epoch=True)
+
+
 class WithLayerNorm(Net):
     def layers(self) -> nn.Sequential:
         return nn.Sequential(nn.Linear(64, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, CLASSES))
@@ -379,6 +389,14 @@ class OddAttributes(Net):
         self.made_later = float(loss)
         with torch.no_grad():
             self.scale *= 1.01
+
+
+class AsksForTheLast(Net):
+    """Does something else with the last batch of an epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss * 2 if self.trainer.is_last_batch else loss
 
 
 class SetsModes(Net):

@@ -1,6 +1,6 @@
 """Every part of the state is needed: leaving it as it is in the new process makes a run inexact.
 
-``PARTS_NOTICED`` says for each part, and for each single value in the smaller ones, which
+``SWITCHES`` says for each part, and for each single value in the smaller ones, which
 configuration notices, and behind how many batches it has to be resumed for that. A run is resumed
 there twice: with everything, which must be exact, and without the one part, which must not.
 """
@@ -23,7 +23,108 @@ from tests.exact.runs import AtGate, Held
 from tests.exact.verdict import Verdict
 from tests.exact.ways import Bare, Story, WentWrong
 
-SWITCHES: Final[tuple[tuple[str, str, int], ...]] = ()
+# Part, or path of a value below "exact"; the configuration; batches that are done.
+SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
+    ("datamodule", "data_module_with_state", 8),
+    ("model", "shuffle", 8),
+    ("callback states", "ema", 8),
+    ("precision", "fp16_with_a_scaler", 8),
+    ("schedulers", "plateau_by_epoch", 8),
+    ("loops", "shuffle", 8),
+    ("counters", "accumulation_by_epoch", 8),
+    ("optimizers", "shuffle", 8),
+    ("loader hooks", "reloaded_every_epoch", 7),
+    ("buffers", "odd_attributes", 8),
+    ("requires_grad", "freezes_once", 8),
+    ("gradients", "accumulation_with_clipping", 8),
+    ("callback attributes", "user_callback_and_early_stopping", 8),
+    ("module attributes", "odd_attributes", 8),
+    ("results", "shuffle", 8),
+    ("logged", "shuffle", 8),
+    ("positions", "shuffle", 8),
+    ("rng", "shuffle", 8),
+    # RNG, one by one.
+    ("rng.torch", "augmented_in_process", 8),
+    ("rng.numpy", "augmented_in_process", 8),
+    ("rng.python", "augmented_in_process", 8),
+    # Counters, optimizers, what was logged.
+    ("counters.batches_that_stepped", "shuffle", 8),
+    ("counters.skip_backward", "stochastic_weight_averaging", 26),
+    ("counters.accumulate_grad_batches", "accumulation_by_epoch", 8),
+    ("counters.should_stop", "asked_to_stop_early", 8),
+    ("optimizers.0.groups", "unfreezing", 8),
+    ("logged._callback_metrics", "plateau_on_a_validation_in_the_epoch", 9),
+    ("logged._logged_metrics", "reads_what_was_logged", 8),
+    ("logged._progress_bar_metrics", "reads_what_was_logged", 8),
+    ("logged._first_loop_iter", "plateau_on_a_validation_in_the_epoch", 9),
+    # What Lightning has around the loaders.
+    ("positions.train", "workers", 8),
+    ("positions.val", "validation_workers", 8),
+    ("positions.idx", "no_loader_at_all", 8),
+    ("positions.consumed", "two_streams_cycle", 6),
+    ("positions.fetcher", "stream", 8),
+    ("positions.fetcher.fetched", "asks_for_the_last_batch", 8),
+    ("positions.fetcher.length", "reloaded_every_epoch", 7),
+    ("positions.fetcher.batches", "stream", 8),
+    ("positions.made_in", "reloaded_every_second_epoch", 15),
+    ("positions.made_in.0", "reloaded_every_second_epoch", 13),
+    ("positions.made_in.1", "reloaded_every_second_epoch", 15),
+    # The position of a loader without workers.
+    ("positions.train.0.around", "counting_sampler", 8),
+    ("positions.train.0.around.generator", "generator_beside_a_sampler", 8),
+    ("positions.train.0.around.samplers", "user_generator", 8),
+    ("positions.train.0.around.data", "own_generators_in_process", 8),
+    ("positions.train.0.iterator", "shuffle", 8),
+    ("positions.train.0.iterator.rng", "eager_batch_sampler", 8),
+    ("positions.train.0.iterator.began", "counting_sampler", 8),
+    ("positions.train.0.iterator.rng_start", "shuffle", 8),
+    ("positions.train.0.iterator.n", "stream", 8),
+    ("positions.train.0.iterator.drawn", "shuffle", 8),
+    ("positions.train.0.iterator.ended", "stream_with_a_short_last_batch", 11),
+    # The same with workers; of a validation loader only its pool is kept.
+    ("positions.train.0.around.data", "data_changed_under_way", 8),
+    ("positions.train.0.iterator.rng_pool", "workers", 12),
+    ("positions.train.0.iterator.began_pool", "user_generator_with_workers", 12),
+    ("positions.train.0.iterator.rng", "workers", 12),
+    ("positions.train.0.iterator.began", "user_generator_with_workers", 12),
+    ("positions.train.0.iterator.workers_began", "stream_in_persistent_workers", 8),
+    ("positions.train.0.iterator.workers", "workers", 8),
+    ("positions.train.0.iterator.n", "stream_in_workers", 8),
+    ("positions.train.0.iterator.drawn", "workers_persistent", 13),
+    ("positions.train.0.iterator.ahead", "workers", 8),
+    ("positions.train.0.iterator.turn", "workers_persistent", 13),
+    ("positions.val.0.around", "validation_with_state", 8),
+    ("positions.val.0.around.data", "validation_with_state", 8),
+    ("positions.val.1.around.generator", "validation_with_state", 8),
+    ("positions.val.1.around.samplers", "validation_with_state", 8),
+    ("positions.val.0.iterator", "validation_workers", 8),
+    ("positions.val.0.iterator.workers", "workers_cut_short", 8),
+)
+
+# Values that no run of the matrix can notice, each with the reason.
+NOT_NOTICED: Final[dict[str, str]] = {
+    "optimizers.N.on_host": "which state stays on the host where the weights are on a GPU",
+    "logged._current_fx": "read only in an epoch's first batch, when it is still None",
+    "positions.fetcher.done": "never true at a gate",
+    "positions.train.N.iterator.num_workers": "only compared, before anything is touched",
+}
+# Of a validation loader, which stands between two iterations, the position has more than it needs.
+ONLY_WHILE_READ: Final = frozenset(
+    (
+        "num_workers",
+        "rng",
+        "rng_start",
+        "ended",
+        "rng_pool",
+        "began_pool",
+        "began",
+        "workers_began",
+        "n",
+        "drawn",
+        "ahead",
+        "turn",
+    )
+)
 
 # Asked for by ``check``, which a test of its own breaks; there is nothing to put back.
 ONLY_CHECKED: Final = ("parameters",)
@@ -77,12 +178,16 @@ class Resumed:
         first.process(functools.partial(AtGate, keep))
         self._first = first.told[0]
 
+    def state(self, batches: int) -> dict[str, Any]:
+        """The snapshot behind so many batches."""
+        return runs.loaded((self._states / f"{batches}").read_bytes())
+
     def at(self, batches: int, without: str | None) -> Verdict:
         """Go on behind so many batches; raising is not exact either."""
         self._n += 1
         story = Story(self._config, self._folder / f"{self._n}")
         story.told.append(self._first)
-        state = runs.loaded((self._states / f"{batches}").read_bytes())
+        state = self.state(batches)
 
         def act(held: Held) -> None:
             if held.gates:
@@ -110,11 +215,41 @@ def judged(config: str, wanted: dict[str, int], folder: Path) -> Iterator[tuple[
         whole = resumed.at(batches, None)
         if whole.how != "exact":
             yield f"nothing, at {batches}", Verdict("FAILED", f"with everything {whole.why}")
+        for part in unnoticed(resumed.state(batches)):
+            yield part, Verdict("FAILED", "no configuration is known that notices")
     for part, batches in wanted.items():
         found = resumed.at(batches, part)
         if found.how == "exact":
             found = Verdict("FAILED", f"{config} is exact without it")
         yield part, found
+
+
+def unnoticed(state: dict[str, Any]) -> set[str]:
+    """Parts and values in this snapshot that no configuration notices; numbers are ``N``."""
+    known = {_numberless(part) for part, _, _ in SWITCHES} | NOT_NOTICED.keys()
+    known |= {f"positions.val.N.iterator.{name}" for name in ONLY_WHILE_READ}
+    parts = {part.name for part in snapshot.PARTS} - set(ONLY_CHECKED)
+    return (parts | {_numberless(path) for path in _values(state["otf"]["exact"])}) - known
+
+
+def _values(exact: dict[str, Any]) -> Iterator[str]:
+    """The single values of a snapshot that are ours to leave out, as paths."""
+    positions = exact["positions"]
+    for part in ("rng", "counters", "logged", "positions"):
+        yield from (f"{part}.{name}" for name in exact[part])
+    for optimizer in exact["optimizers"]:
+        yield from (f"optimizers.N.{name}" for name in optimizer)
+    yield from (f"positions.fetcher.{name}" for name in positions["fetcher"])
+    yield from (f"positions.made_in.{place}" for place in range(len(positions["made_in"])))
+    for which in ("train", "val"):
+        for state in positions[which] or ():
+            for name in ("around", "iterator") if state is not None and "around" in state else ():
+                yield f"positions.{which}.N.{name}"
+                yield from (f"positions.{which}.N.{name}.{key}" for key in state[name] or ())
+
+
+def _numberless(path: str) -> str:
+    return ".".join("N" if key.isdigit() else key for key in path.split("."))
 
 
 def wanted(*, only_parts: bool = False, only: list[str] | None = None) -> dict[str, dict[str, int]]:
