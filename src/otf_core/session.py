@@ -24,16 +24,16 @@ from otf_core.channel import SocketChannel, to_stderr
 from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, refuse_past
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Position
-from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.interrupt import Interrupt
+from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import run_folder
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.exactness import FORCE, Exactness, differences, environment
-from otf_core.state.keeper import Every, Keeper, Origin
 from otf_core.state.host_pool import HostPool
+from otf_core.state.keeper import Every, Keeper, Origin
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.history import History
 from otf_core.steering.params import Knob, Steering
@@ -45,6 +45,7 @@ from otf_core.transport import StdioTransport, Transport, at_fork
 
 AFTER_FIT: Final = ("auto", "return", "test", "hold")
 DESERTED_S: Final = 60.0  # so long the held end waits for a dashboard to come back
+deserted_clock = time.monotonic
 PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
 
 
@@ -426,7 +427,7 @@ class Session:
         """One line for the person at the terminal."""
         self._say(line)
 
-    def restored(self, state: Mapping[str, Any]) -> None:
+    def restored(self) -> None:
         """Another state was put in place: what comes now supersedes what was told; training
         thread.
         """
@@ -618,7 +619,7 @@ class Session:
 
     def _reset_session(self, ticket: Ticket) -> Later:
         """Back to the beginning as a new session; held there."""
-        first = self.store.get(self.keeper.initial) if self.keeper.initial is not None else None
+        first = self.keeper.beginning()
         if first is None:
             detail = "reset_session was asked, but no checkpoint of the beginning was kept."
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
@@ -684,6 +685,7 @@ class Session:
         self.recorder.rewind(self._position.step, logged())
 
     def _leave(self, why: str) -> None:
+        self._look()
         self.recorder.flush()
         self.keeper.leave(why)
 
@@ -692,7 +694,7 @@ class Session:
         if self.channel.connected:
             self._deserted_at_s = None
             return False
-        now_s = time.monotonic()
+        now_s = deserted_clock()
         self._deserted_at_s = now_s if self._deserted_at_s is None else self._deserted_at_s
         return now_s - self._deserted_at_s >= DESERTED_S
 

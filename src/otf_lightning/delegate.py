@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from otf_core.control.delegate import Evaluation, OnBatch, Position
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
+from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside, snapshot
@@ -171,6 +172,12 @@ class LightningFrameworkDelegate:
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         return state
+
+    def sizes(self) -> list[tuple[int, bool]]:
+        """Of weights and optimizer states, which are nearly all of a checkpoint."""
+        module = self._trainer.lightning_module
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers()]
+        return sizes_of([module.state_dict(), optimizers])
 
     def check(self, state: Mapping[str, Any]) -> None:
         """See snapshot.check."""

@@ -5,6 +5,7 @@ A row of ``OUTSIDE`` for a callback that keeps state where no snapshot finds it.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, Timer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from otf_core.state.data_tap import reasons
 from otf_core.state.loader_parts import nested, samplers
@@ -22,6 +23,7 @@ from otf_lightning.snapshot import MODULE_OWN
 
 # Callback -> what of it no snapshot has.
 OUTSIDE: Final[Mapping[type[Callback], str]] = {Timer: "the time that max_time counts"}
+PRINT_BYTES: Final = 64 * 1024
 LIBRARIES: Final = frozenset({"torch", "torchmetrics", "lightning", "pytorch_lightning"})
 # Watched, and not worth a word: counters of their own, clocks.
 IGNORED: Final = (DeviceStatsMonitor,)
@@ -117,8 +119,35 @@ def _kept_elsewhere(trainer: L.Trainer) -> set[int]:
 
 
 def _print_of(value: Any) -> bytes | None:
-    """Something that is another when the value is; None where that cannot be told."""
+    """Something that is another when the value is; None where that cannot be told, or not quickly.
+
+    Pickled, and thrown away: whatever leads to a model, a tensor or much else is not looked at.
+    """
+    print_ = _Print()
     try:
-        return pickle.dumps(value, protocol=5)
+        _Prints(print_, protocol=5).dump(value)
     except Exception:  # noqa: BLE001 -- border: the user's objects may raise anything
         return None
+    return print_.digest.digest()
+
+
+class _Print:
+    """A file of which only the digest stays."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self._left = PRINT_BYTES
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise OverflowError
+        self.digest.update(data)
+        return len(data)
+
+
+class _Prints(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor | torch.nn.Module | L.Trainer | DataLoader | Dataset):
+            raise TypeError
+        return NotImplemented

@@ -18,11 +18,12 @@ from typing import Any, Final
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loops.loop import _Loop
 
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.state.host_copy import host_copy
 from otf_core.state.host_pool import HostPool
+from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.rng import get_rng, set_rng
 from otf_lightning import inside
@@ -30,6 +31,8 @@ from otf_lightning.logged import apply_results, capture_results
 from otf_lightning.positions import apply_positions, capture_positions, remake_loaders
 
 FORMAT: Final = 1
+# Of the Lightning checkpoint, what must be in the file whole.
+NEEDED: Final = ("checkpoint.state_dict", "checkpoint.optimizer_states", "checkpoint.lr_schedulers")
 
 # A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are
 # dead in a new process.
@@ -79,7 +82,12 @@ def capture(trainer: L.Trainer, pool: HostPool | None = None) -> dict[str, Any]:
     exact = {part.name: part.capture(taking) for part in PARTS if part.capture is not None}
     exact["format"] = FORMAT
     exact["unknown"] = taking.enc.unknown
-    copied: dict[str, Any] = host_copy(stock, pool)
+    copied, left_out = loadable(stock, "checkpoint", pool)
+    needed = [name for name in left_out if name.startswith(NEEDED)]
+    if needed:
+        detail = f"Saving was asked, but {needed[0]} cannot be stored without pickle."
+        raise CommandError(ErrorCode.UNSUPPORTED, detail)
+    exact["unknown"] += left_out
     copied["otf"] = {"exact": exact}
     set_rng(rng)  # the user's hooks on the way may have drawn
     return copied
@@ -308,6 +316,23 @@ def _give_callbacks(giving: Giving, saved: Any) -> None:
             giving.dec.attributes(callback, saved[name])
 
 
+def _take_momenta(taking: Taking) -> dict[str, dict[str, Any]]:
+    """What SWA took from the BatchNorm layers for its last epoch; it keys them by the layer."""
+    names = {module: name for name, module in taking.trainer.lightning_module.named_modules()}
+    return {
+        place: {names[module]: momentum for module, momentum in callback.momenta.items()}
+        for place, callback in _callbacks(taking.trainer).items()
+        if isinstance(callback, StochasticWeightAveraging)
+    }
+
+
+def _give_momenta(giving: Giving, saved: Any) -> None:
+    modules: dict[str, Any] = dict(giving.trainer.lightning_module.named_modules())
+    for place, callback in _callbacks(giving.trainer).items():
+        if isinstance(callback, StochasticWeightAveraging) and place in saved:
+            callback.momenta = {modules[name]: m for name, m in saved[place].items()}
+
+
 def _take_modules(taking: Taking) -> dict[str, Any]:
     named = taking.trainer.lightning_module.named_modules()
     return {name: taking.enc.attributes(m) for name, m in named}
@@ -348,6 +373,7 @@ PARTS: Final[tuple[Part, ...]] = (
     Part("requires_grad", _take_requires_grad, _give_requires_grad),
     Part("gradients", _take_gradients, _give_gradients),
     Part("callback attributes", _take_callbacks, _give_callbacks),
+    Part("averaging momenta", _take_momenta, _give_momenta),
     Part("module attributes", _take_modules, _give_modules),
     Part(
         "results",

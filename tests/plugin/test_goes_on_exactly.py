@@ -6,7 +6,7 @@ The matrix of configurations is in tests/exact; here are the ways.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def test_a_run_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def run(tmp_path: Path) -> Callable[..., Any]:
     """Starts a fit with a dashboard; its barrier is at batches 4 and 12 (of 24)."""
 
     def start(**options: Any) -> Any:
@@ -167,7 +167,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             lambda c: _fit(c, Net()), tmp_path, barrier, project="p", run_name="r", **options
         )
 
-    yield start
+    return start
 
 
 def pause_at(fit: Fit, barrier: Barrier, batch: int) -> dict[str, Any]:

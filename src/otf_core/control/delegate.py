@@ -63,6 +63,9 @@ class ControlDelegate(Protocol):
             pool: a ``HostPool`` for its memory; the copy is good until that is rewound.
         """
 
+    def sizes(self) -> Sequence[tuple[int, bool]]:
+        """What a checkpoint will copy: bytes, and whether from a device; nothing is copied."""
+
     def check(self, state: Mapping[str, Any]) -> None:
         """Refuse what is not a snapshot of this model; nothing is touched.
 

@@ -99,7 +99,7 @@ class Run(Protocol):
     def save(self, kind: str, *, pinned: bool = False) -> Pending:
         """Copy the state now, write it in the background."""
 
-    def restored(self, state: Mapping[str, Any]) -> None:
+    def restored(self) -> None:
         """Another state was put in place."""
 
     def position(self) -> Position:
@@ -134,9 +134,10 @@ class Keeper:
         self._origin, self._allow, self._clock = origin, allow, clock
         self._begun = False
         self._last_step, self._last_s = 0, clock()
-        self._said_busy = False
+        self._said_busy = self._prepared = False
         self._final: Pending | None = None
-        self.initial: str | None = None  # the checkpoint of the beginning
+        self._first: Pending | None = None
+        self._newest: Pending | None = None
 
     def begin(self) -> dict[str, Any] | None:
         """Before the first batch: go on from the origin, or keep the beginning.
@@ -151,17 +152,23 @@ class Keeper:
             return None
         self._begun = True
         state = self._go_on() if self._origin is not None else None
-        first = self._store.at_step(0)
-        if first is not None and first[0].kind == "auto":
-            self.initial = first[0].id
-        elif self._run.position().step == 0:
-            saved = self._quietly("auto", pinned=True)
-            self.initial = saved.id if saved is not None else None
+        if self.beginning() is None and self._run.position().step == 0:
+            self._first = self._quietly("auto", pinned=True)
         self._last_step, self._last_s = self._run.position().step, self._clock()
         return state
 
+    def beginning(self) -> tuple[Manifest, str] | None:
+        """The checkpoint of the beginning; waits for its file. None where there is none."""
+        if self._first is not None:
+            self._first.wait(LEAVING_S)
+        found = self._store.list()
+        return next((f for f in found if (f[0].step, f[0].kind) == (0, "auto")), None)
+
     def step(self, step: int) -> None:
         """A step is done; keep it if it is due."""
+        if not self._prepared and step > 0:
+            self._prepared = True  # the optimizers have their state by now
+            self._prepare()
         due_steps, due_s = self._every.steps, self._every.seconds
         by_steps = due_steps is not None and step % due_steps == 0 and step != self._last_step
         by_time = due_s is not None and self._clock() - self._last_s >= due_s
@@ -169,6 +176,12 @@ class Keeper:
             return
         if self._quietly("ring") is not None:
             self._last_step, self._last_s = step, self._clock()
+
+    def _prepare(self) -> None:
+        """Have the host memory made beside the training, not by the first checkpoint."""
+        short = self._store.prepare(self._delegate.sizes())
+        if short is not None:
+            self._run.emit("log", level="info", phase="info", text=short)
 
     def end(self) -> None:
         """The run is about to end; the file that ``resume="auto"`` of a finished run loads."""
@@ -190,6 +203,8 @@ class Keeper:
 
     def tell_newest(self) -> None:
         """By which command the run goes on from the newest checkpoint there is."""
+        if self._newest is not None:
+            self._newest.wait(LEAVING_S)  # the disk may be a step behind
         found = self._store.last()
         if found is not None:
             manifest, path = found
@@ -207,7 +222,7 @@ class Keeper:
             msg = f"resume was asked from {path}: {error.detail}"
             raise ResumeError(msg) from error
         self._delegate.apply(state)
-        self._run.restored(state)
+        self._run.restored()
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name
         self._run.emit("checkpoint_loaded", path=str(path), step=step, id=name)
@@ -227,6 +242,7 @@ class Keeper:
                 self._run.emit("log", level="warning", phase="info", text=text)
             self._said_busy = self._said_busy or busy
             return None
+        self._newest = saved
         saved.then(lambda: self._tell_failure(saved))
         return saved
 

@@ -21,6 +21,7 @@ import torch
 from otf_core.state.rng import GENERATORS, generator_state, set_generator_state
 
 TAG: Final = "__otf__"
+LONGEST_INT: Final = 2000  # bits
 SMALL: Final = 10_000  # longer containers on a sampler or data set are data, not state
 PLAIN: Final = (type(None), bool, int, float, str, bytes)
 KINDS: Final[dict[str, Any]] = {
@@ -68,6 +69,11 @@ class Encoder:
 
     def __call__(self, x: Any) -> Any:
         if type(x) in PLAIN:
+            # torch writes these two and cannot load them.
+            if x == b"":
+                return {TAG: "bytes", "v": None}
+            if type(x) is int and x.bit_length() > LONGEST_INT:
+                return {TAG: "int", "v": hex(x)}
             return x
         if id(x) not in self._memo:
             self._memo[id(x)] = x, self._copy(x)
@@ -86,7 +92,13 @@ class Encoder:
             return {TAG: "tensor", "v": copy, "d": str(x.device)}
         if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufc":
             scalar = isinstance(x, np.generic)  # an array of no dimension is none
-            return {TAG: "numpy", "v": x.tobytes(), "d": x.dtype.str, "s": x.shape, "1": scalar}
+            return {
+                TAG: "numpy",
+                "v": bytearray(x.tobytes()),
+                "d": x.dtype.str,
+                "s": x.shape,
+                "1": scalar,
+            }
         if type(x) in KINDS.values():
             items = x.items() if isinstance(x, collections.Counter) else x
             longest = getattr(x, "maxlen", None)
@@ -143,6 +155,10 @@ class Decoder:
         if TAG not in x:
             return {self(k): self(v) for k, v in x.items()}
         kind, v = x[TAG], x["v"]
+        if kind == "bytes":
+            return b""
+        if kind == "int":
+            return int(v, 16)
         if kind == "tensor":
             return v.to(x["d"], copy=True)
         if kind == "numpy":

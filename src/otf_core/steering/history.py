@@ -40,7 +40,7 @@ class Run(Protocol):
     def save(self, kind: str, *, pinned: bool = False) -> Pending:
         """Copy the state now, write it in the background; CommandError where it cannot be."""
 
-    def restored(self, state: Mapping[str, Any]) -> None:
+    def restored(self) -> None:
         """Another state was put in place."""
 
     def emit(self, kind: str, /, **fields: Any) -> int:
@@ -265,7 +265,7 @@ class History:
         self._delegate.apply(state)
         if steering is not None:
             self._steering.load(steering)
-        self._run.restored(state)
+        self._run.restored()
 
     def _undo_point(self) -> Pending | None:
         """How the run is now; None where it cannot be kept, which is said."""
