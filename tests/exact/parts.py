@@ -38,6 +38,7 @@ SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
     ("requires_grad", "freezes_once", 8),
     ("gradients", "accumulation_with_clipping", 8),
     ("callback attributes", "user_callback_and_early_stopping", 8),
+    ("averaging momenta", "stochastic_weight_averaging", 26),
     ("module attributes", "odd_attributes", 8),
     ("results", "shuffle", 8),
     ("logged", "shuffle", 8),
