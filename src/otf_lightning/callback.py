@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 from otf_core.session import AFTER_FIT, Session, SessionOptions
-from otf_core.state.keeper import ResumeError, every, find_origin, has_exact_state
+from otf_core.state.keeper import ResumeError, every, exact_state_in, find_origin
 from otf_core.state.run_folder import run_name_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
-from otf_lightning import inside, spawn
+from otf_lightning import inside, loggers, spawn
 from otf_lightning.delegate import LightningFrameworkDelegate
 
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
@@ -134,6 +134,8 @@ class OnTheFlyCallback(L.Callback):
         origin = find_origin(
             asked, save_dir=self._save_dir.absolute(), project=project, run_name=run_name
         )
+        if origin is not None and (found := exact_state_in(origin.path)) is not None:
+            loggers.go_on(trainer, found.get("loggers", []), found["step"])
         dashboard = self._dashboard
         if dashboard == "spawn":
             dashboard = spawn.start_dashboard(self._save_dir)
@@ -176,7 +178,7 @@ class OnTheFlyCallback(L.Callback):
 
     def _asked_origin(self, given: Any) -> tuple[str | Path | None, bool]:
         """What to go on from, and whether it is what ``fit(ckpt_path=)`` was given."""
-        if given is not None and has_exact_state(given):
+        if given is not None and exact_state_in(given) is not None:
             return Path(given), True
         asked = self._resume if self._resume is not None else os.environ.get("OTF_RESUME") or None
         if asked is not None and given is not None:

@@ -17,7 +17,7 @@ from otf_core.state.data_tap import tap
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
-from otf_lightning import evaluation, inside, snapshot
+from otf_lightning import evaluation, inside, loggers, snapshot
 from otf_lightning.exact_report import ExactReport
 
 
@@ -171,6 +171,7 @@ class LightningFrameworkDelegate:
         state = snapshot.capture(self._trainer, pool)
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
+        state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
         return state
 
     def sizes(self) -> list[tuple[int, bool]]:

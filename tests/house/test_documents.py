@@ -119,7 +119,6 @@ def test_the_arguments_of_the_callback_are_those_of_its_signature() -> None:
     assert list(written.items()) == list(there.items())
 
 
-
 def test_every_variable_of_the_environment_is_read_and_the_other_way_round() -> None:
     rows = table(section(read("README.md"), "Environment"), "variable")
     code = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))

@@ -257,15 +257,15 @@ def resume_command(path: str) -> str:
     return f"OTF_RESUME={shlex.quote(path)} {shlex.join(sys.orig_argv)}"
 
 
-def has_exact_state(path: Any) -> bool:
-    """Whether this is a file of ours, from which a run goes on exactly; any thread."""
+def exact_state_in(path: Any) -> dict[str, Any] | None:
+    """What a file of ours has under ``otf``; None for every other file. Any thread."""
     local = Path(str(path))
     if not local.is_file():
-        return False
+        return None
     try:
         # Mapped: only what is looked at is read.
         found = torch.load(local, weights_only=True, map_location="cpu", mmap=True)
     except (RuntimeError, ValueError, OSError, pickle.UnpicklingError):
-        return False  # another's, whose owner will say what is wrong with it
+        return None  # another's, whose owner will say what is wrong with it
     ours = found.get("otf") if isinstance(found, dict) else None
-    return isinstance(ours, dict) and "exact" in ours
+    return ours if isinstance(ours, dict) and "exact" in ours else None

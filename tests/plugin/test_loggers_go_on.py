@@ -1,0 +1,101 @@
+"""A run that goes on writes into the logs it had, as if it had never been away."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from otf_lightning import OnTheFlyCallback
+from tests.no_harm.configs import Net, _fit
+
+
+class Stop(Exception):  # noqa: N818 -- it ends the run
+    pass
+
+
+class StopAt(L.Callback):
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            raise Stop
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as lines:
+        found = list(csv.DictReader(lines))
+    return [{k: v for k, v in sorted(row.items()) if v} for row in found]
+
+
+@pytest.mark.parametrize("flush", [1, 5, 100])
+def test_a_csv_has_the_rows_of_the_run_that_nobody_stopped(flush: int, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    _fit([], Net(), logger=CSVLogger(tmp_path / "bare", flush_logs_every_n_steps=flush))
+    expected = rows(tmp_path / "bare" / "lightning_logs" / "version_0")
+
+    def ours(**options: Any) -> list[L.Callback]:
+        return [
+            OnTheFlyCallback(
+                "p", "r", save_dir=tmp_path / "runs", dashboard="off", checkpoint_every=4, **options
+            )
+        ]
+
+    def logger() -> CSVLogger:
+        return CSVLogger(tmp_path / "logs", flush_logs_every_n_steps=flush)
+
+    torch.manual_seed(3)
+    with pytest.raises(Stop):
+        _fit([*ours(), StopAt(18)], Net(), logger=logger())
+    torch.manual_seed(99)
+    _fit(ours(resume="auto"), Net(), logger=logger())
+
+    versions = [p.name for p in (tmp_path / "logs" / "lightning_logs").iterdir()]
+    assert versions == ["version_0"]
+    assert rows(tmp_path / "logs" / "lightning_logs" / "version_0") == expected
+
+
+def test_tensorboard_goes_on_in_its_version(tmp_path: Path) -> None:
+    def ours(**options: Any) -> list[L.Callback]:
+        return [
+            OnTheFlyCallback(
+                "p", "r", save_dir=tmp_path / "runs", dashboard="off", checkpoint_every=4, **options
+            )
+        ]
+
+    with pytest.raises(Stop):
+        _fit([*ours(), StopAt(18)], Net(), logger=TensorBoardLogger(tmp_path / "logs"))
+    _fit(ours(resume="auto"), Net(), logger=TensorBoardLogger(tmp_path / "logs"))
+    logs = tmp_path / "logs" / "lightning_logs"
+    assert last_step(logs / "version_0") == 23
+    assert last_step(logs / "version_1") is None, "opened by Lightning before we are asked"
+
+
+def last_step(folder: Path) -> int | None:
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    tags = found.Tags()["scalars"]
+    return max(event.step for event in found.Scalars("train_loss_step")) if tags else None
+
+
+def test_a_version_that_the_script_names_is_left_alone(tmp_path: Path) -> None:
+    _fit(
+        [OnTheFlyCallback("p", "r", save_dir=tmp_path / "runs", dashboard="off")],
+        Net(),
+        logger=CSVLogger(tmp_path / "logs"),
+    )
+    _fit(
+        [OnTheFlyCallback("p", "r", save_dir=tmp_path / "runs", dashboard="off", resume="auto")],
+        Net(),
+        max_epochs=3,
+        logger=CSVLogger(tmp_path / "logs", version="mine"),
+    )
+    versions = sorted(p.name for p in (tmp_path / "logs" / "lightning_logs").iterdir())
+    assert versions == ["mine", "version_0"]
