@@ -229,16 +229,18 @@ class ShuffledStream(Stream):
 
 
 class CountingStream(Stream):
-    """Numbers what it yields, on and on."""
+    """Its order depends on how often it was read, and it numbers what it yields."""
 
     def __init__(self, n: int = 19) -> None:
         super().__init__(n)
-        self.count = 0
+        self.turns = self.count = 0
 
     def __iter__(self) -> Iterator[Any]:
+        self.turns += 1
+        order = torch.randperm(self.n, generator=gen(self.turns)).tolist()
         for i in shard(self.n):
             self.count += 1
-            yield torch.tensor([i, self.count])
+            yield torch.tensor([order[i], self.count])
 
 
 class EagerStream(Stream):

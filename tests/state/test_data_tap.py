@@ -75,8 +75,9 @@ def chosen(kind: Kind, states: dict[Place, Any]) -> list[Place]:
         return places
     between = [place for place in places if place == (1, -1)]
     last = max(place for place in places if place[0] == 1)
+    exhausted = [place for place in places if place == (1, 7)]  # where one worker is, of three
     # Early in an iteration, when not every worker has been heard, and late.
-    return [*between, (1, 1), last]
+    return [*between, (1, 1), *exhausted, last]
 
 
 @many_workers

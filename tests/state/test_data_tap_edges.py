@@ -327,6 +327,17 @@ def test_the_iterator_that_is_meant_is_the_one_asked() -> None:
     assert position(one)["iterator"] is None
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("data", [Noisy, Stream, Rounds])
+def test_the_batches_are_counted_on(data: Any, workers: int) -> None:
+    one: Any = tap(loader(data(), num_workers=workers))
+    state, *_ = halfway(one, 1)
+    one.otf_load(state)
+    iterator = iter(one)
+    assert position(one)["iterator"]["n"] == 1
+    del iterator
+
+
 def test_a_rollback_in_place_ends_the_workers_and_starts_others() -> None:
     seed_all(3)
     one = tap(loader(Noisy(), shuffle=True, num_workers=2, persistent_workers=True))
@@ -572,6 +583,12 @@ def test_only_what_has_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(fourth.news) == {"torch", "data", "gone", "ended"}
     assert len(pickle.dumps(second.news)) < 200
     del random_number
+
+    stand = merged(merged({"data": around(loader(Heavy()))["data"]}, first.news), third.news)
+    other = Stamp(list, {}, None)
+    other.put_back(stand)
+    assert live.count == 1
+    assert other.news() == nothing, "what it was told need not be told back"
 
 
 def test_news_are_laid_over_what_was_known() -> None:
