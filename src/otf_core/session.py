@@ -45,6 +45,7 @@ from otf_core.transport import StdioTransport, Transport, at_fork
 
 AFTER_FIT: Final = ("auto", "return", "test", "hold")
 DESERTED_S: Final = 60.0  # so long the held end waits for a dashboard to come back
+FLUSH_S: Final = 5.0
 deserted_clock = time.monotonic
 PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
 
@@ -157,6 +158,7 @@ class Session:
             keep=options.keep_checkpoints,
             on_saved=self._checkpoint_saved,
             on_removed=self._checkpoint_removed,
+            before=self._told_before,
         )
         full = options.telemetry != "off"
         self.monitor = DeviceStatsMonitor() if full else None
@@ -403,6 +405,7 @@ class Session:
                 if pinned:
                     same.then(lambda: self._pin(same.id))
                 return same
+        self.recorder.flush()
         pending = self.store.save(
             self._capture,
             run_id=self.run_id,
@@ -843,6 +846,14 @@ class Session:
         except OSError as error:
             text = f"checkpoint {checkpoint_id} could not be pinned: {error.strerror}"
             self.emit("log", level="error", phase="info", text=text)
+
+    def _told_before(self) -> None:
+        """What was told up to a checkpoint is on the disk before the checkpoint exists.
+
+        A run that goes on from it would have a hole in its curve otherwise; otf-saver.
+        """
+        self.emitter.drain()
+        self.journal.flush(FLUSH_S)
 
     def _checkpoint_saved(self, manifest: Manifest, path: str) -> None:
         self.emit(

@@ -19,6 +19,7 @@ from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside, loggers, snapshot
 from otf_lightning.exact_report import ExactReport
+from otf_lightning.positions import SetupData
 
 
 class LightningFrameworkDelegate:
@@ -43,6 +44,9 @@ class LightningFrameworkDelegate:
         strategy = self._trainer.strategy
         process = strategy.process_dataloader
         self._wraps.put(strategy, "process_dataloader", lambda loader: tap(process(loader)))
+        fit = self._trainer.fit_loop
+        for loop in (fit, fit.epoch_loop.val_loop):
+            self._wraps.put(loop, "setup_data", SetupData(self._trainer, loop))
 
     def install_batch_boundary_hook(
         self,

@@ -9,16 +9,29 @@ the epoch in which the user's loader hooks were called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 import lightning as L
 
 from otf_core.state.data_tap import position, tapped
 from otf_core.state.loader_parts import set_around
-from otf_core.state.plain_values import Decoder, Encoder
+from otf_core.state.plain_values import (
+    NOT_STATE,
+    TAG,
+    Decoder,
+    Encoder,
+    UnsupportedValueError,
+)
+from otf_core.state.rng import get_rng, set_rng
 
 FETCHER: Final = ("fetched", "done", "length", "batches")
+# A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are
+# dead in a new process.
+MODULE_OWN: Final = vars(L.LightningModule()).keys() - {"training"}
+# A LightningDataModule's.
+DATA_OWN: Final = frozenset(vars(L.LightningDataModule()))
 
 
 def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
@@ -42,14 +55,79 @@ def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
         "idx": combined._iterator._idx,
         "consumed": list(getattr(combined._iterator, "_consumed", ())),
         "fetcher": {name: enc(v) for name, v in vars(fetcher).items() if name in FETCHER},
+        "seen": [getattr(loop.setup_data, "seen", None) for loop in (fit, val)],
         "made_in": (fit._last_train_dl_reload_epoch, val._last_val_dl_reload_epoch),
     }
+
+
+class SetupData:
+    """``setup_data`` of a loop, which remembers what the user's loader hook could see.
+
+    Only where hooks are called again under way: else the script itself calls them as it did.
+    """
+
+    def __init__(self, trainer: L.Trainer, loop: Any) -> None:
+        self._trainer, self._loop, self._setup_data = trainer, loop, loop.setup_data
+        self.seen: dict[str, Any] | None = None
+
+    def __call__(self) -> None:
+        seen = _seen(self._trainer) if self._trainer.reload_dataloaders_every_n_epochs else None
+        before = self._loop._combined_loader
+        self._setup_data()
+        if self._loop._combined_loader is not before:
+            self.seen = seen
+
+
+def _seen(trainer: L.Trainer) -> dict[str, Any]:
+    rng, data = get_rng(), trainer.datamodule
+    seen: dict[str, Any] = {
+        "module": _attributes(trainer.lightning_module, MODULE_OWN),
+        "data": data_attributes(trainer),
+        "state": None,
+        "rng": rng,
+    }
+    with contextlib.suppress(UnsupportedValueError):
+        seen["state"] = Encoder()(data.state_dict()) if data is not None else None
+    set_rng(rng)  # the user's state_dict may have drawn
+    return seen
+
+
+def _see_again(trainer: L.Trainer, seen: dict[str, Any] | None) -> None:
+    if seen is None:
+        return
+    Decoder(small=True, skip=MODULE_OWN).attributes(trainer.lightning_module, seen["module"])
+    set_data_attributes(trainer, seen["data"])
+    if seen["state"] is not None:
+        trainer.datamodule.load_state_dict(Decoder()(seen["state"]))
+    set_rng(seen["rng"])
+
+
+def data_attributes(trainer: L.Trainer) -> dict[str, Any]:
+    """Of the data module what is state: no tensors, and no containers that hold data."""
+    return _attributes(trainer.datamodule, DATA_OWN) if trainer.datamodule is not None else {}
+
+
+def set_data_attributes(trainer: L.Trainer, saved: dict[str, Any]) -> None:
+    """Put back what data_attributes returned."""
+    if trainer.datamodule is not None:
+        Decoder(small=True, skip=DATA_OWN).attributes(trainer.datamodule, saved)
+
+
+def _attributes(obj: Any, own: Set[str]) -> dict[str, Any]:
+    # Not Encoder.attributes, which asks for a state_dict instead.
+    enc, found = Encoder(small=True), dict[str, Any]()
+    for name in vars(obj).keys() - own - NOT_STATE:
+        found[name] = {TAG: "left"}
+        with contextlib.suppress(UnsupportedValueError):
+            found[name] = enc(vars(obj)[name])
+    return found
 
 
 def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
     """Call the user's loader hooks again where needed, in the epoch in which they were called.
 
-    Before the attributes of modules and callbacks, which the hooks may set.
+    They see what they saw then. Before the attributes of data module, modules and callbacks, which
+    the hooks may set.
     """
     fit: Any = trainer.fit_loop
     val, every = fit.epoch_loop.val_loop, trainer.reload_dataloaders_every_n_epochs
@@ -58,6 +136,7 @@ def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
     if every and fit._last_train_dl_reload_epoch != train_epoch:
         fit._combined_loader.reset()
         progress.completed, fit._combined_loader = train_epoch, None
+        _see_again(trainer, saved["seen"][0])
         fit.setup_data()
         fit._data_fetcher._start_profiler = fit.epoch_loop._on_before_fetch
         fit._data_fetcher._stop_profiler = fit.epoch_loop._on_after_fetch
@@ -67,8 +146,14 @@ def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
         val._combined_loader = None
     if val._combined_loader is None and saved["val"] is not None:
         progress.completed, trainer.validating = max(val_epoch, 0), True
+        _see_again(trainer, saved["seen"][1])
         val.setup_data()
         trainer.training = True
+    for loop, seen in zip((fit, val), saved["seen"], strict=True):
+        if isinstance(loop.setup_data, SetupData):
+            loop.setup_data.seen = seen
+    if every:
+        trainer._checkpoint_connector.restore_datamodule()  # the hooks have seen an earlier one
     progress.completed = now
     fit._last_train_dl_reload_epoch, val._last_val_dl_reload_epoch = saved["made_in"]
 

@@ -28,15 +28,18 @@ from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.rng import get_rng, set_rng
 from otf_lightning import inside
 from otf_lightning.logged import apply_results, capture_results
-from otf_lightning.positions import apply_positions, capture_positions, remake_loaders
+from otf_lightning.positions import (
+    MODULE_OWN,
+    apply_positions,
+    capture_positions,
+    data_attributes,
+    remake_loaders,
+    set_data_attributes,
+)
 
 FORMAT: Final = 1
 # Of the Lightning checkpoint, what must be in the file whole.
 NEEDED: Final = ("checkpoint.state_dict", "checkpoint.optimizer_states", "checkpoint.lr_schedulers")
-
-# A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are
-# dead in a new process.
-MODULE_OWN: Final = vars(L.LightningModule()).keys() - {"training"}
 
 
 @dataclasses.dataclass
@@ -333,6 +336,14 @@ def _give_momenta(giving: Giving, saved: Any) -> None:
             callback.momenta = {modules[name]: m for name, m in saved[place].items()}
 
 
+def _take_data(taking: Taking) -> dict[str, Any]:
+    return data_attributes(taking.trainer)
+
+
+def _give_data(giving: Giving, saved: Any) -> None:
+    set_data_attributes(giving.trainer, saved)
+
+
 def _take_modules(taking: Taking) -> dict[str, Any]:
     named = taking.trainer.lightning_module.named_modules()
     return {name: taking.enc.attributes(m) for name, m in named}
@@ -374,6 +385,7 @@ PARTS: Final[tuple[Part, ...]] = (
     Part("gradients", _take_gradients, _give_gradients),
     Part("callback attributes", _take_callbacks, _give_callbacks),
     Part("averaging momenta", _take_momenta, _give_momenta),
+    Part("data module attributes", _take_data, _give_data),
     Part("module attributes", _take_modules, _give_modules),
     Part(
         "results",

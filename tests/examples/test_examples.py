@@ -56,13 +56,11 @@ def test_a_notebook_is_kept_without_what_it_printed(notebook: Path) -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-@pytest.mark.timeout(150)
-def test_the_first_run_is_paused_changed_and_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _executed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The notebook with its outputs, run by this interpreter in a folder of its own."""
     runtime = tmp_path / "runtime"
     runtime.mkdir(mode=0o700)
-    for name, value in {
+    for variable, value in {
         "XDG_RUNTIME_DIR": str(runtime),
         "OMP_NUM_THREADS": "1",
         "OTF_LEGACY": "off",
@@ -70,8 +68,8 @@ def test_the_first_run_is_paused_changed_and_resumed(
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }.items():
-        monkeypatch.setenv(name, value)
-    notebook = _read(EXAMPLES / "01_first_run.ipynb")
+        monkeypatch.setenv(variable, value)
+    notebook = _read(EXAMPLES / name)
     client = nbclient.NotebookClient(
         notebook,
         timeout=120,
@@ -89,6 +87,35 @@ def test_the_first_run_is_paused_changed_and_resumed(
         manager.context.destroy(linger=0)
         if (left := rendezvous.find(runtime / "otf" / "dashboard.json")) is not None:
             os.kill(left.pid, signal.SIGTERM)
+    return notebook
+
+
+def _printed(notebook: Any) -> str:
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    return "".join(out.text for out in outputs if out.output_type == "stream")
+
+
+@pytest.mark.timeout(150)
+def test_a_killed_run_draws_the_curve_that_it_would_have_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = _executed("02_kill_and_resume.ipynb", tmp_path, monkeypatch)
+
+    said = _printed(notebook)
+    assert "ended by signal 9" in said
+    [went_on] = re.findall(r"resumed from step (\d+) ", said)
+    assert 10 <= int(went_on) <= 57  # a busy disk may be behind
+    assert len(set(re.findall(r"weights (\w+)", said))) == 1
+    assert "120 steps, no difference" in said
+    drawn = [out for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out]
+    assert any("<polyline" in out.data.get("image/svg+xml", "") for out in drawn)
+
+
+@pytest.mark.timeout(150)
+def test_the_first_run_is_paused_changed_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _executed("01_first_run.ipynb", tmp_path, monkeypatch)
 
     events = _events(tmp_path / "otf_runs")
     [paused] = [e for e in events if e["type"] == "paused"]

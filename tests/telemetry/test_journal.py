@@ -403,3 +403,14 @@ def test_a_late_event_is_found_by_the_index_and_not_by_reading_from_the_start(ri
         file.write(b"\n" * 10)  # would be counted as lines
 
     assert rig.read(256) == lines(257, 300)
+
+
+def test_what_was_flushed_is_on_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, on_loss=lambda _why: None)
+    journal.start()
+    journal.append(1, b"one\n")
+    journal.flush(10)
+    assert path.read_bytes() == b"one\n"
+    journal.flush(10)
+    journal.close()

@@ -102,6 +102,7 @@ class CheckpointStore:
         folder: where they lie; made when the first is saved. None: nothing can be saved.
         keep: how many of kind ``ring``, ``pause`` and ``auto`` are kept; the oldest go.
         on_saved, on_removed: told on otf-saver, with manifest and path.
+        before: called on otf-saver before a checkpoint begins to exist.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class CheckpointStore:
         keep: int,
         on_saved: Callable[[Manifest, str], None],
         on_removed: Callable[[Manifest, str], None],
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._keep = folder, keep
-        self._on_saved, self._on_removed = on_saved, on_removed
+        self._on_saved, self._on_removed, self._before = on_saved, on_removed, before
         self._lock = threading.Lock()
         self._known: dict[str, Manifest] = {}  # complete ones, oldest first
         self._ids: set[str] = set()
@@ -345,6 +347,7 @@ class CheckpointStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             manifest.bytes, manifest.sha256 = write_checkpoint(state, self._path(manifest))
+            self._before()
             try:
                 write_manifest(self._folder, manifest)
             except OSError:

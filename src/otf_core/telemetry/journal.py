@@ -46,6 +46,7 @@ class Journal:
         self.path = path
         self._on_loss, self._memory_bytes = on_loss, memory_bytes
         self._lock = threading.Lock()
+        self._wrote = threading.Condition(self._lock)
         self._file: int | None = None
         self._lost = path is None
         self._pending: deque[tuple[int, bytes]] = deque()
@@ -58,6 +59,7 @@ class Journal:
         self._index: list[int] = []  # offset of every INDEX_EVERY-th line
         self._due = threading.Event()
         self._closing = threading.Event()
+        self._hurry = threading.Event()  # somebody waits: nothing is gathered
         self._sync_asked = False
         self._thread: threading.Thread | None = None
         self.replay = LegacyReplay(self.read)
@@ -108,9 +110,18 @@ class Journal:
             self._sync_asked = True
         self._due.set()
 
+    def flush(self, timeout_s: float) -> None:
+        """Have what is there now on the disk; waits for it. Not for the training thread."""
+        self._hurry.set()
+        self.sync()
+        with self._wrote:
+            until = self._last
+            self._wrote.wait_for(lambda: self._written >= until or self._lost, timeout_s)
+
     def close(self) -> None:
         """Write what is left, fsync, join; may be called twice."""
         self._closing.set()
+        self._hurry.set()
         self._due.set()
         if self._thread is not None:
             self._thread.join(CLOSE_S)  # a disk that hangs keeps its thread, and the file with it
@@ -155,7 +166,8 @@ class Journal:
         while not self._closing.is_set():
             self._due.wait()
             # Gathered, so that a fast run costs ten writes a second and not one a step.
-            self._closing.wait(GATHER_S)
+            self._hurry.wait(GATHER_S)
+            self._hurry.clear()
             self._due.clear()
             self._write()
         with self._lock:
@@ -192,6 +204,7 @@ class Journal:
             if self._trimmed <= self._written:
                 self._trimmed = 0  # what fell out was being written
             too_slow = self._lost
+            self._wrote.notify_all()
         if too_slow:
             self._give_up(TimeoutError(errno.ETIMEDOUT, "the disk is too slow"))
 
@@ -199,6 +212,7 @@ class Journal:
         with self._lock:
             self._lost = self._said = True
             self._trim()
+            self._wrote.notify_all()
         self._on_loss(f"journal {self.path}: {error.strerror or error}")
 
     def _trim(self) -> None:
