@@ -67,14 +67,14 @@ class SetupData:
     """
 
     def __init__(self, trainer: L.Trainer, loop: Any) -> None:
-        self._trainer, self._loop, self._setup_data = trainer, loop, loop.setup_data
+        self.trainer, self.loop, self.without_us = trainer, loop, loop.setup_data
         self.seen: dict[str, Any] | None = None
 
     def __call__(self) -> None:
-        seen = _seen(self._trainer) if self._trainer.reload_dataloaders_every_n_epochs else None
-        before = self._loop._combined_loader
-        self._setup_data()
-        if self._loop._combined_loader is not before:
+        seen = _seen(self.trainer) if self.trainer.reload_dataloaders_every_n_epochs else None
+        before = self.loop._combined_loader
+        self.without_us()
+        if self.loop._combined_loader is not before:
             self.seen = seen
 
 

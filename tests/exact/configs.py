@@ -50,6 +50,7 @@ class Config:
     Attributes:
         group: the row of the first table of configurations that it belongs to.
         inexact: why it cannot be exact, and then the report must have said so; None: it is exact.
+        cautious: why the run says that it may be inexact, though it is not.
         slice: whether ``make test`` runs it.
     """
 
@@ -57,6 +58,7 @@ class Config:
     group: str
     build: Callable[[Path], Setup]
     inexact: str | None = None
+    cautious: str | None = None
     slice: bool = False
 
 
@@ -64,10 +66,15 @@ CONFIGS: Final[dict[str, Config]] = {}
 
 
 def config(
-    group: str, *, inexact: str | None = None, in_slice: bool = False
+    group: str,
+    *,
+    inexact: str | None = None,
+    cautious: str | None = None,
+    in_slice: bool = False,
 ) -> Callable[[Callable[[Path], Setup]], Callable[[Path], Setup]]:
     def add(build: Callable[[Path], Setup]) -> Callable[[Path], Setup]:
-        CONFIGS[build.__name__] = Config(build.__name__, group, build, inexact, in_slice)
+        name = build.__name__
+        CONFIGS[name] = Config(name, group, build, inexact, cautious, in_slice)
         return build
 
     return add
@@ -290,7 +297,7 @@ def shuffle_buffer_in_workers(tmp: Path) -> Setup:
     return _setup(train=loader(d.ShuffleBuffer(), num_workers=2))
 
 
-@config("iterables")
+@config("iterables", cautious="what draws while it is read is watched in a DataLoader only")
 def no_loader_at_all(tmp: Path) -> Setup:
     return _setup(train=d.Batches())
 
@@ -358,12 +365,18 @@ def no_sanity_check(tmp: Path) -> Setup:
     return _setup(train=loader(d.Augmented()), num_sanity_val_steps=0)
 
 
+class Count:
+    """Of a type that only its owner can store."""
+
+    served = 0
+
+
 class CountingDigits(L.LightningDataModule):
     """Has state, by which it changes every batch, and loaders that depend on the epoch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.served = 0
+        self.count = Count()
 
     def setup(self, stage: str) -> None:
         self.data = d.digits()
@@ -378,28 +391,68 @@ class CountingDigits(L.LightningDataModule):
         return val_loader()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.served += len(batch[0])
-        return batch[0] * (1 + 1e-3 * self.served), batch[1]
+        self.count.served += len(batch[0])
+        return batch[0] * (1 + 1e-3 * self.count.served), batch[1]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"served": self.served}
+        return {"served": self.count.served}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.served = state["served"]
+        self.count.served = state["served"]
 
 
 @config("loaders")
 def data_module_with_state(tmp: Path) -> Setup:
-    more = {"reload_dataloaders_every_n_epochs": 1}
-    return Setup(m.Net(), datamodule=CountingDigits(), trainer=more)
+    return Setup(m.Net(), datamodule=CountingDigits())
+
+
+class ForgetfulDigits(L.LightningDataModule):
+    """Counts, and has no state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = 0
+        self.last: list[float] = []
+
+    def train_dataloader(self) -> Any:
+        return loader()
+
+    def val_dataloader(self) -> Any:
+        return val_loader()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.served += len(batch[0])
+        self.last = [*self.last[-2:], float(batch[0][0, 3])]
+        return batch[0] * (1 + 1e-3 * self.served + sum(self.last)), batch[1]
+
+
+@config("loaders")
+def data_module_without_state_dict(tmp: Path) -> Setup:
+    return Setup(m.Net(), datamodule=ForgetfulDigits())
+
+
+class Resampling(m.Net):
+    """Draws another part of the data every epoch."""
+
+    def train_dataloader(self) -> Any:
+        chosen = torch.randperm(300)[: d.N].tolist()
+        return loader(torch.utils.data.Subset(d.digits(300), chosen))
+
+    def val_dataloader(self) -> Any:
+        return val_loader()
+
+
+@config("loaders")
+def resampled_every_epoch(tmp: Path) -> Setup:
+    return Setup(Resampling(), trainer={"reload_dataloaders_every_n_epochs": 1})
 
 
 class ShrinkingDigits(CountingDigits):
     """Makes its loaders by what it has counted so far."""
 
     def train_dataloader(self) -> Any:
-        self.served += 1
-        first = self.served // 16 % 32
+        self.count.served += 1
+        first = self.count.served // 16 % 32
         return loader(torch.utils.data.Subset(self.data, range(first, d.N)))
 
 

@@ -34,8 +34,9 @@ class Outcome(NamedTuple):
     log: Path
 
     def told(self) -> str:
-        """The end of what it wrote."""
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        """The last line that it wrote: what it raised."""
+        text = self.log.read_text(errors="replace").strip() if self.log.exists() else ""
+        return f"{text.splitlines()[-1] if text else 'nothing was said'} ({self.log})"
 
 
 class Fork:

@@ -39,7 +39,8 @@ def fault(config: str, way: str, verdict: Verdict) -> str | None:
     if allowed is None:
         if verdict.how != "exact":
             return verdict.why
-        return f"it is exact, and has said: {verdict.said['text']}" if verdict.warned else None  # type: ignore[index]
+        alarm = verdict.warned and CONFIGS[config].cautious is None
+        return f"it is exact, and has said: {verdict.said}" if alarm else None
     if verdict.how == "FAILED":
         return verdict.why
     if way == "session" and not verdict.warned:
@@ -85,6 +86,8 @@ class Report:
         if wrong is not None:
             return "FAILED"
         told = verdict.how
+        if told == "exact" and verdict.warned:
+            told += ", though it was cautious"
         if told == "inexact":
             told += ", as it had said" if verdict.warned else ", allowed"
         return f"{told} ({verdict.kills} killed)" if verdict.kills else told
