@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+KILLS ?= 200
 
-.PHONY: demo test lint bench page clean chromium
+.PHONY: demo test test-exact lint bench page clean chromium
 
 # pip takes torch first and alone: a later requirement must not bring another build of it.
 $(STAMP): pyproject.toml constraints.txt hatch_build.py
@@ -37,6 +38,10 @@ chromium:
 
 test: $(STAMP) page chromium lint
 	$(BIN)/python -m pytest
+
+# Everything that is promised of the exact state; `make test` runs a slice of it.
+test-exact: $(STAMP)
+	$(BIN)/python -m tests.exact --kills $(KILLS) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
