@@ -197,6 +197,8 @@ class LightningFrameworkDelegate:
 
     def environment(self) -> dict[str, Any]:
         """Lightning's version is among the core's; the data is Lightning's to know."""
+        if self._trainer.reload_dataloaders_every_n_epochs:
+            return {}  # the number may be another in each epoch
         return {"data": inside.training_batches(self._trainer)}
 
     def exactness(self) -> tuple[list[str], list[str]]:

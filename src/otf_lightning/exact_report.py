@@ -5,6 +5,7 @@ A row of ``OUTSIDE`` for a callback that keeps state where no snapshot finds it.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import pickle
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ OUTSIDE: Final[Mapping[type[Callback], str]] = {Timer: "the time that max_time c
 PRINT_BYTES: Final = 64 * 1024
 LIBRARIES: Final = frozenset({"torch", "torchmetrics", "lightning", "pytorch_lightning"})
 # Watched, and not worth a word: counters of their own, clocks.
-IGNORED: Final = (DeviceStatsMonitor,)
+IGNORED: Final = (DeviceStatsMonitor, Timer)
 
 
 class ExactReport:
@@ -97,14 +98,16 @@ def _unknown(trainer: L.Trainer) -> Iterator[tuple[str, Any, bool]]:
     for where, owner in owners:
         for name in vars(owner).keys() - MODULE_OWN - NOT_STATE:
             value = vars(owner)[name]
-            if callable(value) or id(value) in elsewhere:
+            library = type(owner).__module__.partition(".")[0] in LIBRARIES
+            # What Lightning's own callbacks decide by is in plain values and their state_dict.
+            told_only = library and isinstance(value, enum.Enum)
+            if callable(value) or id(value) in elsewhere or told_only:
                 continue
             if isinstance(value, torch.nn.Module | L.Trainer | torch.optim.Optimizer):
                 continue
             try:
                 enc(value)
             except UnsupportedValueError:
-                library = type(owner).__module__.partition(".")[0] in LIBRARIES
                 yield f"{where}.{name}", value, library
 
 
