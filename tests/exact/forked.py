@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 WORKERS_NOTICE_S: Final = 5.0  # torch.utils.data: how often a worker looks whether we live
 
@@ -88,9 +89,7 @@ def kill_myself() -> None:
 
 def adopt_orphans() -> None:
     """Grandchildren whose parent dies become our children."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def leftovers() -> list[str]:
@@ -101,6 +100,12 @@ def leftovers() -> list[str]:
             process.kill()
     psutil.wait_procs(left, timeout=WORKERS_NOTICE_S)
     return [f"{process.pid}" for process in left]
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _below(pid: int) -> list[psutil.Process]:
@@ -114,6 +119,7 @@ def _child(main: Callable[[], Any], log: Path, result: Path) -> None:
     """Never returns; nothing of the parent's ending runs here."""
     code = 1
     try:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the whole, ends all of it
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, 1)
         os.dup2(file, 2)

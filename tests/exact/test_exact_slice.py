@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 
 from otf_lightning import snapshot
-from tests.exact import parts, tape
+from tests.exact import parts
 from tests.exact.__main__ import SLICE
 from tests.exact.configs import CONFIGS
-from tests.exact.tape import Line
-from tests.exact.verdict import PARTS, Report, Verdict, fault
+from tests.exact.verdict import PARTS
 
 ROOT = Path(__file__).parents[2]
 IN_SLICE = [config.name for config in CONFIGS.values() if config.slice]
@@ -84,50 +83,3 @@ def test_a_run_notices_that_a_part_was_not_put_back(
 def test_every_part_of_the_state_has_a_configuration_that_would_notice() -> None:
     noticed = {part for found in NOTICED.values() for part in found}
     assert noticed == {part.name for part in snapshot.PARTS} - set(parts.ONLY_CHECKED)
-
-
-# ------------------------------------------------------------------- the proof itself
-
-
-def test_the_lines_of_a_killed_run_are_cut_where_the_next_process_went_on() -> None:
-    before: list[Line] = [["gate", 0], ["go", 0], ["batch", "a"]]
-    behind: list[Line] = [["gate", 1], ["go", 1], ["batch", "b"]]
-    second: list[Line] = [["log", "sanity"], ["gate", 0], ["go", 1], ["batch", "again"]]
-
-    told = tape.stitched([(before + behind, None), (second, 1)])
-
-    assert told == [["batch", "a"], ["batch", "again"]]
-
-
-def test_lines_that_were_rolled_back_do_not_count() -> None:
-    before: list[Line] = [["gate", 0], ["batch", "a"], ["gate", 1], ["batch", "b"]]
-    lines = [*before, ["back", 1], ["batch", "c"]]
-
-    assert tape.stitched([(lines, None)]) == [["batch", "a"], ["batch", "c"]]
-
-
-def test_a_run_that_began_anew_has_no_lines_of_the_one_before() -> None:
-    assert tape.stitched([([["batch", "a"]], None), ([["batch", "b"]], None)]) == [["batch", "b"]]
-
-
-def test_what_is_promised_and_inexact_is_a_fault() -> None:
-    assert fault("shuffle", "kill", Verdict("inexact", "weights")) == "weights"
-    assert fault("shuffle", "kill", Verdict("exact")) is None
-    said = {"exact": False, "text": "not exact because"}
-    assert fault("shuffle", "session", Verdict("exact", said=said)) is not None
-
-
-def test_what_is_inexact_must_have_been_said_before_the_kill() -> None:
-    said = {"exact": False, "text": "not exact because"}
-    assert fault("opaque_stream", "kill", Verdict("inexact", said=said)) is None
-    assert fault("opaque_stream", "kill", Verdict("inexact")) is not None
-    assert fault("opaque_stream", "rollback", Verdict("inexact")) is None
-    assert fault("opaque_stream", "session", Verdict("exact")) is not None
-
-
-def test_the_whole_fails_with_too_few_that_are_exact() -> None:
-    report = Report(whole=True)
-    report.add("shuffle", {"kill": Verdict("exact", kills=1)})
-
-    assert "1 configurations exact in every way; 1 processes killed" in report.end(1.0, 0)
-    assert report.failures == ["1 configurations are exact, not 40"]
