@@ -412,6 +412,8 @@ KINDS = [
     Kind("2 workers, sampler that counts", lambda: loader(
         Squares(), sampler=Walker(), **TWO)),
     Kind("2 workers, generator given", lambda: with_generator(Noisy(), **TWO)),
+    Kind("2 workers, generator for their seeds", lambda: loader(
+        Noisy(), generator=gen(9), **TWO)),
     Kind("2 workers, batch sampler", lambda: DataLoader(Noisy(), batch_sampler=Pairs(), **TWO)),
     Kind("2 workers, no batches", lambda: DataLoader(Noisy(7), batch_size=None, **TWO)),
     Kind("2 workers, own generators", lambda: loader(

@@ -389,6 +389,47 @@ def test_a_pool_that_was_not_made_again_is_passed_on() -> None:
     last._iterator._shutdown_workers()
 
 
+def test_a_pool_that_was_loaded_is_passed_on_while_somebody_holds_the_old_one() -> None:
+    one: Any = tap(loader(Noisy(), num_workers=1, persistent_workers=True))
+    iterator = iter(one)
+    rest(iterator)
+    state = pool(one)
+    one.otf_load(state)
+    assert same(pool(one)["iterator"]["workers"], state["iterator"]["workers"])
+    del iterator
+
+
+class Resuming(Lazy):
+    """What is loaded counts for the next iteration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = self.skip = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skip = state["at"]
+
+    def __iter__(self) -> Iterator[int]:
+        self.at, self.skip = self.skip, 0
+        while self.at < self.n:
+            self.at += 1
+            yield self.at % self.n
+        self.at = 0
+
+
+def test_what_has_a_state_dict_is_loaded_before_the_iteration_and_not_for_the_next() -> None:
+    def make() -> Any:
+        return tap(loader(Squares(), sampler=Resuming()))
+
+    state, rng, expected = halfway(one := make())
+    last = make()
+    assert gone_on(last, state, rng) == expected
+    assert rest(last) == rest(one)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_position_that_was_loaded_and_not_gone_on_from_is_passed_on(workers: int) -> None:
     def make() -> Any:
