@@ -256,12 +256,17 @@ def killed(config: Config, folder: Path, bare: Bare, rng: random.Random, kills: 
     while ended is None:
         kept = newest(folder)
         share = 1.0 if kept is None else max(0.0, 1 - kept.batches / bare.batches)
+        kill_at = draw_event(bare, rng, share)
+        if config.inexact is not None and kept is None:  # what draws shows in the first batches
+            steps = bare.ended.events["step"]
+            kill_at = "step", rng.randint(steps // 2, steps)
         ended = story.process(
             plugin(folder, every=every, resume="auto"),
             resumed_at=None if kept is None else kept.batches,
-            kill_at=draw_event(bare, rng, share) if story.kills < kills else None,
+            kill_at=kill_at if story.kills < kills else None,
         )
-        said = said or exactness(folder)
+        if ended is None or config.inexact is None:
+            said = said or exactness(folder)
     return dataclasses.replace(story.verdict(bare, ended), said=said)
 
 
