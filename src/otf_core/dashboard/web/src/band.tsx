@@ -71,13 +71,14 @@ function Exactness({ session, text, stale }: { session: Session; text: string; s
   const reasons = reasonsOf(session);
   const many = reasons === 0 ? "" : `: ${plural(reasons, "reason")}`;
   const but = reasons === 0 ? "with exceptions" : plural(reasons, "exception");
+  const said = exact ? "Resumes bit-exactly" : partly ? `Resumes exactly, ${but}` : `Resumes approximately${many}`;
   return (
     <button
       type="button" class="pill exact" data-tone={stale ? "mute" : exact ? "ok" : "warn"} title={text}
-      aria-haspopup="dialog" onClick={() => page.ask({ kind: "exactness" })}
+      aria-haspopup="dialog" aria-label={`Exactness: ${said}`} onClick={() => page.ask({ kind: "exactness" })}
     >
       <Icon name={exact ? "exact" : "inexact"} />
-      {exact ? "Resumes bit-exactly" : partly ? `Resumes exactly, ${but}` : `Resumes approximately${many}`}
+      {said}
     </button>
   );
 }
