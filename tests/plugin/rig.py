@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from otf_core.testing import FakeDashboard, LoopbackListener
 from otf_lightning import OnTheFlyCallback
+from tests.no_harm import digest
+from tests.no_harm.configs import Net, _fit
 
 PATIENCE_S = 30.0
 
@@ -104,3 +107,24 @@ def fitting(
                 for barrier in barriers:
                     barrier.open()
                 fit.wait()
+
+
+def pause_in(fit: Fit, barrier: Barrier, batch: int) -> dict[str, Any]:
+    """Ask for a pause within this batch; the reply's data, when the run stands behind it."""
+    barrier.wait_for(batch)
+    asked = fit.dashboard.send("pause")
+    fit.dashboard.expect("state", state="pausing")
+    barrier.let_go(batch)
+    data: dict[str, Any] = fit.dashboard.reply_to(asked)["data"]
+    return data
+
+
+def bare(**limits: Any) -> dict[str, Any]:
+    """All that decides the run that nobody touched."""
+    torch.manual_seed(3)
+    return digest.of(_fit([], Net(), **limits))
+
+
+def unlogged(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what was logged: that of undone steps and of a test is meant to stay."""
+    return {name: value for name, value in found.items() if name != "logged"}

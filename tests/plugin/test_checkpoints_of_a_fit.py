@@ -12,16 +12,7 @@ import torch
 
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _fit, _train, _trainer, _val
-from tests.plugin.rig import Barrier, Fit, fitting
-
-
-def pause_in(fit: Fit, barrier: Barrier, batch: int) -> dict[str, Any]:
-    barrier.wait_for(batch)
-    asked = fit.dashboard.send("pause")
-    fit.dashboard.expect("state", state="pausing")
-    barrier.let_go(batch)
-    data: dict[str, Any] = fit.dashboard.reply_to(asked)["data"]
-    return data
+from tests.plugin.rig import Barrier, fitting, pause_in
 
 
 def check_file(path: str) -> dict[str, Any]:

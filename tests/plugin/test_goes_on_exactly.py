@@ -19,17 +19,7 @@ from otf_core.state.run_folder import RunIsLiveError
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _fit, _train, _trainer, _val
-from tests.plugin.rig import Barrier, Fit, fitting
-
-
-def bare(**limits: Any) -> dict[str, Any]:
-    """The run that nobody touched."""
-    torch.manual_seed(3)
-    return digest.of(_fit([], Net(), **limits))
-
-
-def without(found: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in names}
+from tests.plugin.rig import Barrier, Fit, bare, fitting, pause_in, unlogged
 
 
 def stopped_at(batch: int, save_dir: Path) -> str:
@@ -84,7 +74,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     path = stopped_at(batch, tmp_path)
     found = digest.of(way(path, tmp_path, monkeypatch))
 
-    assert without(found, "logged") == without(expected, "logged")
+    assert unlogged(found) == unlogged(expected)
     told = found["logged"]
     assert told == expected["logged"][-len(told) :]
     run = tmp_path / "p" / "r"
@@ -110,7 +100,7 @@ def test_a_finished_run_returns_at_once_and_goes_on_where_the_limit_is_higher(
     assert not [e for e in journal_of(tmp_path / "p" / "r", 1) if e["type"] == "trainStep"]
 
     longer = digest.of(_fit([ours(tmp_path, resume="auto")], Net(), max_epochs=3))
-    assert without(longer, "logged") == without(bare(max_epochs=3), "logged")
+    assert unlogged(longer) == unlogged(bare(max_epochs=3))
 
 
 def test_auto_without_a_checkpoint_starts_fresh(tmp_path: Path) -> None:
@@ -170,24 +160,15 @@ def run(tmp_path: Path) -> Callable[..., Any]:
     return start
 
 
-def pause_at(fit: Fit, barrier: Barrier, batch: int) -> dict[str, Any]:
-    barrier.wait_for(batch)
-    asked = fit.dashboard.send("pause")
-    fit.dashboard.expect("state", state="pausing")
-    barrier.let_go(batch)
-    data: dict[str, Any] = fit.dashboard.reply_to(asked)["data"]
-    return data
-
-
 def test_a_rollback_replays_what_was_and_undo_takes_it_back(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
     expected = bare()
     barrier, attached = run()
     with attached as fit:
-        early = pause_at(fit, barrier, 4)
+        early = pause_in(fit, barrier, 4)
         fit.dashboard.request("resume")
-        pause_at(fit, barrier, 12)
+        pause_in(fit, barrier, 12)
         ask = fit.dashboard.request
         back = ask("rollback", {"step": 5})["data"]
         assert (back["step"], back["from_step"], back["applied_step"]) == (5, 13, 5)
@@ -201,7 +182,7 @@ def test_a_rollback_replays_what_was_and_undo_takes_it_back(
         ask("resume")
         found = digest.of(fit.outcome())
         events = fit.dashboard.events()
-    assert without(found, "logged") == without(expected, "logged")
+    assert unlogged(found) == unlogged(expected)
     steps = [(e["run_gen"], e["step"]) for e in events if e["type"] == "trainStep"]
     assert steps == [(0, n) for n in range(1, 14)] + [(3, n) for n in range(6, 25)]
     loaded = [(e["step"], e["from_step"]) for e in events if e["type"] == "checkpoint_loaded"]
@@ -211,7 +192,7 @@ def test_a_rollback_replays_what_was_and_undo_takes_it_back(
 def test_a_rollback_to_where_nothing_is_kept_names_the_nearest(run: Callable[..., Any]) -> None:
     barrier, attached = run()
     with attached as fit:
-        pause_at(fit, barrier, 4)
+        pause_in(fit, barrier, 4)
         refused = fit.dashboard.request("rollback", {"step": 3})
         assert (refused["code"], refused["allowed"]) == ("not_found", [5, 0])
         both = fit.dashboard.request("rollback", {"step": 5, "checkpoint": "5-pause"})
@@ -229,7 +210,7 @@ def test_a_value_that_was_set_is_taken_back_or_as_if_it_had_never_been(
     barrier, attached = run()
     with attached as fit:
         ask = fit.dashboard.request
-        pause_at(fit, barrier, 4)
+        pause_in(fit, barrier, 4)
         old = ask("set_param", {"path": "lr", "mul": 0.5})["data"]["old"]
         undone = ask("undo")["data"]
         assert (undone["undone"]["cmd"], undone["now"]) == ("set_param", {"lr": old})
@@ -238,7 +219,7 @@ def test_a_value_that_was_set_is_taken_back_or_as_if_it_had_never_been(
 
         ask("set_param", {"path": "lr", "value": 0.3})
         ask("resume")
-        pause_at(fit, barrier, 12)
+        pause_in(fit, barrier, 12)
         undone = ask("undo", {"restore": True})["data"]
         assert (undone["undone"]["cmd"], undone["applied_step"]) == ("set_param", 5)
         note = ask("note", {"text": "here"})["data"]
@@ -251,7 +232,7 @@ def test_a_value_that_was_set_is_taken_back_or_as_if_it_had_never_been(
         assert fit.dashboard.reply_to(waiting)["code"] == "not_allowed_now"
         ask("resume")
         found = digest.of(fit.outcome())
-    assert without(found, "logged") == without(expected, "logged")
+    assert unlogged(found) == unlogged(expected)
 
 
 def test_a_reset_is_a_new_session_from_the_beginning(run: Callable[..., Any]) -> None:
@@ -269,7 +250,7 @@ def test_a_reset_is_a_new_session_from_the_beginning(run: Callable[..., Any]) ->
         fit.dashboard.request("resume")
         barrier.open()
         found = digest.of(fit.outcome())
-    assert without(found, "logged") == without(expected, "logged")
+    assert unlogged(found) == unlogged(expected)
 
 
 def test_a_file_of_another_model_is_refused_and_the_run_is_untouched(
@@ -282,7 +263,7 @@ def test_a_file_of_another_model_is_refused_and_the_run_is_untouched(
     torch.save({"otf": Runs(tmp_path / "ran")}, evil)
     barrier, attached = run()
     with attached as fit:
-        pause_at(fit, barrier, 4)
+        pause_in(fit, barrier, 4)
         for path in (other, evil, tmp_path / "none.ckpt"):
             refused = fit.dashboard.request("load_ckpt", {"path": str(path)})
             assert refused["code"] in ("bad_payload", "not_found"), refused

@@ -29,6 +29,10 @@ class StopAt(L.Callback):
             raise Stop
 
 
+def ours(tmp_path: Path, **options: Any) -> OnTheFlyCallback:
+    return OnTheFlyCallback("p", "r", save_dir=tmp_path / "runs", dashboard="off", **options)
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as lines:
         found = list(csv.DictReader(lines))
@@ -41,21 +45,14 @@ def test_a_csv_has_the_rows_of_the_run_that_nobody_stopped(flush: int, tmp_path:
     _fit([], Net(), logger=CSVLogger(tmp_path / "bare", flush_logs_every_n_steps=flush))
     expected = rows(tmp_path / "bare" / "lightning_logs" / "version_0")
 
-    def ours(**options: Any) -> list[L.Callback]:
-        return [
-            OnTheFlyCallback(
-                "p", "r", save_dir=tmp_path / "runs", dashboard="off", checkpoint_every=4, **options
-            )
-        ]
-
     def logger() -> CSVLogger:
         return CSVLogger(tmp_path / "logs", flush_logs_every_n_steps=flush)
 
     torch.manual_seed(3)
     with pytest.raises(Stop):
-        _fit([*ours(), StopAt(18)], Net(), logger=logger())
+        _fit([ours(tmp_path, checkpoint_every=4), StopAt(18)], Net(), logger=logger())
     torch.manual_seed(99)
-    _fit(ours(resume="auto"), Net(), logger=logger())
+    _fit([ours(tmp_path, checkpoint_every=4, resume="auto")], Net(), logger=logger())
 
     versions = [p.name for p in (tmp_path / "logs" / "lightning_logs").iterdir()]
     assert versions == ["version_0"]
@@ -63,16 +60,17 @@ def test_a_csv_has_the_rows_of_the_run_that_nobody_stopped(flush: int, tmp_path:
 
 
 def test_tensorboard_goes_on_in_its_version(tmp_path: Path) -> None:
-    def ours(**options: Any) -> list[L.Callback]:
-        return [
-            OnTheFlyCallback(
-                "p", "r", save_dir=tmp_path / "runs", dashboard="off", checkpoint_every=4, **options
-            )
-        ]
-
     with pytest.raises(Stop):
-        _fit([*ours(), StopAt(18)], Net(), logger=TensorBoardLogger(tmp_path / "logs"))
-    _fit(ours(resume="auto"), Net(), logger=TensorBoardLogger(tmp_path / "logs"))
+        _fit(
+            [ours(tmp_path, checkpoint_every=4), StopAt(18)],
+            Net(),
+            logger=TensorBoardLogger(tmp_path / "logs"),
+        )
+    _fit(
+        [ours(tmp_path, checkpoint_every=4, resume="auto")],
+        Net(),
+        logger=TensorBoardLogger(tmp_path / "logs"),
+    )
     logs = tmp_path / "logs" / "lightning_logs"
     assert last_step(logs / "version_0") == 23
     assert last_step(logs / "version_1") is None, "opened by Lightning before we are asked"
@@ -87,12 +85,12 @@ def last_step(folder: Path) -> int | None:
 
 def test_a_version_that_the_script_names_is_left_alone(tmp_path: Path) -> None:
     _fit(
-        [OnTheFlyCallback("p", "r", save_dir=tmp_path / "runs", dashboard="off")],
+        [ours(tmp_path)],
         Net(),
         logger=CSVLogger(tmp_path / "logs"),
     )
     _fit(
-        [OnTheFlyCallback("p", "r", save_dir=tmp_path / "runs", dashboard="off", resume="auto")],
+        [ours(tmp_path, resume="auto")],
         Net(),
         max_epochs=3,
         logger=CSVLogger(tmp_path / "logs", version="mine"),

@@ -14,15 +14,10 @@ from otf_core.session import DESERTED_S, Session
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _fit, _train, _trainer, _val, digits
-from tests.plugin.rig import Fit, fitting
+from tests.plugin.rig import Fit, bare, fitting, unlogged
 
 STEPS_24 = {"max_steps": 24, "max_epochs": -1}  # at the end of an epoch
 STEPS_20 = {"max_steps": 20, "max_epochs": -1}
-
-
-def bare(**limits: Any) -> dict[str, Any]:
-    torch.manual_seed(3)
-    return digest.of(_fit([], Net(), **limits))
 
 
 def held(save_dir: Path, *, after_fit: Any = "hold", **limits: Any) -> Any:
@@ -58,7 +53,7 @@ def test_the_end_is_tested_and_held_until_it_is_let_go(
         assert fit.is_alive()
         fit.dashboard.request("resume")
         found = digest.of(fit.outcome())
-    assert without_tests(found) == without_tests(expected)
+    assert unlogged(found) == unlogged(expected)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,7 @@ def test_extended_at_its_end_it_is_the_run_that_had_always_been_longer(
         wait_until_held(fit, longer.get("max_steps", 36))
         fit.dashboard.request("resume")
         found = digest.of(fit.outcome())
-    assert without_tests(found) == without_tests(expected)
+    assert unlogged(found) == unlogged(expected)
 
 
 @pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_steps": 20}])
@@ -100,15 +95,10 @@ def test_rolled_back_at_its_end_it_replays(
         assert back["data"]["step"] == step, back
         fit.dashboard.request("resume")
         fit.dashboard.expect("state", state="running", step=step)
-        _expect_again(fit, "paused", last)
+        fit.dashboard.expect("paused", step=last)
         fit.dashboard.request("resume")
         found = digest.of(fit.outcome())
-    assert without_tests(found) == without_tests(expected)
-
-
-def _expect_again(fit: Fit, kind: str, step: int) -> None:
-    """``expect`` takes each event once."""
-    fit.dashboard.expect(kind, step=step)
+    assert unlogged(found) == unlogged(expected)
 
 
 def test_a_schedule_of_fixed_length_refuses_and_nothing_has_happened(tmp_path: Path) -> None:
@@ -128,7 +118,7 @@ def test_a_schedule_of_fixed_length_refuses_and_nothing_has_happened(tmp_path: P
         less = fit.dashboard.request("extend", {"max_epochs": 2})
         assert (less["code"], less["allowed"]) == ("bad_payload", {"min": 3})
         fit.dashboard.request("resume")
-        assert without_tests(digest.of(fit.outcome())) == without_tests(expected)
+        assert unlogged(digest.of(fit.outcome())) == unlogged(expected)
 
 
 def test_with_nobody_there_it_is_not_held(tmp_path: Path) -> None:
@@ -205,8 +195,3 @@ def test_what_the_script_does_after_fit_is_done_once_and_after_the_hold(tmp_path
         fit.dashboard.request("resume")
         fit.outcome()
     assert order == ["after fit"]
-
-
-def without_tests(found: dict[str, Any]) -> dict[str, Any]:
-    """Without what the test at the end has logged, which is meant to stay."""
-    return {name: value for name, value in found.items() if name not in ("logged",)}

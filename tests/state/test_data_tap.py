@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,16 +9,8 @@ import pytest
 from otf_core.state.data_tap import set_around, tap
 from tests.state.loader_kinds import KINDS, Kind, Place, Run, capture, resume, seed_all
 
+pytestmark = pytest.mark.usefixtures("queues_have_ended")
 many_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def queues_have_ended() -> Iterator[None]:
-    """Torch closes the queues of its workers, and does not wait for the threads that feed them."""
-    yield
-    for thread in threading.enumerate():
-        if thread.name == "QueueFeederThread":
-            thread.join(10)
 
 
 def bare(kind: Kind) -> tuple[list[Any], Any]:

@@ -11,7 +11,6 @@ import os
 import pickle
 import select
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,16 +60,8 @@ from tests.state.loader_kinds import (
     through_a_file,
 )
 
+pytestmark = pytest.mark.usefixtures("queues_have_ended")
 LEFT = {TAG: "left"}
-
-
-@pytest.fixture(autouse=True)
-def queues_have_ended() -> Iterator[None]:
-    """Torch closes the queues of its workers, and does not wait for the threads that feed them."""
-    yield
-    for thread in threading.enumerate():
-        if thread.name == "QueueFeederThread":
-            thread.join(10)
 
 
 @pytest.fixture
