@@ -272,13 +272,7 @@ class Session:
             # What is on its way belongs before ``paused``.
             self.recorder.flush()
         stop = self.actions.safe_point.tick()
-        if self._rewound:
-            self._settle(logged)
-        if self.history.torn is not None:
-            raise self.history.torn
-        if self._interrupt.asked:
-            self._leave("Ctrl-C")
-            raise KeyboardInterrupt
+        self._after_safe_point(logged)
         self.recorder.fetching()
         self._left_at_s = time.monotonic()
         return stop
@@ -324,17 +318,13 @@ class Session:
             self._deserted_at_s = None
             self.actions.hold(None, cause="after_fit", hold_s=self.options.max_hold_s)
             self.actions.safe_point.tick()
-        if self._rewound:
-            self._settle(logged)
-        if self.history.torn is not None:
-            raise self.history.torn
-        if self._interrupt.asked:
-            self._leave("Ctrl-C")
-            raise KeyboardInterrupt
+        self._after_safe_point(logged)
 
     def leave(self, why: str) -> None:
         """The process is about to end: keep the run as it is between two batches."""
-        self._leave(why)
+        self._look()
+        self.recorder.flush()
+        self.keeper.leave(why)
 
     def finish(self, status: str, *, error: str | None = None) -> None:
         """The run is over: ``finished``, ``interrupted`` or ``failed``; said once."""
@@ -430,10 +420,14 @@ class Session:
         """One line for the person at the terminal."""
         self._say(line)
 
-    def restored(self) -> None:
-        """Another state was put in place: what comes now supersedes what was told; training
-        thread.
+    def put(self, state: dict[str, Any]) -> None:
+        """Put another state in place: what comes now supersedes what was told; training thread.
+
+        It is used up by it.
         """
+        self._delegate.apply(state)
+        if (steering := state["otf"].get("steering")) is not None:
+            self.steering.load(steering)
         self.recorder.flush()
         self._rewound = True
         self.changed()
@@ -499,9 +493,9 @@ class Session:
         on("note", check=self._check_note)(self._note)
         on("set_counter_seeds")(self._set_counter_seeds)
         on("attach_context")(self._attach_context)
-        on("rollback")(self._going_back(self.history.rollback))
-        on("load_ckpt")(self._going_back(self.history.load_ckpt))
-        on("undo")(self._going_back(self.history.undo))
+        on("rollback")(self.history.rollback)
+        on("load_ckpt")(self.history.load_ckpt)
+        on("undo")(self.history.undo)
         on("extend")(self.history.extend)
         on("reset_session")(self._reset_session)
         on("clean_disk")(self._clean_disk)
@@ -520,15 +514,6 @@ class Session:
         self.changed()
         self._refresh_params()
         self.history.set_param(ticket, applied)
-        self.emit(
-            "param_changed",
-            path=applied.path,
-            old=applied.old,
-            new=applied.new,
-            applied_step=applied.applied_step,
-            by="user",
-            request_id=ticket.id,
-        )
         return applied.to_wire()
 
     def _list_checkpoints(self, ticket: Ticket) -> dict[str, Any]:
@@ -611,23 +596,13 @@ class Session:
             raise CommandError(ErrorCode.NOT_FOUND, detail, field="init_ckpt")
         return last[0].id, Path(last[1])
 
-    def _going_back(self, act: Callable[[Ticket], dict[str, Any]]) -> Any:
-        """Told as an action; what is on its way belongs before it."""
-
-        def handler(ticket: Ticket) -> dict[str, Any]:
-            self.recorder.flush()
-            return act(ticket)
-
-        return handler
-
     def _reset_session(self, ticket: Ticket) -> Later:
         """Back to the beginning as a new session; held there."""
         first = self.keeper.beginning()
         if first is None:
             detail = "reset_session was asked, but no checkpoint of the beginning was kept."
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        self.recorder.flush()
-        self.history.go_to(ticket, self.store.read(first[0].id), first[0].id, first[1])
+        self.history.go_to_kept(ticket, first[0].id)
         self.history.forget()
         self._open_session()
         names = {"project": self.options.project, "display_name": self.run_id}
@@ -675,9 +650,8 @@ class Session:
         self._began_training = True
         self._interrupt.on()
         self._look_for_what_is_not_exact()
-        state = self.keeper.begin()
-        if state is not None:
-            self.steering.load(state["otf"].get("steering") or {"edits": {}, "knobs": {}})
+        self.keeper.begin()
+        if self._rewound:
             self._settle(logged)
 
     def _settle(self, logged: Callable[[], Mapping[str, Any]]) -> None:
@@ -687,10 +661,15 @@ class Session:
         self._between_s, self._left_at_s = 0.0, time.monotonic()
         self.recorder.rewind(self._position.step, logged())
 
-    def _leave(self, why: str) -> None:
-        self._look()
-        self.recorder.flush()
-        self.keeper.leave(why)
+    def _after_safe_point(self, logged: Callable[[], Mapping[str, Any]]) -> None:
+        """What was done there is seen to; a run that must not go on ends here."""
+        if self._rewound:
+            self._settle(logged)
+        if self.history.torn is not None:
+            raise self.history.torn
+        if self._interrupt.asked:
+            self.leave("Ctrl-C")
+            raise KeyboardInterrupt
 
     def _deserted(self) -> bool:
         """Whether nobody has looked at the held end for so long that it need not be held."""

@@ -130,11 +130,17 @@ class OnTheFlyCallback(L.Callback):
         self._opened = True
         project = run_name_of(self._project or _script_name())
         run_name = run_name_of(self._run_name or type(pl_module).__name__)
-        asked, ours = self._asked_origin(given)
+        found = exact_state_in(given) if given is not None else None
+        ours = found is not None
         origin = find_origin(
-            asked, save_dir=self._save_dir.absolute(), project=project, run_name=run_name
+            given if ours else self._asked_origin(given),
+            save_dir=self._save_dir.absolute(),
+            project=project,
+            run_name=run_name,
         )
-        if origin is not None and (found := exact_state_in(origin.path)) is not None:
+        if origin is not None and not ours:
+            found = exact_state_in(origin.path)
+        if found is not None:
             loggers.go_on(trainer, found.get("loggers", []), found["step"])
         dashboard = self._dashboard
         if dashboard == "spawn":
@@ -176,10 +182,8 @@ class OnTheFlyCallback(L.Callback):
         )
         return ours
 
-    def _asked_origin(self, given: Any) -> tuple[str | Path | None, bool]:
-        """What to go on from, and whether it is what ``fit(ckpt_path=)`` was given."""
-        if given is not None and exact_state_in(given) is not None:
-            return Path(given), True
+    def _asked_origin(self, given: Any) -> str | Path | None:
+        """What ``resume=`` or the environment says; not beside a checkpoint of somebody else's."""
         asked = self._resume if self._resume is not None else os.environ.get("OTF_RESUME") or None
         if asked is not None and given is not None:
             msg = (
@@ -187,7 +191,7 @@ class OnTheFlyCallback(L.Callback):
                 "checkpoint; allowed: one of them"
             )
             raise ResumeError(msg)
-        return asked, False
+        return asked
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training begins; sanity check and tuners are over."""

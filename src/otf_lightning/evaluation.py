@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import lightning as L
 import torch
@@ -30,9 +30,7 @@ from otf_core.state.rng import (
 )
 from otf_core.telemetry.canonical import canonicalize_metrics
 from otf_lightning import inside
-
-# A LightningModule's own attributes: links to the trainer, and caches keyed by id().
-MODULE_OWN: Final = vars(L.LightningModule()).keys() - {"training"}
+from otf_lightning.inside import MODULE_OWN
 
 
 class BatchProbe(L.Callback):

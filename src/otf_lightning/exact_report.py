@@ -20,7 +20,7 @@ from otf_core.state.data_tap import reasons
 from otf_core.state.loader_parts import nested, samplers
 from otf_core.state.plain_values import NOT_STATE, Encoder, UnsupportedValueError
 from otf_lightning import inside
-from otf_lightning.snapshot import MODULE_OWN
+from otf_lightning.inside import MODULE_OWN
 
 # Callback -> what of it no snapshot has.
 OUTSIDE: Final[Mapping[type[Callback], str]] = {Timer: "the time that max_time counts"}

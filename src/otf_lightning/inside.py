@@ -65,7 +65,6 @@ PRIVATE: Final = {
         "restore_lr_schedulers",
         "restore_model",
         "restore_precision_plugin_state",
-        "restore_training_state",
     ),
     "": ("_last_val_time", "_val_check_time_interval"),
 }
@@ -79,6 +78,9 @@ PRIVATE_CLASSES: Final = {
     "lightning.pytorch.loops.loop": ("_Loop",),
     "lightning.pytorch.loops.fetchers": ("_DataLoaderIterDataFetcher",),
 }
+# A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are
+# dead in a new process.
+MODULE_OWN: Final = vars(L.LightningModule()).keys() - {"training"}
 LOGGED: Final = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
 LOG_FLAGS: Final = ("_first_loop_iter", "_current_fx")
 

@@ -25,11 +25,9 @@ from otf_core.state.plain_values import (
     UnsupportedValueError,
 )
 from otf_core.state.rng import get_rng, set_rng
+from otf_lightning.inside import MODULE_OWN
 
 FETCHER: Final = ("fetched", "done", "length", "batches")
-# A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are
-# dead in a new process.
-MODULE_OWN: Final = vars(L.LightningModule()).keys() - {"training"}
 # A LightningDataModule's.
 DATA_OWN: Final = frozenset(vars(L.LightningDataModule()))
 

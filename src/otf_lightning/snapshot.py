@@ -27,9 +27,9 @@ from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.rng import get_rng, set_rng
 from otf_lightning import inside
+from otf_lightning.inside import MODULE_OWN
 from otf_lightning.logged import apply_results, capture_results
 from otf_lightning.positions import (
-    MODULE_OWN,
     apply_positions,
     capture_positions,
     data_attributes,

@@ -99,8 +99,8 @@ class Run(Protocol):
     def save(self, kind: str, *, pinned: bool = False) -> Pending:
         """Copy the state now, write it in the background."""
 
-    def restored(self) -> None:
-        """Another state was put in place."""
+    def put(self, state: dict[str, Any]) -> None:
+        """Put another state in place."""
 
     def position(self) -> Position:
         """Where the run stands."""
@@ -132,30 +132,23 @@ class Keeper:
     ) -> None:
         self._run, self._store, self._delegate, self._every = run, store, delegate, every
         self._origin, self._allow, self._clock = origin, allow, clock
-        self._begun = False
         self._last_step, self._last_s = 0, clock()
         self._said_busy = self._prepared = False
         self._final: Pending | None = None
         self._first: Pending | None = None
         self._newest: Pending | None = None
 
-    def begin(self) -> dict[str, Any] | None:
-        """Before the first batch: go on from the origin, or keep the beginning.
-
-        Returns:
-            The steering state of what was put in place.
+    def begin(self) -> None:
+        """Before the first batch, once: go on from the origin, or keep the beginning.
 
         Raises:
             ResumeError: the origin does not fit.
         """
-        if self._begun:
-            return None
-        self._begun = True
-        state = self._go_on() if self._origin is not None else None
+        if self._origin is not None:
+            self._go_on(self._origin.path)
         if self.beginning() is None and self._run.position().step == 0:
             self._first = self._quietly("auto", pinned=True)
         self._last_step, self._last_s = self._run.position().step, self._clock()
-        return state
 
     def beginning(self) -> tuple[Manifest, str] | None:
         """The checkpoint of the beginning; waits for its file. None where there is none."""
@@ -211,9 +204,7 @@ class Keeper:
             how = "goes on exactly" if manifest.exact else "goes on"
             self._run.say(f"from step {manifest.step:,} the run {how}: {resume_command(path)}")
 
-    def _go_on(self) -> dict[str, Any]:
-        assert self._origin is not None
-        path = self._origin.path
+    def _go_on(self, path: Path) -> None:
         try:
             state, manifest = read_checkpoint(path, field="path")
             self._delegate.check(state)
@@ -221,15 +212,13 @@ class Keeper:
         except CommandError as error:
             msg = f"resume was asked from {path}: {error.detail}"
             raise ResumeError(msg) from error
-        self._delegate.apply(state)
-        self._run.restored()
+        self._run.put(state)
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name
         self._run.emit("checkpoint_loaded", path=str(path), step=step, id=name)
         text = f"resumed from step {step:,} ({name})"
         self._run.emit("log", level="info", phase="info", text=text)
         self._run.say(text)
-        return state
 
     def _quietly(self, kind: str, *, pinned: bool = False) -> Pending | None:
         """Save; where that cannot be, training goes on and it is said, a busy disk once."""

@@ -40,8 +40,8 @@ class Run(Protocol):
     def save(self, kind: str, *, pinned: bool = False) -> Pending:
         """Copy the state now, write it in the background; CommandError where it cannot be."""
 
-    def restored(self) -> None:
-        """Another state was put in place."""
+    def put(self, state: dict[str, Any]) -> None:
+        """Put another state in place."""
 
     def emit(self, kind: str, /, **fields: Any) -> int:
         """Tell."""
@@ -84,22 +84,26 @@ class History:
     # What was done.
 
     def set_param(self, ticket: Ticket, applied: AppliedParam) -> None:
-        """Remember a value that was set."""
+        """Tell and remember a value that was set."""
 
         def take_back(by: Ticket) -> dict[str, Any]:
             undone = self._steering.undo(applied, self._step())
-            self._run.emit(
-                "param_changed",
-                path=undone.path,
-                old=undone.old,
-                new=undone.new,
-                applied_step=undone.applied_step,
-                by="undo",
-                request_id=by.id,
-            )
+            self._tell_param(undone.path, undone.old, undone.new, by="undo", request=by)
             return {undone.path: undone.new}
 
         self._remember(ticket, applied.applied_step, take_back)
+        self._tell_param(applied.path, applied.old, applied.new, by="user", request=ticket)
+
+    def _tell_param(self, path: str, old: Any, new: Any, *, by: str, request: Ticket) -> None:
+        self._run.emit(
+            "param_changed",
+            path=path,
+            old=old,
+            new=new,
+            applied_step=self._step(),
+            by=by,
+            request_id=request.id,
+        )
 
     def note(self, ticket: Ticket, note: Mapping[str, Any]) -> None:
         """Remember a note."""
@@ -130,14 +134,8 @@ class History:
         if (asked.checkpoint is None) == (asked.step is None):
             detail = "rollback was asked; allowed: one of checkpoint and step."
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, allowed=["checkpoint", "step"])
-        if asked.checkpoint is not None:
-            state, name = self._store.read(asked.checkpoint), asked.checkpoint
-        else:
-            name = self._at_step(asked.step)
-            state = self._store.read(name)
-        found = self._store.get(name)
-        path = found[1] if found is not None else name
-        return self.go_to(ticket, state, name, path)
+        name = self._at_step(asked.step) if asked.checkpoint is None else asked.checkpoint
+        return self.go_to_kept(ticket, name)
 
     def load_ckpt(self, ticket: Ticket) -> dict[str, Any]:
         """A rollback by path."""
@@ -196,16 +194,15 @@ class History:
             return {"undone": undone, "applied_step": self._step(), "now": {}}
         done = self._find(asked.request_id)
         if asked.restore:
-            if done.before is None or self._store.get(done.before) is None:
+            found = self._store.get(done.before) if done.before is not None else None
+            if found is None:
                 detail = (
                     f"undo was asked to roll back to before {done.cmd} at step {done.step}, "
                     "but no checkpoint from before it is kept; allowed: undo without restore."
                 )
                 kept = [manifest.id for manifest, _ in self._store.list()[:NEAREST]]
                 raise CommandError(ErrorCode.NOT_FOUND, detail, field="restore", allowed=kept)
-            found = self._store.get(done.before)
-            assert found is not None
-            self.go_to(ticket, self._store.read(done.before), done.before, found[1])
+            self.go_to_kept(ticket, found[0].id)
             now: dict[str, Any] = {"step": self._step()}
         else:
             now = done.take_back(ticket)
@@ -214,28 +211,26 @@ class History:
         undone = {"request_id": done.request_id, "cmd": done.cmd}
         return {"undone": undone, "applied_step": self._step(), "now": now}
 
+    def go_to_kept(self, ticket: Ticket, name: str) -> dict[str, Any]:
+        """Put a checkpoint of this run in place, by its id."""
+        state = self._store.read(name)
+        found = self._store.get(name)
+        return self.go_to(ticket, state, name, found[1] if found is not None else name)
+
     def go_to(self, ticket: Ticket, state: dict[str, Any], name: str, path: str) -> dict[str, Any]:
         """Put a snapshot in place; it is used up by it."""
         self._delegate.check(state)
         before_step, before = self._step(), self._values()
         point = self._undo_point()
         try:
-            self._put(state)
+            self._run.put(state)
         except Exception as error:  # noqa: BLE001 -- border: the user's load hooks may raise anything
             self._put_right(point, error, name)
         step = self._step()
         self._run.emit("checkpoint_loaded", path=path, step=step, id=name, from_step=before_step)
         for param, new in self._values().items():
             if param in before and before[param] != new:
-                self._run.emit(
-                    "param_changed",
-                    path=param,
-                    old=before[param],
-                    new=new,
-                    applied_step=step,
-                    by="rollback",
-                    request_id=ticket.id,
-                )
+                self._tell_param(param, before[param], new, by="rollback", request=ticket)
         # What was done after that step is undone with it.
         self._done = [done for done in self._done if done.step <= step]
 
@@ -246,7 +241,7 @@ class History:
             point.wait(math.inf)
             if point.error is not None:
                 raise point.error
-            self.go_to(by, self._store.read(point.id), point.id, point.path)
+            self.go_to_kept(by, point.id)
             return {"step": self._step()}
 
         self._done.append(
@@ -259,13 +254,6 @@ class History:
             "from_step": before_step,
             "applied_step": step,
         }
-
-    def _put(self, state: dict[str, Any]) -> None:
-        steering = state["otf"].get("steering")
-        self._delegate.apply(state)
-        if steering is not None:
-            self._steering.load(steering)
-        self._run.restored()
 
     def _undo_point(self) -> Pending | None:
         """How the run is now; None where it cannot be kept, which is said."""
@@ -284,7 +272,7 @@ class History:
             if point is None:
                 raise error
             point.wait(math.inf)
-            self._put(self._store.read(point.id))
+            self._run.put(self._store.read(point.id))
         except Exception as again:  # noqa: BLE001 -- border, as above
             self.torn = again
         said = f"{type(error).__name__} ({error})"[:300]
