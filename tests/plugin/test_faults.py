@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from otf_lightning import OnTheFlyCallback
+from tests.conftest import open_files
 from tests.no_harm import digest
 from tests.no_harm.configs import Augmented, Net, _fit, _trainer, _val
 from tests.plugin.rig import Barrier, fitting
@@ -146,9 +147,8 @@ class Nosy(Augmented):
         seen = {
             "pid": os.getpid(),
             "threads": sorted(t.name for t in threading.enumerate()),
-            "files": [os.readlink(fd.path) for fd in os.scandir("/proc/self/fd") if fd.is_symlink()
-                      and os.path.lexists(fd.path)],
-        }  # fmt: skip
+            "files": list(open_files().values()),
+        }
         (self._folder / f"{os.getpid()}.json").write_text(json.dumps(seen))
         return super().__getitem__(i)
 
