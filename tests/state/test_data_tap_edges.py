@@ -11,6 +11,7 @@ import os
 import pickle
 import select
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -562,6 +563,29 @@ def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         rest(iterator)
     position(one)
+    one.otf_state(iterating=False)
+    iterator._shutdown_workers()
+
+
+class DiesBesideOneThatIsStuck(Squares):
+    """As a worker is whose neighbour was killed while it held the lock of their pipe."""
+
+    def __getitem__(self, i: int) -> Any:
+        if i == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if i == 2:
+            threading.Event().wait()
+        return super().__getitem__(i)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.usefixtures("looks_often")
+def test_nobody_waits_for_a_pool_of_which_a_worker_has_died() -> None:
+    stuck = DiesBesideOneThatIsStuck()
+    one: Any = tap(loader(stuck, num_workers=2, persistent_workers=True, batch_size=1))
+    iterator: Any = iter(one)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        rest(iterator)
     one.otf_state(iterating=False)
     iterator._shutdown_workers()
 

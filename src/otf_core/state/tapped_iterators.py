@@ -300,9 +300,13 @@ class WorkersIter(torch_loader._MultiProcessingDataLoaderIter):
     def settle(self) -> None:
         """Wait for what an iteration that was cut short left to the workers: it moved their RNG.
 
-        A worker that is exhausted drops the tasks it still has, and is not waited for.
+        A worker that is exhausted drops the tasks it still has, and is not waited for. Neither is
+        a pool of which one has died: it may have held the lock of the pipe, and it cannot go on
+        anyhow, as torch says to whoever fetches.
         """
-        while any(len(t) == 1 and self._workers_status[t[0]] for t in self._task_info.values()):
+        while not any(process.exitcode for process in self._workers) and any(
+            len(t) == 1 and self._workers_status[t[0]] for t in self._task_info.values()
+        ):
             idx, batch = self._get_data()
             self._tasks_outstanding -= 1
             if isinstance(batch, worker._IterableDatasetStopIteration):
