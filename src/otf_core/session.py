@@ -31,9 +31,9 @@ from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import run_folder
 from otf_core.state.checkpoint_file import read_checkpoint
-from otf_core.state.exactness import FORCE, Exactness, differences, environment
+from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
 from otf_core.state.host_pool import HostPool
-from otf_core.state.keeper import Every, Keeper, Origin
+from otf_core.state.keeper import Every, Keeper, Origin, Schedule
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.history import History
 from otf_core.steering.params import Knob, Steering
@@ -94,6 +94,7 @@ class Session:
         delegate: drives the batches; also supplies what ``Steering`` needs.
         device: as in ``cuda:0``; its index says which GPU is sampled.
         unsupported: commands that this run cannot carry out, each with its reason.
+        cannot_save: why no checkpoint can be made of this run; None where they can.
         say: one line for a person, on stderr.
     """
 
@@ -107,6 +108,7 @@ class Session:
         gpu: int | None = None,
         world_size: int = 1,
         unsupported: Mapping[str, str] | None = None,
+        cannot_save: str | None = None,
         say: Callable[[str], None] | None = None,
         dial: Dial | None = None,
     ) -> None:
@@ -159,6 +161,7 @@ class Session:
             on_saved=self._checkpoint_saved,
             on_removed=self._checkpoint_removed,
             before=self._told_before,
+            refused=cannot_save,
         )
         full = options.telemetry != "off"
         self.monitor = DeviceStatsMonitor() if full else None
@@ -187,7 +190,7 @@ class Session:
             self,
             store=self.store,
             delegate=delegate,
-            every=options.every,
+            schedule=Schedule(options.every),
             origin=options.origin,
             allow=self._allow,
         )
@@ -309,6 +312,8 @@ class Session:
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.recorder.flush()
         self.keeper.end()
+        if self._world_size > 1:
+            return  # a test on one rank would leave the others waiting
         asked, connected = self._after_fit, self.channel.mode
         held = asked == "hold" or (asked == "auto" and connected == "legacy")
         if asked == "return" or (asked == "auto" and not held) or connected == "none":
@@ -322,6 +327,9 @@ class Session:
 
     def leave(self, why: str) -> None:
         """The process is about to end: keep the run as it is between two batches."""
+        if self._world_size > 1:
+            self.keeper.tell_newest()  # where the other ranks stand is not known
+            return
         self._look()
         self.recorder.flush()
         self.keeper.leave(why)
@@ -389,7 +397,9 @@ class Session:
             CommandError: it cannot be saved.
         """
         now = (self._position.step, self._position.batch_idx, self._changes)
-        if self._last_save is not None and self._last_save[0] == now:
+        # Other ranks cannot know what has become of the last one: there each is made anew.
+        alone = self._world_size == 1
+        if alone and self._last_save is not None and self._last_save[0] == now:
             same = self._last_save[1]
             if same.error is None:
                 if pinned:
@@ -403,7 +413,8 @@ class Session:
             epoch=self._position.epoch,
             kind=kind,  # type: ignore[arg-type]
             pinned=pinned,
-            exact=self.exactness.exact,
+            exact=lambda: self.exactness.exact,
+            wait=not alone,
         )
         self._last_save = now, pending
         return pending
@@ -436,6 +447,11 @@ class Session:
         self.emitter.begin_generation(self._record.run_gen)
         self._write_record(status=None)
         self._refresh_params()
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints can be made."""
+        return self.store.refused is None and self.run_dir is not None
 
     @property
     def connected(self) -> bool:
@@ -648,7 +664,8 @@ class Session:
     def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The first safe point: the loaders are made, no batch was fetched."""
         self._began_training = True
-        self._interrupt.on()
+        if self._world_size == 1:  # the other ranks would go on
+            self._interrupt.on()
         self._look_for_what_is_not_exact()
         self.keeper.begin()
         if self._rewound:
@@ -693,12 +710,8 @@ class Session:
 
     def _allow(self, state: Mapping[str, Any]) -> None:
         """Refuse a snapshot from elsewhere, from which the run could not go on exactly."""
-        here = {**environment(), **self._delegate.environment()}
-        found = differences(state["otf"].get("environment", {}), here)
-        if found and self.options.env.get(FORCE) != "1":
-            detail = f"It would not go on exactly: {'; '.join(found)}. {FORCE}=1 allows it."
-            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        if found:
+        here = self._delegate.environment()
+        if found := refuse_elsewhere(state, here, self.options.env):
             self.exactness = self.exactness.worse([f"resumed with {'; '.join(found)}"], [])
 
     def _look_for_what_is_not_exact(self) -> None:
@@ -800,7 +813,6 @@ class Session:
         return self.steering.list(waiting, may_wait=may_wait)
 
     def _capture(self, pool: HostPool) -> dict[str, Any]:
-        self._look_for_what_is_not_exact()
         try:
             state = self._delegate.capture(pool)
         except CommandError:
@@ -808,6 +820,7 @@ class Session:
         except Exception as error:  # border: the user's save hooks may raise anything
             self._crashed(None, traceback.format_exc())
             raise crashed("save", error) from error  # noqa: EM101 -- the command's name
+        self._look_for_what_is_not_exact()
         state["otf"] = {
             "version": __version__,
             "session_id": self.session_id,

@@ -13,12 +13,21 @@ import torch
 from rich.console import Console
 
 from otf_core.session import AFTER_FIT, Session, SessionOptions
-from otf_core.state.keeper import ResumeError, every, exact_state_in, find_origin
+from otf_core.state.keeper import (
+    Every,
+    Origin,
+    ResumeError,
+    Schedule,
+    every,
+    exact_state_in,
+    find_origin,
+)
 from otf_core.state.run_folder import run_name_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers, spawn
 from otf_lightning.delegate import LightningFrameworkDelegate
+from otf_lightning.other_rank import OtherRank, agree_on_origin, cannot_save
 
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
@@ -27,6 +36,7 @@ TELEMETRY: Final = ("full", "basic", "off")
 # collective; strategies that carry control over all ranks come in a later version.
 CHANGES: Final = (
     "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
+    "rollback", "undo", "extend", "load_ckpt", "reset_session",
 )  # fmt: skip
 
 
@@ -115,7 +125,7 @@ class OnTheFlyCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Open the session; comes before any loader of a fit is made."""
-        if stage != "fit" or not trainer.is_global_zero:
+        if stage != "fit":
             return
         self._delegate = LightningFrameworkDelegate(
             trainer, test_dataloaders=self._test_dataloaders
@@ -125,22 +135,46 @@ class OnTheFlyCallback(L.Callback):
         self._delegate.when_opened(lambda given: self._open(trainer, pl_module, given))
 
     def _open(self, trainer: L.Trainer, pl_module: L.LightningModule, given: Any) -> bool:
-        """Begin the session; True where it goes on from what ``fit`` was given."""
+        """Begin the run on every rank; True where it goes on from what ``fit`` was given."""
         assert self._delegate is not None
         self._opened = True
-        project = run_name_of(self._project or _script_name())
-        run_name = run_name_of(self._run_name or type(pl_module).__name__)
-        found = exact_state_in(given) if given is not None else None
-        ours = found is not None
-        origin = find_origin(
-            given if ours else self._asked_origin(given),
-            save_dir=self._save_dir.absolute(),
-            project=project,
-            run_name=run_name,
+        ours = exact_state_in(given) is not None if given is not None else False
+        _refuse_for_ranks(trainer, self._every, given if ours else self._asked_origin(given))
+        project, run_name = self._names(pl_module)
+        origin = agree_on_origin(
+            trainer,
+            lambda: find_origin(
+                given if ours else self._asked_origin(given),
+                save_dir=self._save_dir.absolute(),
+                project=project,
+                run_name=run_name,
+            ),
         )
-        if origin is not None and not ours:
-            found = exact_state_in(origin.path)
-        if found is not None:
+        if trainer.is_global_zero:
+            self._open_session(trainer, pl_module, origin)
+        if trainer.world_size > 1:
+            saves = self._session is not None and self._session.saves
+            saves = trainer.strategy.broadcast(saves, src=0)
+            if not trainer.is_global_zero:
+                self._open_other_rank(origin, saves=saves)
+        return ours
+
+    def _names(self, pl_module: L.LightningModule) -> tuple[str, str]:
+        project = run_name_of(self._project or _script_name())
+        return project, run_name_of(self._run_name or type(pl_module).__name__)
+
+    def _open_other_rank(self, origin: Origin | None, *, saves: bool) -> None:
+        assert self._delegate is not None
+        schedule = Schedule(self._every)
+        other = OtherRank(self._delegate, schedule, origin, saves=saves, env=os.environ)
+        self._delegate.install_batch_boundary_hook(other.tick, other.at_end)
+
+    def _open_session(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, origin: Origin | None
+    ) -> None:
+        assert self._delegate is not None
+        project, run_name = self._names(pl_module)
+        if origin is not None and (found := exact_state_in(origin.path)) is not None:
             loggers.go_on(trainer, found.get("loggers", []), found["step"])
         dashboard = self._dashboard
         if dashboard == "spawn":
@@ -167,6 +201,7 @@ class OnTheFlyCallback(L.Callback):
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=trainer.world_size,
             unsupported=_unsupported(trainer),
+            cannot_save=cannot_save(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._telemetry != "off":
@@ -180,7 +215,6 @@ class OnTheFlyCallback(L.Callback):
             lambda: self._at_end(trainer),
             self._session.leave,
         )
-        return ours
 
     def _asked_origin(self, given: Any) -> str | Path | None:
         """What ``resume=`` or the environment says; not beside a checkpoint of somebody else's."""
@@ -211,8 +245,8 @@ class OnTheFlyCallback(L.Callback):
         exception: BaseException,
     ) -> None:
         """The run has ended another way; Lightning calls no teardown then."""
-        if self._delegate is not None and not self._opened:
-            self._open(trainer, pl_module, None)  # a failing setup is told as well
+        if trainer.is_global_zero and self._delegate is not None and not self._opened:
+            self._open_session(trainer, pl_module, None)  # a failing setup is told as well
         if self._session is None:
             return
         self._tell_step(trainer, self._session)
@@ -359,6 +393,21 @@ def _unsupported(trainer: L.Trainer) -> dict[str, str]:
         "leave the others waiting. This version (0.2.0) only watches such a run."
     )
     return dict.fromkeys(CHANGES, reason)
+
+
+def _refuse_for_ranks(trainer: L.Trainer, every: Every, origin: Any) -> None:
+    """What a run of several ranks cannot have, before anything has begun; the same on each."""
+    if trainer.world_size == 1:
+        return
+    if origin is not None and (why := cannot_save(trainer)) is not None:
+        msg = f"resume was asked from {origin}. {why}"
+        raise ResumeError(msg)
+    if every.seconds is not None:
+        msg = (
+            f"checkpoint_every was asked every {every.seconds:g} s for {trainer.world_size} ranks, "
+            "whose clocks are not the same; allowed: a number of steps"
+        )
+        raise ValueError(msg)
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:

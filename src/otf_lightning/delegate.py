@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from otf_core.control.delegate import Evaluation, OnBatch, Position
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
+from otf_core.state.gather import gather
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
@@ -38,6 +39,8 @@ class LightningFrameworkDelegate:
         self._stop_in_epoch = False  # an epoch without a batch
         self._between_epochs = False  # what was applied stood between two epochs
         self._in_epoch = False  # what was applied at the end of the fit stood within one
+        # What other ranks are not exact for, and what they leave out.
+        self._of_others: tuple[dict[str, None], dict[str, None]] = ({}, {})
 
     def attach(self) -> None:
         """Tap every loader of the fit; before any is made."""
@@ -171,8 +174,25 @@ class LightningFrameworkDelegate:
         )
 
     def capture(self, pool: HostPool | None = None) -> dict[str, Any]:
-        """A Lightning checkpoint and the exact state; the user's save hooks are called."""
-        state = snapshot.capture(self._trainer, pool)
+        """A Lightning checkpoint and the exact state; the user's save hooks are called.
+
+        Of several ranks all must call it at the same safe point; rank 0 gets the whole.
+        """
+        if self._trainer.world_size == 1:
+            return self._capture(pool)
+        parts = gather(lambda: (self._capture(pool), self.exactness()))
+        if parts is None:
+            return {}
+        (state, _), *others = parts
+        state["otf"]["ranks"] = [part for part, _ in others]
+        for rank, (_, (reasons, left_out)) in enumerate(others, start=1):
+            self._of_others[0].update(dict.fromkeys(f"rank {rank}: {r}" for r in reasons))
+            self._of_others[1].update(dict.fromkeys(left_out))
+        return state
+
+    def _capture(self, pool: HostPool | None) -> dict[str, Any]:
+        part = not self._trainer.is_global_zero
+        state = snapshot.capture(self._trainer, pool, part=part)
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
@@ -190,6 +210,8 @@ class LightningFrameworkDelegate:
 
     def apply(self, state: dict[str, Any]) -> None:
         """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
+        snapshot.check(self._trainer, state)
+        state = snapshot.of_rank(state, self._trainer.global_rank)
         snapshot.apply(self._trainer, state)
         self._extend_at_least(state["otf"].get("extended", {}))
         self._between_epochs = inside.epoch_is_over(self._trainer)
@@ -202,8 +224,10 @@ class LightningFrameworkDelegate:
         return {"data": inside.training_batches(self._trainer)}
 
     def exactness(self) -> tuple[list[str], list[str]]:
-        """See exact_report.ExactReport.found."""
-        return self._report.found(self._trainer)
+        """See exact_report.ExactReport.found; on rank 0 also what the others have found."""
+        reasons, left_out = self._report.found(self._trainer)
+        of_reasons, of_left_out = self._of_others
+        return [*reasons, *of_reasons], [*left_out, *of_left_out]
 
     def extend(self, asked: Mapping[str, int]) -> None:
         """Set ``max_steps`` or ``max_epochs``, -1 for no limit; an early stop is called off.
@@ -241,8 +265,11 @@ class LightningFrameworkDelegate:
         return evaluation.run_test(self._trainer, self._test_dataloaders, on_batch)
 
     def leaving(self) -> bool:
-        """Lightning's handler notes SIGTERM; it acts on it after the next batch."""
-        return bool(self._trainer.received_sigterm)
+        """Lightning's handler notes SIGTERM; it acts on it after the next batch.
+
+        Of several ranks Lightning brings all to the same end itself.
+        """
+        return bool(self._trainer.received_sigterm) and self._trainer.world_size == 1
 
     def request_stop(self) -> None:
         """End here, also where the script asked for more epochs or steps at least."""

@@ -76,8 +76,14 @@ class Part:
     apply: Callable[[Giving, Any], None]
 
 
-def capture(trainer: L.Trainer, pool: HostPool | None = None) -> dict[str, Any]:
-    """A Lightning checkpoint with everything else under ``otf``; a host copy."""
+def capture(
+    trainer: L.Trainer, pool: HostPool | None = None, *, part: bool = False
+) -> dict[str, Any]:
+    """A Lightning checkpoint with everything else under ``otf``; a host copy.
+
+    Args:
+        part: without weights and optimizer states, which another rank has as well.
+    """
     rng = get_rng()
     stock = inside.dump_checkpoint(trainer)
     take = pool.copy if pool is not None else None
@@ -85,7 +91,7 @@ def capture(trainer: L.Trainer, pool: HostPool | None = None) -> dict[str, Any]:
     exact = {part.name: part.capture(taking) for part in PARTS if part.capture is not None}
     exact["format"] = FORMAT
     exact["unknown"] = taking.enc.unknown
-    copied, left_out = loadable(stock, "checkpoint", pool)
+    copied, left_out = loadable(_own(stock, trainer) if part else stock, "checkpoint", pool)
     needed = [name for name in left_out if name.startswith(NEEDED)]
     if needed:
         detail = f"Saving was asked, but {needed[0]} cannot be stored without pickle."
@@ -96,8 +102,27 @@ def capture(trainer: L.Trainer, pool: HostPool | None = None) -> dict[str, Any]:
     return copied
 
 
+def _own(stock: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
+    alike = {name for name, _ in trainer.lightning_module.named_parameters()}
+    values = {name: value for name, value in stock["state_dict"].items() if name not in alike}
+    return {**stock, "state_dict": values, "optimizer_states": []}
+
+
+def of_rank(state: dict[str, Any], rank: int) -> dict[str, Any]:
+    """The snapshot of one rank, out of that of all; see ``other_rank``."""
+    if rank == 0:
+        return state
+    part = state["otf"]["ranks"][rank - 1]
+    return {
+        **part,
+        "state_dict": {**state["state_dict"], **part["state_dict"]},
+        "optimizer_states": state["optimizer_states"],
+        "otf": {**state["otf"], **part["otf"]},
+    }
+
+
 def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse a snapshot of another model; nothing is touched.
+    """Refuse a snapshot of another model, or of another number of ranks; nothing is touched.
 
     Raises:
         CommandError: ``bad_payload``, with the names and shapes that differ.
@@ -106,6 +131,13 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
     if not isinstance(exact, Mapping) or exact.get("format") != FORMAT:
         found = exact.get("format") if isinstance(exact, Mapping) else "none"
         detail = f"A checkpoint with exact state of format {FORMAT} was asked for, found {found}."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    ranks = 1 + len(state["otf"].get("ranks", ()))
+    if ranks != trainer.world_size:
+        detail = (
+            f"The checkpoint is of {_of_ranks(ranks)}, this run has {_of_ranks(trainer.world_size)}"
+            "; each goes on where it stood, so allowed: as many; the run is as it was."
+        )
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
     module = trainer.lightning_module
     here = {name: list(p.shape) for name, p in module.named_parameters()}
@@ -143,6 +175,10 @@ def apply(trainer: L.Trainer, state: dict[str, Any]) -> None:
             part.apply(giving, exact.get(part.name))
     finally:
         connector._loaded_checkpoint = {}
+
+
+def _of_ranks(n: int) -> str:
+    return f"{n} rank{'s' * (n > 1)}"
 
 
 # What Lightning restores itself, so that the users' hooks have their say.

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 
+from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.run_folder import versions
 
 FORCE: Final = "OTF_RESUME_FORCE"
@@ -65,6 +66,28 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
+
+
+def refuse_elsewhere(
+    state: Mapping[str, Any], here: Mapping[str, Any], env: Mapping[str, str]
+) -> list[str]:
+    """Refuse a snapshot from elsewhere, from which the run could not go on exactly.
+
+    Args:
+        here: what the framework says of this place; see ``ControlDelegate.environment``.
+        env: the process environment; ``OTF_RESUME_FORCE=1`` allows it.
+
+    Returns:
+        What is other here, where that was allowed.
+
+    Raises:
+        CommandError: ``not_allowed_now``, with what is other here.
+    """
+    found = differences(state["otf"].get("environment", {}), {**environment(), **here})
+    if found and env.get(FORCE) != "1":
+        detail = f"It would not go on exactly: {'; '.join(found)}. {FORCE}=1 allows it."
+        raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+    return found
 
 
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

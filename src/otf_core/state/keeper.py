@@ -93,6 +93,50 @@ def find_origin(
     return Origin(path, run_folder.run_of(path))
 
 
+class Schedule:
+    """Which checkpoints are due, by counting alone: so every rank of a run finds the same."""
+
+    def __init__(self, every: Every, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every, self._clock = every, clock
+        self._last_step, self._last_s = 0, clock()
+
+    def begins(self, step: int, origin: Origin | None) -> bool:
+        """Before the first batch: whether this is a beginning, to be kept."""
+        self._last_step, self._last_s = step, self._clock()
+        return step == 0 and (origin is None or origin.run_dir is None)
+
+    def due(self, step: int) -> bool:
+        """A step is done: whether it is to be kept."""
+        steps = self.every.steps
+        if steps is not None and step % steps == 0 and step != self._last_step:
+            self._last_step = step
+            return True
+        due_s = self.every.seconds
+        return due_s is not None and self._clock() - self._last_s >= due_s
+
+    def kept(self) -> None:
+        """It was; the time begins anew."""
+        self._last_s = self._clock()
+
+
+def read_fitting(
+    path: Path, delegate: ControlDelegate, allow: Callable[[Mapping[str, Any]], None]
+) -> tuple[dict[str, Any], Manifest | None]:
+    """The snapshot from which a run is to go on; nothing of the run is touched.
+
+    Raises:
+        ResumeError: it is damaged, of another model, or not allowed here.
+    """
+    try:
+        state, manifest = read_checkpoint(path, field="path")
+        delegate.check(state)
+        allow(state)
+    except CommandError as error:
+        msg = f"resume was asked from {path}: {error.detail}"
+        raise ResumeError(msg) from error
+    return state, manifest
+
+
 class Run(Protocol):
     """What the keeper needs of the session."""
 
@@ -125,14 +169,12 @@ class Keeper:
         *,
         store: CheckpointStore,
         delegate: ControlDelegate,
-        every: Every,
+        schedule: Schedule,
         origin: Origin | None,
         allow: Callable[[Mapping[str, Any]], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run, self._store, self._delegate, self._every = run, store, delegate, every
-        self._origin, self._allow, self._clock = origin, allow, clock
-        self._last_step, self._last_s = 0, clock()
+        self._run, self._store, self._delegate, self._schedule = run, store, delegate, schedule
+        self._origin, self._allow = origin, allow
         self._said_busy = self._prepared = False
         self._final: Pending | None = None
         self._first: Pending | None = None
@@ -146,9 +188,8 @@ class Keeper:
         """
         if self._origin is not None:
             self._go_on(self._origin.path)
-        if self.beginning() is None and self._run.position().step == 0:
+        if self._schedule.begins(self._run.position().step, self._origin):
             self._first = self._quietly("auto", pinned=True)
-        self._last_step, self._last_s = self._run.position().step, self._clock()
 
     def beginning(self) -> tuple[Manifest, str] | None:
         """The checkpoint of the beginning; waits for its file. None where there is none."""
@@ -162,13 +203,8 @@ class Keeper:
         if not self._prepared and step > 0:
             self._prepared = True  # the optimizers have their state by now
             self._prepare()
-        due_steps, due_s = self._every.steps, self._every.seconds
-        by_steps = due_steps is not None and step % due_steps == 0 and step != self._last_step
-        by_time = due_s is not None and self._clock() - self._last_s >= due_s
-        if not (by_steps or by_time):
-            return
-        if self._quietly("ring") is not None:
-            self._last_step, self._last_s = step, self._clock()
+        if self._schedule.due(step) and self._quietly("ring") is not None:
+            self._schedule.kept()
 
     def _prepare(self) -> None:
         """Have the host memory made beside the training, not by the first checkpoint."""
@@ -205,13 +241,7 @@ class Keeper:
             self._run.say(f"from step {manifest.step:,} the run {how}: {resume_command(path)}")
 
     def _go_on(self, path: Path) -> None:
-        try:
-            state, manifest = read_checkpoint(path, field="path")
-            self._delegate.check(state)
-            self._allow(state)
-        except CommandError as error:
-            msg = f"resume was asked from {path}: {error.detail}"
-            raise ResumeError(msg) from error
+        state, manifest = read_fitting(path, self._delegate, self._allow)
         self._run.put(state)
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name

@@ -103,6 +103,7 @@ class CheckpointStore:
         keep: how many of kind ``ring``, ``pause`` and ``auto`` are kept; the oldest go.
         on_saved, on_removed: told on otf-saver, with manifest and path.
         before: called on otf-saver before a checkpoint begins to exist.
+        refused: why nothing can be saved, where that is no matter of the folder.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class CheckpointStore:
         on_saved: Callable[[Manifest, str], None],
         on_removed: Callable[[Manifest, str], None],
         before: Callable[[], None] = lambda: None,
+        refused: str | None = None,
     ) -> None:
         self._folder, self._keep = folder, keep
+        self.refused = refused
         self._on_saved, self._on_removed, self._before = on_saved, on_removed, before
         self._lock = threading.Lock()
         self._known: dict[str, Manifest] = {}  # complete ones, oldest first
@@ -215,23 +218,27 @@ class CheckpointStore:
         epoch: int,
         kind: Kind,
         pinned: bool,
-        exact: bool = False,
+        exact: Callable[[], bool] = lambda: False,
+        wait: bool = False,
     ) -> Pending:
         """Copy now, write in the background; training thread.
 
         Args:
             copy: makes the host copy, in the memory that it is given; the copy is this store's.
+            exact: whether the copy can be resumed from exactly; asked when it is made.
+            wait: for the disk, where two are being written; else that is refused.
 
         Raises:
-            CommandError: there is no run folder to write to.
+            CommandError: there is no run folder to write to; ``busy``.
         """
+        if self.refused is not None:
+            raise CommandError(ErrorCode.UNSUPPORTED, f"Saving was asked. {self.refused}")
         if self._folder is None:
             detail = "Saving was asked, but the run folder cannot be written; training goes on."
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        # A third copy would be more host memory than anybody planned for, and the training thread
-        # must not wait for the disk.
+        # A third copy would be more host memory than anybody planned for.
         try:
-            pool = self._idle.get_nowait()
+            pool = self._idle.get(block=wait)
         except queue.Empty:
             detail = f"Saving was asked while {MAX_WAITING} checkpoints are being written."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0) from None
@@ -250,7 +257,7 @@ class CheckpointStore:
             ts=self._last_ts,
             kind=kind,
             pinned=pinned,
-            exact=exact,
+            exact=exact(),
         )
         pending = Pending(manifest, str(self._folder / f"{manifest.id}.ckpt"))
         self._jobs.put(_Save(pending, state, pool))

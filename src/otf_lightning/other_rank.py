@@ -1,0 +1,102 @@
+"""One checkpoint of a run with several ranks (DDP), whole in one file, written by rank 0.
+
+Rule 1: what all ranks have alike (weights, optimizer states) is rank 0's; of the others the file
+has what is theirs alone: RNG, position in the data, buffers, gradients, what their modules keep.
+Rule 2: every rank captures at the same safe point, found by counting steps, so that gathering the
+parts, and collectives in a user's own save hooks, meet on all ranks. Nothing is asked per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
+
+from otf_core.control.delegate import ControlDelegate
+from otf_core.errors import OtfError
+from otf_core.state.exactness import refuse_elsewhere
+from otf_core.state.keeper import Origin, ResumeError, Schedule, read_fitting
+
+
+def cannot_save(trainer: L.Trainer) -> str | None:
+    """Why this version keeps no checkpoints of such a run; the same on every rank."""
+    if trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy):
+        return None
+    return (
+        f"This version (0.2.0) keeps checkpoints of one process and of DDP; this run has "
+        f"{trainer.world_size} ranks under {type(trainer.strategy).__name__}."
+    )
+
+
+def agree_on_origin(trainer: L.Trainer, find: Callable[[], Origin | None]) -> Origin | None:
+    """Where the run goes on, as rank 0 has found it; called on all ranks at once.
+
+    Raises:
+        OtfError: what ``find`` raised, on every rank.
+    """
+    if trainer.world_size == 1:
+        return find()
+    told: dict[str, str | None] = {}
+    error: OtfError | None = None
+    if trainer.is_global_zero:
+        try:
+            if (origin := find()) is not None:
+                run_dir = str(origin.run_dir) if origin.run_dir is not None else None
+                told = {"path": str(origin.path), "run_dir": run_dir}
+        except OtfError as caught:
+            error, told = caught, {"error": str(caught)}
+    told = trainer.strategy.broadcast(told, src=0)
+    if said := told.get("error"):
+        raise error or ResumeError(said)
+    if (path := told.get("path")) is None:
+        return None
+    folder = told.get("run_dir")
+    return Origin(Path(path), Path(folder) if folder is not None else None)
+
+
+class OtherRank:
+    """What ``Session`` and ``Keeper`` are on rank 0, on another rank: it has its part saved.
+
+    Args:
+        saves: whether rank 0 keeps checkpoints at all.
+        env: as the process has it; may allow what is refused.
+    """
+
+    def __init__(
+        self,
+        delegate: ControlDelegate,
+        schedule: Schedule,
+        origin: Origin | None,
+        *,
+        saves: bool,
+        env: Mapping[str, str],
+    ) -> None:
+        self._delegate, self._schedule, self._origin = delegate, schedule, origin
+        self._saves, self._env = saves, env
+        self._began = False
+
+    def tick(self) -> bool:
+        """At the safe point; False, since a run of several ranks is not stopped there."""
+        if not self._began:
+            self._began = True
+            if self._origin is not None:
+                state, _ = read_fitting(self._origin.path, self._delegate, self._allow)
+                self._delegate.apply(state)
+            self._keep(due=self._schedule.begins(self._delegate.position().step, self._origin))
+        else:
+            self._keep(due=self._schedule.due(self._delegate.position().step))
+        return False
+
+    def at_end(self) -> None:
+        """A limit is reached."""
+        self._keep(due=True)
+
+    def _keep(self, *, due: bool) -> None:
+        if due and self._saves:
+            self._delegate.capture()
+
+    def _allow(self, state: Mapping[str, Any]) -> None:
+        refuse_elsewhere(state, self._delegate.environment(), self._env)

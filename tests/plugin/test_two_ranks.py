@@ -1,0 +1,108 @@
+"""Two ranks of DDP, killed together, go on exactly: each where it stood."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from otf_core.state.checkpoint_file import Manifest
+
+RANKS = (0, 1)
+
+
+def run(folder: Path, kind: str, how: str, **more: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.plugin.two_ranks", str(folder), kind, how],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=root, env={**os.environ, "PYTHONPATH": root, **more},
+    )  # fmt: skip
+    try:
+        _, err = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, "", err)
+
+
+def result(folder: Path, how: str, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{how}.{rank}.json").read_text())
+    return found
+
+
+def manifests(folder: Path) -> list[Manifest]:
+    found = (folder / "runs/p/r/checkpoints").glob("*.json")
+    each = [msgspec.json.decode(path.read_bytes(), type=Manifest) for path in found]
+    return sorted(each, key=lambda manifest: manifest.ts)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["workers", "accumulating"])
+def test_killed_together_they_go_on_as_if_nothing_had_been(tmp_path: Path, kind: str) -> None:
+    assert run(tmp_path, kind, "bare").returncode == 0
+    killed = run(tmp_path, kind, "kill")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = [manifest.step for manifest in manifests(tmp_path)]
+    assert kept, "nothing was kept before the kill"
+    assert all(manifest.exact for manifest in manifests(tmp_path))
+
+    resumed = run(tmp_path, kind, "live")
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed from step {kept[-1]}" in resumed.stderr
+    for rank in RANKS:
+        without, with_us = result(tmp_path, "bare", rank), result(tmp_path, "live", rank)
+        logged = with_us.pop("logged")
+        assert logged == without.pop("logged")[-len(logged) :]
+        assert with_us == without
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_cannot_be_captured_is_told_of_and_holds_nobody(tmp_path: Path) -> None:
+    done = run(tmp_path, "plain", "fails")
+    assert done.returncode == 0, done.stderr
+    steps = [manifest.step for manifest in manifests(tmp_path)]
+    assert 5 not in steps
+    assert 10 in steps
+    journal = next((tmp_path / "runs/p/r/journal").glob("*.jsonl")).read_text()
+    assert "Rank 1 could not be captured (OSError: no room)" in journal
+
+
+@pytest.mark.timeout(120)
+def test_one_rank_does_not_go_on_from_a_checkpoint_of_two(tmp_path: Path) -> None:
+    from otf_core.state.keeper import ResumeError
+    from otf_lightning import OnTheFlyCallback
+    from tests.no_harm.configs import Net, _train, _trainer
+
+    assert run(tmp_path, "plain", "live").returncode == 0
+    file = next((tmp_path / "runs/p/r/checkpoints").glob("10-ring.ckpt"))
+    parts = torch.load(file, weights_only=True)["otf"]["ranks"]
+    assert len(parts) == 1
+    assert not parts[0]["optimizer_states"]  # what all have alike is there once
+    ours = OnTheFlyCallback(save_dir=tmp_path / "other", dashboard="off", resume=file)
+    with pytest.raises(ResumeError, match="of 2 ranks, this run has 1 rank"):
+        _trainer([ours]).fit(Net(), _train())
+
+
+@pytest.mark.timeout(120)
+def test_a_time_between_checkpoints_is_refused_for_ranks(tmp_path: Path) -> None:
+    done = run(tmp_path, "timed", "live")
+    assert done.returncode != 0
+    assert "checkpoint_every was asked every 60 s for 2 ranks" in done.stderr
+
+
+@pytest.mark.timeout(120)
+def test_what_rank_0_cannot_resume_from_ends_both(tmp_path: Path) -> None:
+    done = run(tmp_path, "plain", "nowhere")
+    assert done.returncode != 0
+    assert done.stderr.count("where there is no file; allowed: a checkpoint, auto") >= 2
