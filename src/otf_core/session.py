@@ -216,6 +216,7 @@ class Session:
         options = self.options
         self._write_record(status=None)
         ignored = self.store.adopt()
+        self.store.begin_branch(self._record.branch, self._record.base)
         self._announce(meta)
         if self.run_dir is None:
             self.emit("log", level="warning", phase="info", text="no run folder: nothing is saved")
@@ -334,8 +335,14 @@ class Session:
         self.recorder.flush()
         self.keeper.leave(why)
 
-    def finish(self, status: str, *, error: str | None = None) -> None:
-        """The run is over: ``finished``, ``interrupted`` or ``failed``; said once."""
+    def finish(self, status: str, *, error: str | None = None, left_by: str = "") -> None:
+        """The run is over: ``finished``, ``interrupted`` or ``failed``; said once.
+
+        Args:
+            error: for a person, what a failed run has failed with.
+            left_by: the class of the exception that ended it within a batch; what it has left is
+                kept.
+        """
         if self.state.ended:
             return
         self._look()
@@ -345,13 +352,13 @@ class Session:
         if status == "finished" and self.actions.stopping:
             said = "stopped"
         self.keeper.ended()
+        if status == "failed":
+            self._tell_how_it_goes_on(left_by)
         with self.state.lock:
             self.state.move(status)
             step = self._position.step
             extra = {"error": error} if error is not None else {}
             self.emit("trainingFinished", status=said, step=step, **extra)
-        if status == "failed":
-            self.keeper.tell_newest()
         self._write_record(status=said)
         self.bus.close(self.actions.ended_error("A command"))
         self.actions.gate.close()
@@ -388,10 +395,20 @@ class Session:
     def lost(self, link: Any) -> None:
         """A connection is gone; whoever asks again over the next one gets his answer."""
 
-    def save(self, kind: str, *, pinned: bool = False) -> Pending:
+    def _tell_how_it_goes_on(self, left_by: str) -> None:
+        whole = self._began_training and self._world_size == 1 and self.history.torn is None
+        if left_by and whole:
+            self.keeper.failed(left_by)
+        else:
+            self.keeper.tell_newest()
+
+    def save(self, kind: str, *, pinned: bool = False, left_by: str = "") -> Pending:
         """Copy the state now, write it in the background; training thread.
 
         Where nothing has changed since the last checkpoint, that one is it.
+
+        Args:
+            left_by: the exception that ends the run, in the middle of a batch.
 
         Raises:
             CommandError: it cannot be saved.
@@ -407,13 +424,14 @@ class Session:
                 return same
         self.recorder.flush()
         pending = self.store.save(
-            self._capture,
+            lambda pool: self._capture(pool, left_by),
             run_id=self.run_id,
             step=self._position.step,
             epoch=self._position.epoch,
             kind=kind,  # type: ignore[arg-type]
             pinned=pinned,
-            exact=lambda: self.exactness.exact,
+            exact=lambda: self.exactness.exact and not left_by,
+            left_by=left_by,
             wait=not alone,
         )
         self._last_save = now, pending
@@ -431,10 +449,12 @@ class Session:
         """One line for the person at the terminal."""
         self._say(line)
 
-    def put(self, state: dict[str, Any]) -> None:
+    def put(self, state: dict[str, Any], base: str | None) -> None:
         """Put another state in place: what comes now supersedes what was told; training thread.
 
-        It is used up by it.
+        Args:
+            state: it is used up by it.
+            base: the checkpoint it is, if it is one of the run's; else it becomes one.
         """
         self._delegate.apply(state)
         if (steering := state["otf"].get("steering")) is not None:
@@ -445,6 +465,8 @@ class Session:
         self._position = self._delegate.position()
         self._record.run_gen = max(self._record.run_gen, self.emitter.run_gen) + 1
         self.emitter.begin_generation(self._record.run_gen)
+        self._record.branch, self._record.base = self._record.branch + 1, base
+        self.store.begin_branch(self._record.branch, base)
         self._write_record(status=None)
         self._refresh_params()
 
@@ -713,6 +735,9 @@ class Session:
         here = self._delegate.environment()
         if found := refuse_elsewhere(state, here, self.options.env):
             self.exactness = self.exactness.worse([f"resumed with {'; '.join(found)}"], [])
+        if left_by := state["otf"].get("left_by"):
+            why = f"resumed from what {left_by} had left in the middle of a batch"
+            self.exactness = self.exactness.worse([why], [])
 
     def _look_for_what_is_not_exact(self) -> None:
         found = self.exactness.worse(*self._delegate.exactness())
@@ -812,9 +837,9 @@ class Session:
         }
         return self.steering.list(waiting, may_wait=may_wait)
 
-    def _capture(self, pool: HostPool) -> dict[str, Any]:
+    def _capture(self, pool: HostPool, left_by: str) -> dict[str, Any]:
         try:
-            state = self._delegate.capture(pool)
+            state = self._delegate.capture(pool, in_batch=bool(left_by))
         except CommandError:
             raise
         except Exception as error:  # border: the user's save hooks may raise anything
@@ -826,6 +851,7 @@ class Session:
             "session_id": self.session_id,
             "run_id": self.run_id,
             "step": self._position.step,
+            "left_by": left_by,
             "steering": self.steering.state(),
             "environment": {**environment(), **self._delegate.environment()},
             **state["otf"],

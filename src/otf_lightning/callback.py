@@ -254,7 +254,7 @@ class OnTheFlyCallback(L.Callback):
             self._session.finish("interrupted")
         else:
             said = f"{type(exception).__name__}: {exception}"[:2000]
-            self._session.finish("failed", error=said)
+            self._session.finish("failed", error=said, left_by=type(exception).__name__)
         self._close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

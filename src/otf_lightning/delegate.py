@@ -173,13 +173,16 @@ class LightningFrameworkDelegate:
             epochs_done=fit.epoch_progress.current.processed,
         )
 
-    def capture(self, pool: HostPool | None = None) -> dict[str, Any]:
+    def capture(self, pool: HostPool | None = None, *, in_batch: bool = False) -> dict[str, Any]:
         """A Lightning checkpoint and the exact state; the user's save hooks are called.
 
         Of several ranks all must call it at the same safe point; rank 0 gets the whole.
         """
         if self._trainer.world_size == 1:
-            return self._capture(pool)
+            state = self._capture(pool)
+            if in_batch:
+                snapshot.forget_batch(state)
+            return state
         parts = gather(lambda: (self._capture(pool), self.exactness()))
         if parts is None:
             return {}

@@ -108,6 +108,25 @@ def _own(stock: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
     return {**stock, "state_dict": values, "optimizer_states": []}
 
 
+def forget_batch(state: dict[str, Any]) -> None:
+    """Of a snapshot taken in the middle of a batch: have the loops count it as not begun.
+
+    What it has done to weights, buffers and RNG is done, and the loader has handed it out.
+    """
+    for name, progress in state["loops"]["fit_loop"].items():
+        if name.endswith("progress") and name != "epoch_progress":
+            _even_out(progress)
+
+
+def _even_out(progress: dict[str, Any]) -> None:
+    done = progress.get("completed")
+    for name, value in progress.items():
+        if isinstance(value, dict):
+            _even_out(value)
+        elif done is not None:
+            progress[name] = done
+
+
 def of_rank(state: dict[str, Any], rank: int) -> dict[str, Any]:
     """The snapshot of one rank, out of that of all; see ``other_rank``."""
     if rank == 0:

@@ -117,7 +117,7 @@ class FakeDelegate:
     def position(self) -> Position:
         return Position(step=self.step, global_step=self.step)
 
-    def capture(self, pool: Any = None) -> dict[str, Any]:
+    def capture(self, pool: Any = None, *, in_batch: bool = False) -> dict[str, Any]:
         raise AssertionError
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:

@@ -1,4 +1,4 @@
-"""A DDP run of two ranks on gloo, as a script: ``python -m tests.plugin.two_ranks FOLDER KIND HOW``.
+"""A DDP run of two ranks on gloo: ``python -m tests.plugin.two_ranks FOLDER KIND HOW``.
 
 Each rank draws differently, and BatchNorm's buffers are not alike between two synchronisations.
 Writes ``FOLDER/<HOW>.<rank>.json``. HOW: ``bare`` (without us), ``live``, or ``kill`` at a batch.

@@ -56,11 +56,13 @@ class ControlDelegate(Protocol):
     def position(self) -> Position:
         """Where the run stands now."""
 
-    def capture(self, pool: Any = None) -> dict[str, Any]:
+    def capture(self, pool: Any = None, *, in_batch: bool = False) -> dict[str, Any]:
         """A whole checkpoint as a host copy that training cannot change any more.
 
         Args:
             pool: a ``HostPool`` for its memory; the copy is good until that is rewound.
+            in_batch: an exception has left the run in the middle of a batch, which counts as not
+                begun.
         """
 
     def sizes(self) -> Sequence[tuple[int, bool]]:

@@ -17,7 +17,7 @@ import pickle
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -49,7 +49,12 @@ UNREADABLE: Final = (
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """What ``<id>.json`` says of ``<id>.ckpt``; ``bytes`` and ``sha256`` are those of the file."""
+    """What ``<id>.json`` says of ``<id>.ckpt``; ``bytes`` and ``sha256`` are those of the file.
+
+    ``left_by`` names the exception that left the run so, in the middle of a batch. ``branch``
+    counts how often another state had been put in place: what was made before a rollback is of
+    another branch than what was made after it.
+    """
 
     id: str
     run_id: str
@@ -59,8 +64,28 @@ class Manifest(msgspec.Struct, kw_only=True):
     kind: str
     pinned: bool = False
     exact: bool = False
+    left_by: str = ""
+    branch: int = 0
     bytes: int = 0
     sha256: str = ""
+
+
+def newest(
+    found: Iterable[tuple[Manifest, str]], branch: int, base: str | None
+) -> tuple[Manifest, str] | None:
+    """From which of a run's checkpoints it goes on: the last of its own past.
+
+    What was rolled back is not in that past, nor is what an exception has left in the middle of a
+    batch: both go on when they are asked for.
+
+    Args:
+        branch: on which the run is.
+        base: id of the checkpoint that the branch began from.
+    """
+    whole = [each for each in found if not each[0].left_by]
+    here = [each for each in whole if each[0].branch == branch]
+    begun = [each for each in whole if each[0].id == base]
+    return max(here or begun or whole, key=lambda each: each[0].ts, default=None)
 
 
 def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:

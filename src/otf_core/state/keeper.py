@@ -101,9 +101,9 @@ class Schedule:
         self._last_step, self._last_s = 0, clock()
 
     def begins(self, step: int, origin: Origin | None) -> bool:
-        """Before the first batch: whether this is a beginning, to be kept."""
+        """Before the first batch: whether a run begins here, which is to be kept."""
         self._last_step, self._last_s = step, self._clock()
-        return step == 0 and (origin is None or origin.run_dir is None)
+        return origin is None or origin.run_dir is None
 
     def due(self, step: int) -> bool:
         """A step is done: whether it is to be kept."""
@@ -140,10 +140,10 @@ def read_fitting(
 class Run(Protocol):
     """What the keeper needs of the session."""
 
-    def save(self, kind: str, *, pinned: bool = False) -> Pending:
+    def save(self, kind: str, *, pinned: bool = False, left_by: str = "") -> Pending:
         """Copy the state now, write it in the background."""
 
-    def put(self, state: dict[str, Any]) -> None:
+    def put(self, state: dict[str, Any], base: str | None) -> None:
         """Put another state in place."""
 
     def position(self) -> Position:
@@ -187,7 +187,7 @@ class Keeper:
             ResumeError: the origin does not fit.
         """
         if self._origin is not None:
-            self._go_on(self._origin.path)
+            self._go_on(self._origin)
         if self._schedule.begins(self._run.position().step, self._origin):
             self._first = self._quietly("auto", pinned=True)
 
@@ -195,8 +195,8 @@ class Keeper:
         """The checkpoint of the beginning; waits for its file. None where there is none."""
         if self._first is not None:
             self._first.wait(LEAVING_S)
-        found = self._store.list()
-        return next((f for f in found if (f[0].step, f[0].kind) == (0, "auto")), None)
+        found = reversed(self._store.list())
+        return next((f for f in found if f[0].kind == "auto" and f[0].pinned), None)
 
     def step(self, step: int) -> None:
         """A step is done; keep it if it is due."""
@@ -230,19 +230,40 @@ class Keeper:
         self._run.say(f"{why}: step {self._run.position().step:,} could not be saved in time")
         self.tell_newest()
 
+    def failed(self, left_by: str) -> None:
+        """An exception ends the run: keep what it leaves as well, and say how the run goes on.
+
+        Args:
+            left_by: the name of its class.
+        """
+        step = self._run.position().step
+        whole = self._last()
+        if whole is None or whole[0].step < step:
+            saved = self._quietly("auto", left_by=left_by)
+            if saved is not None and saved.wait(LEAVING_S) and saved.error is None:
+                self._run.say(
+                    f"{left_by}: step {step:,} is kept as it was left, in the middle of a batch; "
+                    f"it goes on from there, not exactly: {resume_command(saved.path)}"
+                )
+        self.tell_newest()
+
     def tell_newest(self) -> None:
         """By which command the run goes on from the newest checkpoint there is."""
-        if self._newest is not None:
-            self._newest.wait(LEAVING_S)  # the disk may be a step behind
-        found = self._store.last()
-        if found is not None:
+        if (found := self._last()) is not None:
             manifest, path = found
             how = "goes on exactly" if manifest.exact else "goes on"
             self._run.say(f"from step {manifest.step:,} the run {how}: {resume_command(path)}")
 
-    def _go_on(self, path: Path) -> None:
+    def _last(self) -> tuple[Manifest, str] | None:
+        if self._newest is not None:
+            self._newest.wait(LEAVING_S)  # the disk may be a step behind
+        return self._store.last()
+
+    def _go_on(self, origin: Origin) -> None:
+        path = origin.path
         state, manifest = read_fitting(path, self._delegate, self._allow)
-        self._run.put(state)
+        ours = manifest if origin.run_dir is not None else None
+        self._run.put(state, ours.id if ours is not None else None)
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name
         self._run.emit("checkpoint_loaded", path=str(path), step=step, id=name)
@@ -250,10 +271,10 @@ class Keeper:
         self._run.emit("log", level="info", phase="info", text=text)
         self._run.say(text)
 
-    def _quietly(self, kind: str, *, pinned: bool = False) -> Pending | None:
+    def _quietly(self, kind: str, *, pinned: bool = False, left_by: str = "") -> Pending | None:
         """Save; where that cannot be, training goes on and it is said, a busy disk once."""
         try:
-            saved = self._run.save(kind, pinned=pinned)
+            saved = self._run.save(kind, pinned=pinned, left_by=left_by)
         except CommandError as error:
             busy = error.code is ErrorCode.BUSY
             if not (busy and self._said_busy):

@@ -23,7 +23,7 @@ import psutil
 
 from otf_core.errors import OtfError
 from otf_core.protocol import automatic_names
-from otf_core.state.checkpoint_file import Manifest, UnfitError, complete
+from otf_core.state.checkpoint_file import Manifest, UnfitError, complete, newest
 from otf_core.transport import at_fork
 
 LOCK: Final = "lock"
@@ -46,6 +46,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     status: str | None = None
     step: int = 0
     run_gen: int = 0  # of the newest event
+    branch: int = 0  # how often another state was put in place
+    base: str | None = None  # the checkpoint that this was, the last time
     exactness: dict[str, Any] = {}
     versions: dict[str, str] = {}
 
@@ -154,18 +156,22 @@ def _version(name: str) -> str | None:
 def find_checkpoint(
     save_dir: Path, project: str, run_name: str
 ) -> tuple[Path, Manifest, Path] | None:
-    """The newest whole checkpoint of the runs with this name, for ``resume="auto"``.
+    """Where the newest of the runs with this name goes on, for ``resume="auto"``; see ``newest``.
 
     Returns:
         The run's folder, what is known of the checkpoint, and its file; None where there is none.
     """
-    found = [
-        (folder, manifest, path)
-        for folder, record in _runs(save_dir, glob.escape(project))
-        if (record.project, record.run_name) == (project, run_name)
-        for manifest, path in _complete(folder)
-    ]
-    return max(found, key=lambda each: each[1].ts, default=None)
+    best: tuple[float, Path, Manifest, Path] | None = None
+    for folder, record in _runs(save_dir, glob.escape(project)):
+        if (record.project, record.run_name) != (project, run_name):
+            continue
+        found = list(_complete(folder))
+        chosen = newest(found, record.branch, record.base)
+        # Which run is the newest is told by all that it has, from which it goes on is not.
+        at = max((manifest.ts for manifest, _ in found), default=0.0)
+        if chosen is not None and (best is None or at > best[0]):
+            best = at, folder, chosen[0], Path(chosen[1])
+    return best[1:] if best is not None else None
 
 
 def run_of(path: Path) -> Path | None:
@@ -223,11 +229,11 @@ def record_of(folder: Path) -> RunRecord | None:
     return None
 
 
-def _complete(folder: Path) -> Iterator[tuple[Manifest, Path]]:
+def _complete(folder: Path) -> Iterator[tuple[Manifest, str]]:
     with contextlib.suppress(OSError):
         for path in sorted((folder / "checkpoints").glob("*.ckpt")):
             with contextlib.suppress(UnfitError, OSError):
-                yield complete(path), path
+                yield complete(path), str(path)
 
 
 def _manifests(folder: Path) -> Iterator[Manifest]:

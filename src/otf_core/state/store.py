@@ -24,6 +24,7 @@ from otf_core.state.checkpoint_file import (
     Manifest,
     UnfitError,
     complete,
+    newest,
     read_checkpoint,
     write_checkpoint,
     write_manifest,
@@ -123,6 +124,8 @@ class CheckpointStore:
         self._known: dict[str, Manifest] = {}  # complete ones, oldest first
         self._ids: set[str] = set()
         self._last_ts = 0.0
+        self._branch = 0
+        self._base: str | None = None
         self._jobs: queue.SimpleQueue[_Save | Sequence[tuple[int, bool]] | None]
         self._jobs = queue.SimpleQueue()
         self._pools = [HostPool() for _ in range(MAX_WAITING)]
@@ -219,6 +222,7 @@ class CheckpointStore:
         kind: Kind,
         pinned: bool,
         exact: Callable[[], bool] = lambda: False,
+        left_by: str = "",
         wait: bool = False,
     ) -> Pending:
         """Copy now, write in the background; training thread.
@@ -226,6 +230,7 @@ class CheckpointStore:
         Args:
             copy: makes the host copy, in the memory that it is given; the copy is this store's.
             exact: whether the copy can be resumed from exactly; asked when it is made.
+            left_by: the exception that ends the run in the middle of a batch.
             wait: for the disk, where two are being written; else that is refused.
 
         Raises:
@@ -258,6 +263,8 @@ class CheckpointStore:
             kind=kind,
             pinned=pinned,
             exact=exact(),
+            left_by=left_by,
+            branch=self._branch,
         )
         pending = Pending(manifest, str(self._folder / f"{manifest.id}.ckpt"))
         self._jobs.put(_Save(pending, state, pool))
@@ -306,10 +313,18 @@ class CheckpointStore:
             known = list(reversed(self._known.values()))
         return [(m, str(self._path(m))) for m in known]
 
+    def begin_branch(self, branch: int, base: str | None) -> None:
+        """Another state was put in place; what is made from here on is of its branch.
+
+        Args:
+            base: the checkpoint it was, if it is one of these; it stays while none is newer.
+        """
+        with self._lock:
+            self._branch, self._base = branch, base
+
     def last(self) -> tuple[Manifest, str] | None:
-        """The newest complete one; any thread."""
-        found = self.list()
-        return found[0] if found else None
+        """The one from which the run goes on; see ``newest``; any thread."""
+        return newest(self.list(), self._branch, self._base)
 
     def _path(self, manifest: Manifest) -> Path:
         assert self._folder is not None
@@ -372,6 +387,8 @@ class CheckpointStore:
     def _drop_oldest(self) -> None:
         with self._lock:
             ring = [m for m in self._known.values() if m.kind in RING and not m.pinned]
+            if not any(m.branch == self._branch for m in self._known.values()):
+                ring = [m for m in ring if m.id != self._base]
             gone = ring[: max(0, len(ring) - self._keep)]
             for manifest in gone:
                 del self._known[manifest.id]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ class Run(Protocol):
     def save(self, kind: str, *, pinned: bool = False) -> Pending:
         """Copy the state now, write it in the background; CommandError where it cannot be."""
 
-    def put(self, state: dict[str, Any]) -> None:
+    def put(self, state: dict[str, Any], base: str | None) -> None:
         """Put another state in place."""
 
     def emit(self, kind: str, /, **fields: Any) -> int:
@@ -221,11 +222,15 @@ class History:
         """Put a snapshot in place; it is used up by it."""
         self._delegate.check(state)
         before_step, before = self._step(), self._values()
-        point = self._undo_point()
+        kept = self._store.get(name)
+        own = kept is not None and os.path.realpath(kept[1]) == os.path.realpath(path)
+        point = self._keep_now("undo point")
         try:
-            self._run.put(state)
+            self._run.put(state, name if own else None)
         except Exception as error:  # noqa: BLE001 -- border: the user's load hooks may raise anything
             self._put_right(point, error, name)
+        if not own:
+            self._keep_now("what was loaded")  # it is this run's past from here on
         step = self._step()
         self._run.emit("checkpoint_loaded", path=path, step=step, id=name, from_step=before_step)
         for param, new in self._values().items():
@@ -255,12 +260,12 @@ class History:
             "applied_step": step,
         }
 
-    def _undo_point(self) -> Pending | None:
+    def _keep_now(self, what: str) -> Pending | None:
         """How the run is now; None where it cannot be kept, which is said."""
         try:
             return self._run.save("ring")
         except CommandError as error:
-            text = f"no undo point: {error.detail}"
+            text = f"{what} is not kept: {error.detail}"
             self._run.emit("log", level="warning", phase="info", text=text)
             return None
 
@@ -272,7 +277,7 @@ class History:
             if point is None:
                 raise error
             point.wait(math.inf)
-            self._run.put(self._store.read(point.id))
+            self._run.put(self._store.read(point.id), point.id)
         except Exception as again:  # noqa: BLE001 -- border, as above
             self.torn = again
         said = f"{type(error).__name__} ({error})"[:300]
