@@ -549,6 +549,10 @@ def test_a_position_of_other_workers_is_refused_before_anything_is_touched() -> 
     assert same(position(other), before)
 
 
+# Which of them torch raises hangs on who notices first that a worker has gone.
+GONE = (RuntimeError, OSError, EOFError)
+
+
 class Dies(Squares):
     def __getitem__(self, i: int) -> Any:
         if i == 9:
@@ -556,11 +560,11 @@ class Dies(Squares):
         return super().__getitem__(i)
 
 
-@pytest.mark.usefixtures("looks_often")
+@pytest.mark.usefixtures("looks_often", "queues_have_ended")
 def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
     one: Any = tap(loader(Dies(), num_workers=2, persistent_workers=True))
     iterator: Any = iter(one)
-    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
+    with pytest.raises(GONE):
         rest(iterator)
     position(one)
     one.otf_state(iterating=False)
@@ -579,12 +583,12 @@ class DiesBesideOneThatIsStuck(Squares):
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.usefixtures("looks_often")
+@pytest.mark.usefixtures("looks_often", "queues_have_ended")
 def test_nobody_waits_for_a_pool_of_which_a_worker_has_died() -> None:
     stuck = DiesBesideOneThatIsStuck()
     one: Any = tap(loader(stuck, num_workers=2, persistent_workers=True, batch_size=1))
     iterator: Any = iter(one)
-    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
+    with pytest.raises(GONE):
         rest(iterator)
     one.otf_state(iterating=False)
     iterator._shutdown_workers()
@@ -688,7 +692,7 @@ def pins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pin_memory, "pin_memory", pin)
 
 
-@pytest.mark.usefixtures("pins")
+@pytest.mark.usefixtures("pins", "queues_have_ended")
 @pytest.mark.parametrize("data", [Noisy, Rounds])
 @pytest.mark.parametrize("how", [{"num_workers": 0}, {"num_workers": 2}, STAY])
 def test_a_loader_whose_batches_are_pinned_goes_on(data: Any, how: Any) -> None:

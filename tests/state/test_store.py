@@ -94,6 +94,8 @@ def test_a_checkpoint_is_one_file_and_the_json_that_fits_it(rig: Rig) -> None:
         "kind": "manual",
         "pinned": True,
         "exact": False,
+        "left_by": "",
+        "branch": 0,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
