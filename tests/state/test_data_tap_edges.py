@@ -13,15 +13,17 @@ import select
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterDataPipe, _utils, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, _utils, get_worker_info
 from torch.utils.data import dataloader as torch_loader
 from torch.utils.data._utils import fetch, pin_memory, worker
 
+from otf_core.state import worker_stamps
 from otf_core.state.data_tap import (
     PositionError,
     drew_while_read,
@@ -592,6 +594,49 @@ def test_nobody_waits_for_a_pool_of_which_a_worker_has_died() -> None:
         rest(iterator)
     one.otf_state(iterating=False)
     iterator._shutdown_workers()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.usefixtures("queues_have_ended")
+def test_a_worker_that_has_no_more_lets_go_of_the_pipe_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread has the lock a little longer than the run needs to receive what it sent."""
+    read, write = os.pipe()
+    begin = worker_stamps.Begin.__call__
+
+    def slow(self: Any, worker_id: int) -> None:
+        begin(self, worker_id)
+        send = self.results._send_bytes
+
+        def send_and_stay(data: Any) -> None:
+            send(data)
+            if b"StampedEnd" in bytes(data):
+                os.read(read, 1)
+
+        self.results._send_bytes = send_and_stay if worker_id == 0 else send
+
+    monkeypatch.setattr(worker_stamps.Begin, "__call__", slow)
+    one: Any = tap(loader(ShortInWorker0(), num_workers=2, batch_size=1))
+    iterator: Any = iter(one)
+
+    def let_go() -> None:
+        connection.wait([iterator._workers[0].sentinel], 1.0)  # it would have ended by then
+        os.write(write, b"x")
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    assert len(rest(iterator)) == 1 + 12
+    thread.join()
+    os.close(read)
+    os.close(write)
+
+
+class ShortInWorker0(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        assert info is not None
+        return iter(range(1 if info.id == 0 else 12))
 
 
 def run_that_is_killed(write: int) -> None:

@@ -12,7 +12,9 @@ that pipe, once it is full: it holds the other end itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from typing import Any, Final
 
 from torch.utils.data import get_worker_info
@@ -134,11 +136,10 @@ class Begin:
     ) -> None:
         self._stamp, self._init_fn, self._stands = stamp, init_fn, stands
         self.results: Any = None  # the queue of the batches, as soon as there is one
+        self._parent = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        # Nothing is lost: a worker ends when it is told to, after what it has sent was received,
-        # or when the run is dead.
-        self.results.cancel_join_thread()
+        Finalize(None, self._ends, exitpriority=0)  # before the queue waits for its thread
         if self._init_fn is not None:
             self._init_fn(worker_id)
         if worker_id in self._stands:
@@ -147,6 +148,12 @@ class Begin:
                 fetch._IterableDatasetFetcher = self._ended  # type: ignore[assignment, misc]
         # In this process only, as above: what a data set leaves behind at its end is told too.
         worker._IterableDatasetStopIteration = self._stamped_end  # type: ignore[assignment, misc]
+
+    def _ends(self) -> None:
+        # Only of a run that is dead: the thread that writes may still have the lock of the pipe,
+        # though what it wrote was received, and the other workers would wait for it for ever.
+        if os.getppid() != self._parent:
+            self.results.cancel_join_thread()
 
     def _stamped_end(self, worker_id: int) -> StampedEnd:
         return StampedEnd(worker_id, self._stamp.news())
