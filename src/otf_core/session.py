@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import secrets
 import time
@@ -128,10 +129,11 @@ class Session:
         self._notes = 0
         self._after_fit = options.after_fit
         self._rewound = False  # another state was put in place at this safe point
-        self._began_training = self._told_exactness = False
+        self._began_training = False
         self._deserted_at_s: float | None = None
         self._meta: dict[str, Any] = {}
         self.exactness = Exactness()
+        self._told_exactness: Exactness | None = None
         self._changes = 0  # of the run, so that a checkpoint of the same state is recognised
         self._last_save: tuple[tuple[int, int, int], Pending] | None = None
         self._closed = False
@@ -402,13 +404,16 @@ class Session:
         else:
             self.keeper.tell_newest()
 
-    def save(self, kind: str, *, pinned: bool = False, left_by: str = "") -> Pending:
+    def save(
+        self, kind: str, *, pinned: bool = False, left_by: str = "", wait_s: float = 0.0
+    ) -> Pending:
         """Copy the state now, write it in the background; training thread.
 
         Where nothing has changed since the last checkpoint, that one is it.
 
         Args:
             left_by: the exception that ends the run, in the middle of a batch.
+            wait_s: for the disk, where it is behind; after that it is refused.
 
         Raises:
             CommandError: it cannot be saved.
@@ -432,7 +437,7 @@ class Session:
             pinned=pinned,
             exact=lambda: self.exactness.exact and not left_by,
             left_by=left_by,
-            wait=not alone,
+            wait_s=wait_s if alone else math.inf,
         )
         self._last_save = now, pending
         return pending
@@ -688,8 +693,8 @@ class Session:
         self._began_training = True
         if self._world_size == 1:  # the other ranks would go on
             self._interrupt.on()
-        self._look_for_what_is_not_exact()
         self.keeper.begin()
+        self._look_for_what_is_not_exact()
         if self._rewound:
             self._settle(logged)
 
@@ -740,10 +745,10 @@ class Session:
             self.exactness = self.exactness.worse([why], [])
 
     def _look_for_what_is_not_exact(self) -> None:
-        found = self.exactness.worse(*self._delegate.exactness())
-        if found == self.exactness and self._told_exactness:
+        found = self.exactness = self.exactness.worse(*self._delegate.exactness())
+        if found == self._told_exactness:
             return
-        self.exactness, self._told_exactness = found, True
+        self._told_exactness = found
         self.emit("exactness", **found.to_wire())
         if not found.exact:
             self._say(f"{self.run_id}: {found.text}")

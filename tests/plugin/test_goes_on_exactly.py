@@ -6,6 +6,7 @@ The matrix of configurations is in tests/exact; here are the ways.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,37 @@ def test_a_rollback_replays_what_was_and_undo_takes_it_back(
     assert steps == [(0, n) for n in range(1, 14)] + [(3, n) for n in range(6, 25)]
     loaded = [(e["step"], e["from_step"]) for e in events if e["type"] == "checkpoint_loaded"]
     assert loaded == [(5, 13), (13, 5), (5, 13)]
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_run_that_dies_behind_a_rollback_goes_on_from_what_was_put_in_place(
+    foreign: bool, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The newest file is the undo point, which is of what was rolled back."""
+    expected = bare()
+    barrier, attached = run(keep_checkpoints=1)
+    with attached as fit:
+        early = Path(pause_in(fit, barrier, 4)["ckpt"])
+        other = shutil.copy(early, tmp_path / "other.ckpt")
+        fit.dashboard.request("resume")
+        pause_in(fit, barrier, 12)
+        if foreign:
+            went = fit.dashboard.request("load_ckpt", {"path": str(other)})["data"]
+        else:
+            # keep_checkpoints=1: the pause at 12 has pushed it out
+            assert fit.dashboard.request("rollback", {"step": 5})["code"] == "not_found"
+            went = fit.dashboard.request("rollback", {"step": 0})["data"]
+        asked = fit.dashboard.request("save_ckpt") if foreign else None
+        assert asked is None or "data" in asked, asked
+        dead = tmp_path / "as it was when it died"
+        shutil.copytree(tmp_path / "p", dead / "p")
+        barrier.open()
+        fit.dashboard.request("resume")
+    torch.manual_seed(99)
+    trainer = _fit([ours(dead, resume="auto")], Net())
+    events = journal_of(dead / "p" / "r", 1)
+    assert next(e for e in events if e["type"] == "checkpoint_loaded")["step"] == went["step"]
+    assert unlogged(digest.of(trainer)) == unlogged(expected)
 
 
 def test_a_rollback_to_where_nothing_is_kept_names_the_nearest(run: Callable[..., Any]) -> None:

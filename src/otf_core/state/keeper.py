@@ -140,7 +140,9 @@ def read_fitting(
 class Run(Protocol):
     """What the keeper needs of the session."""
 
-    def save(self, kind: str, *, pinned: bool = False, left_by: str = "") -> Pending:
+    def save(
+        self, kind: str, *, pinned: bool = False, left_by: str = "", wait_s: float = 0.0
+    ) -> Pending:
         """Copy the state now, write it in the background."""
 
     def put(self, state: dict[str, Any], base: str | None) -> None:
@@ -214,7 +216,7 @@ class Keeper:
 
     def end(self) -> None:
         """The run is about to end; the file that ``resume="auto"`` of a finished run loads."""
-        self._final = self._quietly("final")
+        self._final = self._quietly("final", wait_s=LEAVING_S)
 
     def ended(self) -> None:
         """Before the end is told: who is told of it finds the file."""
@@ -223,7 +225,7 @@ class Keeper:
 
     def leave(self, why: str) -> None:
         """The process was told to end: save, wait for the file, say how the run goes on."""
-        saved = self._quietly("auto")
+        saved = self._quietly("auto", wait_s=LEAVING_S)
         if saved is not None and saved.wait(LEAVING_S) and saved.error is None:
             self._run.say(f"{why}: saved step {saved.step:,}; {resume_command(saved.path)}")
             return
@@ -239,7 +241,7 @@ class Keeper:
         step = self._run.position().step
         whole = self._last()
         if whole is None or whole[0].step < step:
-            saved = self._quietly("auto", left_by=left_by)
+            saved = self._quietly("auto", left_by=left_by, wait_s=LEAVING_S)
             if saved is not None and saved.wait(LEAVING_S) and saved.error is None:
                 self._run.say(
                     f"{left_by}: step {step:,} is kept as it was left, in the middle of a batch; "
@@ -271,10 +273,10 @@ class Keeper:
         self._run.emit("log", level="info", phase="info", text=text)
         self._run.say(text)
 
-    def _quietly(self, kind: str, *, pinned: bool = False, left_by: str = "") -> Pending | None:
+    def _quietly(self, kind: str, **how: Any) -> Pending | None:
         """Save; where that cannot be, training goes on and it is said, a busy disk once."""
         try:
-            saved = self._run.save(kind, pinned=pinned, left_by=left_by)
+            saved = self._run.save(kind, **how)
         except CommandError as error:
             busy = error.code is ErrorCode.BUSY
             if not (busy and self._said_busy):

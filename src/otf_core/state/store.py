@@ -223,7 +223,7 @@ class CheckpointStore:
         pinned: bool,
         exact: Callable[[], bool] = lambda: False,
         left_by: str = "",
-        wait: bool = False,
+        wait_s: float = 0.0,
     ) -> Pending:
         """Copy now, write in the background; training thread.
 
@@ -231,7 +231,7 @@ class CheckpointStore:
             copy: makes the host copy, in the memory that it is given; the copy is this store's.
             exact: whether the copy can be resumed from exactly; asked when it is made.
             left_by: the exception that ends the run in the middle of a batch.
-            wait: for the disk, where two are being written; else that is refused.
+            wait_s: for the disk, where two are being written; after that it is refused.
 
         Raises:
             CommandError: there is no run folder to write to; ``busy``.
@@ -243,7 +243,7 @@ class CheckpointStore:
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
         # A third copy would be more host memory than anybody planned for.
         try:
-            pool = self._idle.get(block=wait)
+            pool = self._idle.get(wait_s > 0, None if math.isinf(wait_s) else wait_s)
         except queue.Empty:
             detail = f"Saving was asked while {MAX_WAITING} checkpoints are being written."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0) from None
