@@ -105,10 +105,12 @@ def data_attributes(trainer: L.Trainer) -> dict[str, Any]:
     return _attributes(trainer.datamodule, DATA_OWN) if trainer.datamodule is not None else {}
 
 
-def set_data_attributes(trainer: L.Trainer, saved: dict[str, Any]) -> None:
-    """Put back what data_attributes returned."""
+def set_data_attributes(trainer: L.Trainer, saved: dict[str, Any]) -> list[str]:
+    """Put back what data_attributes returned; returns what could not be."""
+    dec = Decoder(small=True, skip=DATA_OWN)
     if trainer.datamodule is not None:
-        Decoder(small=True, skip=DATA_OWN).attributes(trainer.datamodule, saved)
+        dec.attributes(trainer.datamodule, saved)
+    return dec.unknown
 
 
 def _attributes(obj: Any, own: Set[str]) -> dict[str, Any]:
