@@ -403,7 +403,7 @@ class Session:
             epoch=self._position.epoch,
             kind=kind,  # type: ignore[arg-type]
             pinned=pinned,
-            exact=self.exactness.exact,
+            exact=lambda: self.exactness.exact,
         )
         self._last_save = now, pending
         return pending
@@ -425,7 +425,9 @@ class Session:
 
         It is used up by it.
         """
-        self._delegate.apply(state)
+        lost = self._delegate.apply(state)
+        if lost:
+            self._tell_exactness(self.exactness.worse(lost, []))
         if (steering := state["otf"].get("steering")) is not None:
             self.steering.load(steering)
         self.recorder.flush()
@@ -702,7 +704,9 @@ class Session:
             self.exactness = self.exactness.worse([f"resumed with {'; '.join(found)}"], [])
 
     def _look_for_what_is_not_exact(self) -> None:
-        found = self.exactness.worse(*self._delegate.exactness())
+        self._tell_exactness(self.exactness.worse(*self._delegate.exactness()))
+
+    def _tell_exactness(self, found: Exactness) -> None:
         if found == self.exactness and self._told_exactness:
             return
         self.exactness, self._told_exactness = found, True
@@ -800,7 +804,6 @@ class Session:
         return self.steering.list(waiting, may_wait=may_wait)
 
     def _capture(self, pool: HostPool) -> dict[str, Any]:
-        self._look_for_what_is_not_exact()
         try:
             state = self._delegate.capture(pool)
         except CommandError:
@@ -808,6 +811,7 @@ class Session:
         except Exception as error:  # border: the user's save hooks may raise anything
             self._crashed(None, traceback.format_exc())
             raise crashed("save", error) from error  # noqa: EM101 -- the command's name
+        self._look_for_what_is_not_exact()  # the capture has told the delegate what it left out
         state["otf"] = {
             "version": __version__,
             "session_id": self.session_id,

@@ -173,6 +173,7 @@ class LightningFrameworkDelegate:
     def capture(self, pool: HostPool | None = None) -> dict[str, Any]:
         """A Lightning checkpoint and the exact state; the user's save hooks are called."""
         state = snapshot.capture(self._trainer, pool)
+        self._report.leaves_out(state["otf"]["exact"]["unknown"])
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
@@ -188,12 +189,13 @@ class LightningFrameworkDelegate:
         """See snapshot.check."""
         snapshot.check(self._trainer, state)
 
-    def apply(self, state: dict[str, Any]) -> None:
+    def apply(self, state: dict[str, Any]) -> list[str]:
         """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
-        snapshot.apply(self._trainer, state)
+        lost = snapshot.apply(self._trainer, state)
         self._extend_at_least(state["otf"].get("extended", {}))
         self._between_epochs = inside.epoch_is_over(self._trainer)
         self._in_epoch = not self._between_epochs
+        return [f"{what} could not be put back" for what in lost]
 
     def environment(self) -> dict[str, Any]:
         """Lightning's version is among the core's; the data is Lightning's to know."""

@@ -17,13 +17,7 @@ import lightning as L
 
 from otf_core.state.data_tap import position, tapped
 from otf_core.state.loader_parts import set_around
-from otf_core.state.plain_values import (
-    NOT_STATE,
-    TAG,
-    Decoder,
-    Encoder,
-    UnsupportedValueError,
-)
+from otf_core.state.plain_values import Decoder, Encoder, UnsupportedValueError
 from otf_core.state.rng import get_rng, set_rng
 from otf_lightning.inside import MODULE_OWN
 
@@ -114,13 +108,7 @@ def set_data_attributes(trainer: L.Trainer, saved: dict[str, Any]) -> list[str]:
 
 
 def _attributes(obj: Any, own: Set[str]) -> dict[str, Any]:
-    # Not Encoder.attributes, which asks for a state_dict instead.
-    enc, found = Encoder(small=True), dict[str, Any]()
-    for name in vars(obj).keys() - own - NOT_STATE:
-        found[name] = {TAG: "left"}
-        with contextlib.suppress(UnsupportedValueError):
-            found[name] = enc(vars(obj)[name])
-    return found
+    return Encoder(small=True, skip=own).attributes(obj)
 
 
 def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:

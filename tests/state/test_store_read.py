@@ -52,7 +52,7 @@ def saved(store: CheckpointStore, step: int = 1, state: Any = None) -> Path:
         epoch=0,
         kind="ring",
         pinned=False,
-        exact=True,
+        exact=lambda: True,
     )
     assert pending.wait(10)
     assert pending.error is None

@@ -208,13 +208,22 @@ class Encoder:
     def attributes(self, obj: Any) -> dict[str, Any]:
         """The attributes of an object that are state; the rest is marked, and left alone."""
         out: dict[str, Any] = {}
-        for name, value in list(vars(obj).items()):
-            if name in self._skip:
-                continue
+        for name, value in self._state_of(obj):
             out[name] = {TAG: "left"}
             with contextlib.suppress(UnsupportedValueError):
                 out[name] = self(value)
         return out
+
+    def refused(self, obj: Any) -> Iterator[tuple[str, Any]]:
+        """The attributes that ``attributes`` leaves alone."""
+        for name, value in self._state_of(obj):
+            try:
+                self(value)
+            except UnsupportedValueError:
+                yield name, value
+
+    def _state_of(self, obj: Any) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(obj).items() if name not in self._skip]
 
 
 class Decoder:

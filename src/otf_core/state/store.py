@@ -215,12 +215,13 @@ class CheckpointStore:
         epoch: int,
         kind: Kind,
         pinned: bool,
-        exact: bool = False,
+        exact: Callable[[], bool] = lambda: False,
     ) -> Pending:
         """Copy now, write in the background; training thread.
 
         Args:
             copy: makes the host copy, in the memory that it is given; the copy is this store's.
+            exact: asked when the copy is made, which may have found something.
 
         Raises:
             CommandError: there is no run folder to write to.
@@ -250,7 +251,7 @@ class CheckpointStore:
             ts=self._last_ts,
             kind=kind,
             pinned=pinned,
-            exact=exact,
+            exact=exact(),
         )
         pending = Pending(manifest, str(self._folder / f"{manifest.id}.ckpt"))
         self._jobs.put(_Save(pending, state, pool))
