@@ -461,7 +461,9 @@ class Session:
             state: it is used up by it.
             base: the checkpoint it is, if it is one of the run's; else it becomes one.
         """
-        self._delegate.apply(state)
+        lost = self._delegate.apply(state)
+        if lost:
+            self._tell_exactness(self.exactness.worse(lost, []))
         if (steering := state["otf"].get("steering")) is not None:
             self.steering.load(steering)
         self.recorder.flush()
@@ -745,7 +747,10 @@ class Session:
             self.exactness = self.exactness.worse([why], [])
 
     def _look_for_what_is_not_exact(self) -> None:
-        found = self.exactness = self.exactness.worse(*self._delegate.exactness())
+        self._tell_exactness(self.exactness.worse(*self._delegate.exactness()))
+
+    def _tell_exactness(self, found: Exactness) -> None:
+        self.exactness = found
         if found == self._told_exactness:
             return
         self._told_exactness = found
@@ -850,7 +855,7 @@ class Session:
         except Exception as error:  # border: the user's save hooks may raise anything
             self._crashed(None, traceback.format_exc())
             raise crashed("save", error) from error  # noqa: EM101 -- the command's name
-        self._look_for_what_is_not_exact()
+        self._look_for_what_is_not_exact()  # the capture has told the delegate what it left out
         state["otf"] = {
             "version": __version__,
             "session_id": self.session_id,

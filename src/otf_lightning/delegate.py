@@ -196,6 +196,7 @@ class LightningFrameworkDelegate:
     def _capture(self, pool: HostPool | None) -> dict[str, Any]:
         part = not self._trainer.is_global_zero
         state = snapshot.capture(self._trainer, pool, part=part)
+        self._report.leaves_out(state["otf"]["exact"]["unknown"])
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
@@ -211,14 +212,15 @@ class LightningFrameworkDelegate:
         """See snapshot.check."""
         snapshot.check(self._trainer, state)
 
-    def apply(self, state: dict[str, Any]) -> None:
+    def apply(self, state: dict[str, Any]) -> list[str]:
         """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
         snapshot.check(self._trainer, state)
         state = snapshot.of_rank(state, self._trainer.global_rank)
-        snapshot.apply(self._trainer, state)
+        lost = snapshot.apply(self._trainer, state)
         self._extend_at_least(state["otf"].get("extended", {}))
         self._between_epochs = inside.epoch_is_over(self._trainer)
         self._in_epoch = not self._between_epochs
+        return [f"{what} could not be put back" for what in lost]
 
     def environment(self) -> dict[str, Any]:
         """Lightning's version is among the core's; the data is Lightning's to know."""

@@ -1,31 +1,64 @@
 """What only Lightning knows for the exactness report; training thread.
 
 A row of ``OUTSIDE`` for a callback that keeps state where no snapshot finds it.
+
+Rule: an attribute of a type that cannot be stored is a reason once it was seen to change, an
+exception where nobody can tell whether it does, and else not worth a word: it is what the script
+has made, and so it will be in the next process (a configuration, a logger).
 """
 
 from __future__ import annotations
 
-import enum
+import functools
 import hashlib
+import io
 import pickle
-from collections.abc import Iterator, Mapping
+import threading
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, Timer
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, Dataset
 
 from otf_core.state.data_tap import reasons
 from otf_core.state.loader_parts import nested, samplers
-from otf_core.state.plain_values import NOT_STATE, Encoder, UnsupportedValueError
+from otf_core.state.plain_values import Encoder
 from otf_lightning import inside
 from otf_lightning.inside import MODULE_OWN
+from otf_lightning.positions import DATA_OWN
 
 # Callback -> what of it no snapshot has.
 OUTSIDE: Final[Mapping[type[Callback], str]] = {Timer: "the time that max_time counts"}
 PRINT_BYTES: Final = 64 * 1024
 LIBRARIES: Final = frozenset({"torch", "torchmetrics", "lightning", "pytorch_lightning"})
+# What is called and not changed by it, what other parts store, and what decides no number.
+NO_STATE: Final = (
+    type,
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+    functools.partial,
+    torch.nn.Module,
+    torch.optim.Optimizer,
+    L.Trainer,
+    Logger,
+    io.IOBase,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    threading.Thread,
+)
+CONTAINERS: Final = (list, tuple, dict, set, frozenset, torch.Tensor, np.ndarray, str, bytes)
+# Of the checkpoint of Lightning's, what no resume reads.
+NOT_READ: Final = ("checkpoint.hyper_parameters", "checkpoint.datamodule_hyper_parameters")
 # Watched, and not worth a word: counters of their own, clocks.
 IGNORED: Final = (DeviceStatsMonitor, Timer)
 
@@ -35,25 +68,33 @@ class ExactReport:
 
     def __init__(self) -> None:
         self._seen: dict[str, bytes | None] = {}
-        self._changed: dict[str, None] = {}
+        self._changed: dict[str, str] = {}  # where -> its type
+        self._left_out: list[str] = []
 
     def found(self, trainer: L.Trainer) -> tuple[list[str], list[str]]:
-        """Reasons why a resume is not exact, and what is left out and was not seen to change."""
+        """Reasons why a resume is not exact, and what is left out and may matter."""
         why = [*_of_loaders(trainer), *_of_fit(trainer)]
-        left_out = [*_of_clocks(trainer), *self._look_at_attributes(trainer)]
-        why += [f"{name} changes, and its type cannot be stored" for name in self._changed]
-        return why, left_out
+        untold = self._look_at_attributes(trainer)
+        why += [
+            f"{name} ({kind}) changes, and cannot be stored" for name, kind in self._changed.items()
+        ]
+        return why, [*_of_clocks(trainer), *untold, *self._left_out]
+
+    def leaves_out(self, unknown: Iterable[str]) -> None:
+        """What a capture had to leave out, as ``place: type``."""
+        self._left_out = [name for name in unknown if not name.startswith(NOT_READ)]
 
     def _look_at_attributes(self, trainer: L.Trainer) -> list[str]:
-        left_out = []
-        for name, value, library in _unknown(trainer):
-            now = _print_of(value)
-            if name in self._seen and self._seen[name] != now:
-                self._changed[name] = None
-            self._seen[name] = now
-            if name not in self._changed and not library:
-                left_out.append(name)
-        return left_out
+        """Those of which nobody can tell whether they change."""
+        untold = []
+        for name, value, only_changes in _unknown(trainer):
+            kind, now = type(value).__name__, _print_of(value)
+            before, self._seen[name] = self._seen.get(name, now), now
+            if before != now:
+                self._changed[name] = kind
+            elif now is None and not only_changes:
+                untold.append(f"{name} ({kind})")
+        return untold
 
 
 def _of_loaders(trainer: L.Trainer) -> Iterator[str]:
@@ -84,33 +125,32 @@ def _of_fit(trainer: L.Trainer) -> Iterator[str]:
 
 
 def _unknown(trainer: L.Trainer) -> Iterator[tuple[str, Any, bool]]:
-    """Attributes of modules and callbacks that a snapshot leaves as they are.
+    """Attributes that a snapshot leaves as they are.
 
-    With each whether its owner is a library's, whose constants are nothing to tell a person.
+    With each whether only its changes are worth a word: of what a library keeps, of what is
+    called, and of the data module, which holds data.
     """
-    owners = [(f"module {n or 'itself'}", m) for n, m in trainer.lightning_module.named_modules()]
-    callbacks: list[Callback] = trainer.callbacks
-    owners += [
-        (f"callback {type(c).__name__}", c)
-        for c in callbacks
-        if not hasattr(c, "is_otf") and not isinstance(c, IGNORED)
-    ]
     enc = Encoder(lambda tensor: tensor, skip=MODULE_OWN)
     elsewhere = _kept_elsewhere(trainer)
-    for where, owner in owners:
-        for name in vars(owner).keys() - MODULE_OWN - NOT_STATE:
-            value = vars(owner)[name]
-            library = type(owner).__module__.partition(".")[0] in LIBRARIES
-            # What Lightning's own callbacks decide by is in plain values and their state_dict.
-            told_only = library and isinstance(value, enum.Enum)
-            if callable(value) or id(value) in elsewhere or told_only:
+    for where, owner in _owners(trainer):
+        library = type(owner).__module__.partition(".")[0] in LIBRARIES
+        for name, value in enc.refused(owner):
+            if isinstance(value, NO_STATE) or id(value) in elsewhere:
                 continue
-            if isinstance(value, torch.nn.Module | L.Trainer | torch.optim.Optimizer):
-                continue
-            try:
-                enc(value)
-            except UnsupportedValueError:
-                yield f"{where}.{name}", value, library
+            yield f"{where}.{name}", value, library or callable(value)
+    if (data := trainer.datamodule) is not None:
+        for name, value in Encoder(small=True, skip=DATA_OWN).refused(data):
+            if not isinstance(value, (*NO_STATE, *CONTAINERS)) and id(value) not in elsewhere:
+                yield f"data module.{name}", value, True
+
+
+def _owners(trainer: L.Trainer) -> Iterator[tuple[str, Any]]:
+    for name, module in trainer.lightning_module.named_modules():
+        yield f"module {name or 'itself'}", module
+    callbacks: list[Callback] = trainer.callbacks
+    for callback in callbacks:
+        if not hasattr(callback, "is_otf") and not isinstance(callback, IGNORED):
+            yield f"callback {type(callback).__name__}", callback
 
 
 def _kept_elsewhere(trainer: L.Trainer) -> set[int]:

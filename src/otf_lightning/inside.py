@@ -43,7 +43,7 @@ PRIVATE: Final = {
         "_should_accumulate",
         "reset_restart_stage",
     ),
-    "fit_loop._combined_loader": ("_iterator",),
+    "fit_loop._combined_loader": ("_iterator", "_mode"),
     "fit_loop._combined_loader._iterator": ("_consumed", "_idx", "iterators"),
     "fit_loop._data_fetcher": ("_start_profiler", "_stop_profiler"),
     "fit_loop.epoch_loop.val_loop": ("_combined_loader", "_last_val_dl_reload_epoch"),

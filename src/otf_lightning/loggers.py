@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
+import socket
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+_HEADER_BYTES: Final = 1024  # of an event file; it is some 90
 
 
 def capture_loggers(trainer: L.Trainer) -> list[dict[str, Any]]:
@@ -77,11 +82,26 @@ def _point_at(logger: Any, version: Any) -> None:
     if opened is not None:
         new = Path(logger.log_dir)
         if isinstance(logger, TensorBoardLogger):
-            opened.close()  # what stays is its file without a value
+            opened.close()
+            _remove_empty_events(new)
         logger._experiment = None  # noqa: SLF001 -- as above
         with contextlib.suppress(OSError):
             new.rmdir()
     logger._version = version  # noqa: SLF001 -- as above
+
+
+def _remove_empty_events(folder: Path) -> None:
+    """The files of this process in which nothing but TensorBoard's header was ever written.
+
+    They are TFRecords: a length in 8 bytes, its checksum in 4, the record, its checksum in 4.
+    """
+    mine = f".{socket.gethostname()}.{os.getpid()}."
+    for file in folder.glob("events.out.tfevents.*"):
+        with contextlib.suppress(OSError):
+            content = file.read_bytes() if file.stat().st_size < _HEADER_BYTES else b""
+            (length,) = struct.unpack("<Q", content[:8].ljust(8, b"\0"))
+            if mine in file.name and content and len(content) == 8 + 4 + length + 4:
+                file.unlink()
 
 
 def _keep_rows(logger: CSVLogger, row: Mapping[str, Any], step: int) -> None:

@@ -17,17 +17,12 @@ import lightning as L
 
 from otf_core.state.data_tap import position, tapped
 from otf_core.state.loader_parts import set_around
-from otf_core.state.plain_values import (
-    NOT_STATE,
-    TAG,
-    Decoder,
-    Encoder,
-    UnsupportedValueError,
-)
+from otf_core.state.plain_values import Decoder, Encoder, UnsupportedValueError
 from otf_core.state.rng import get_rng, set_rng
 from otf_lightning.inside import MODULE_OWN
 
 FETCHER: Final = ("fetched", "done", "length", "batches")
+_OVER: Final = object()
 # A LightningDataModule's.
 DATA_OWN: Final = frozenset(vars(L.LightningDataModule()))
 
@@ -39,7 +34,7 @@ def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
     combined, fetcher = fit._combined_loader, fit._data_fetcher
     iterators = combined._iterator.iterators
     trains = [
-        _position(loader, live) for loader, live in zip(combined.flattened, iterators, strict=True)
+        position(loader, live) for loader, live in zip(combined.flattened, iterators, strict=True)
     ]
     vals = None
     if val._combined_loader is not None:  # "is": a CombinedLoader without an iterator has no truth
@@ -105,20 +100,16 @@ def data_attributes(trainer: L.Trainer) -> dict[str, Any]:
     return _attributes(trainer.datamodule, DATA_OWN) if trainer.datamodule is not None else {}
 
 
-def set_data_attributes(trainer: L.Trainer, saved: dict[str, Any]) -> None:
-    """Put back what data_attributes returned."""
+def set_data_attributes(trainer: L.Trainer, saved: dict[str, Any]) -> list[str]:
+    """Put back what data_attributes returned; returns what could not be."""
+    dec = Decoder(small=True, skip=DATA_OWN)
     if trainer.datamodule is not None:
-        Decoder(small=True, skip=DATA_OWN).attributes(trainer.datamodule, saved)
+        dec.attributes(trainer.datamodule, saved)
+    return dec.unknown
 
 
 def _attributes(obj: Any, own: Set[str]) -> dict[str, Any]:
-    # Not Encoder.attributes, which asks for a state_dict instead.
-    enc, found = Encoder(small=True), dict[str, Any]()
-    for name in vars(obj).keys() - own - NOT_STATE:
-        found[name] = {TAG: "left"}
-        with contextlib.suppress(UnsupportedValueError):
-            found[name] = enc(vars(obj)[name])
-    return found
+    return Encoder(small=True, skip=own).attributes(obj)
 
 
 def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
@@ -168,9 +159,10 @@ def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) 
         if state is not None:
             (loader.otf_load if tapped(loader) else loader.load_state_dict)(state)
     fetcher.iterator = iter(combined)  # not iter(fetcher), which would fetch ahead
-    for (_, state), iterator in zip(trains, combined._iterator.iterators, strict=True):
-        for _ in range(saved["idx"] if state is None else 0):
-            next(iterator)
+    live, cycles = combined._iterator.iterators, combined._mode == "max_size_cycle"
+    for i, (loader, state) in enumerate(trains):
+        if state is None:
+            live[i] = _replayed(loader, live[i], saved["idx"], cycles=cycles)
     for loader, state in vals + trains:
         if tapped(loader):
             set_around(loader, state["around"], own=False)
@@ -181,12 +173,12 @@ def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) 
         setattr(fetcher, name, dec(value))
 
 
-def _position(loader: Any, iterator: Any) -> Any:
-    """Where a training loader stands, by the tap or by itself; None: to be found by replay.
-
-    Asked of the iterator, not of the loader: a fit may validate with the same loader.
-    """
-    state = position(loader)
-    if tapped(loader) and hasattr(iterator, "otf_state"):
-        state["iterator"] = iterator.otf_state()
-    return state
+def _replayed(loader: Any, iterator: Any, n: int, *, cycles: bool) -> Any:
+    """The iterator behind so many batches; another one, where it begins anew at its end."""
+    for _ in range(n):
+        if next(iterator, _OVER) is _OVER:
+            if not cycles:
+                break
+            iterator = iter(loader)
+            next(iterator, None)
+    return iterator

@@ -178,8 +178,11 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
 
 
-def apply(trainer: L.Trainer, state: dict[str, Any]) -> None:
+def apply(trainer: L.Trainer, state: dict[str, Any]) -> list[str]:
     """Put a snapshot back in place; it is used up by it.
+
+    Returns:
+        ``Class.attribute: type`` of what was stored and could not be put back.
 
     Raises:
         CommandError: see ``check``; the run is untouched then.
@@ -194,6 +197,7 @@ def apply(trainer: L.Trainer, state: dict[str, Any]) -> None:
             part.apply(giving, exact.get(part.name))
     finally:
         connector._loaded_checkpoint = {}
+    return giving.dec.unknown
 
 
 def _of_ranks(n: int) -> str:
@@ -314,7 +318,7 @@ def _where(beside: Any, value: Any) -> Any:
 def _take_buffers(taking: Taking) -> dict[str, Any]:
     known = taking.stock["state_dict"]
     named = taking.trainer.lightning_module.named_buffers()
-    return {name: taking.enc(b) for name, b in named if name not in known}
+    return {name: taking.enc(b.detach()) for name, b in named if name not in known}
 
 
 def _give_buffers(giving: Giving, saved: Any) -> None:
@@ -396,7 +400,7 @@ def _take_data(taking: Taking) -> dict[str, Any]:
 
 
 def _give_data(giving: Giving, saved: Any) -> None:
-    set_data_attributes(giving.trainer, saved)
+    giving.dec.unknown += set_data_attributes(giving.trainer, saved)
 
 
 def _take_modules(taking: Taking) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Config:
 
 
 CONFIGS: Final[dict[str, Config]] = {}
+_OWN_ITER: Final = "what an __iter__ of its own does is not known"
 
 
 def config(
@@ -300,6 +301,31 @@ def shuffle_buffer_in_workers(tmp: Path) -> Setup:
 @config("iterables", cautious="what draws while it is read is watched in a DataLoader only")
 def no_loader_at_all(tmp: Path) -> Setup:
     return _setup(train=d.Batches())
+
+
+@config("loaders", cautious=_OWN_ITER, in_slice=True)
+def own_iter(tmp: Path) -> Setup:
+    train = d.Doubling(d.digits(), batch_size=d.BATCH, shuffle=True)
+    return _setup(train=train, val=train, val_check_interval=3, limit_val_batches=2)
+
+
+@config("loaders", cautious=_OWN_ITER)
+def two_own_iters_cycle(tmp: Path) -> Setup:
+    a = d.Doubling(d.Augmented(), batch_size=12, shuffle=True)
+    b = d.Doubling(d.Augmented(40), batch_size=8, shuffle=True, num_workers=1)
+    return _setup(m.TwoLoaders(), CombinedLoader({"a": a, "b": b}, "max_size_cycle"))
+
+
+@config("loaders", cautious=_OWN_ITER, in_slice=True)
+def no_loaders_cycle(tmp: Path) -> Setup:
+    pair = {"a": d.Batches(), "b": d.Batches(d.BATCH * 3)}
+    return _setup(m.TwoLoaders(), CombinedLoader(pair, "max_size_cycle"))
+
+
+@config("loaders", cautious=_OWN_ITER)
+def no_loaders_until_the_longest(tmp: Path) -> Setup:
+    pair = {"a": d.Batches(), "b": d.Batches(d.BATCH * 3), "c": loader(drop_last=True)}
+    return _setup(m.TwoLoaders(), CombinedLoader(pair, "max_size"))
 
 
 @config("iterables")

@@ -269,16 +269,25 @@ class ShuffleBuffer(Stream):
 class Batches:
     """No DataLoader: gives batches, in an order of its own."""
 
-    def __init__(self) -> None:
-        self.x, self.y = digits().tensors
+    def __init__(self, n: int = N) -> None:
+        self.n = n
+        self.x, self.y = digits(n).tensors
 
     def __len__(self) -> int:
-        return N // BATCH
+        return self.n // BATCH
 
     def __iter__(self) -> Iterator[Any]:
         for k in range(len(self)):
             part = slice(k * BATCH, (k + 1) * BATCH)
             yield self.x[part], self.y[part]
+
+
+class Doubling(DataLoader[Any]):
+    """Has an ``__iter__`` of its own, which passes on what torch's gives."""
+
+    def __iter__(self) -> Any:
+        for x, y in super().__iter__():
+            yield x * 2, y
 
 
 class OwnPosition(Batches):

@@ -47,7 +47,7 @@ class Verdicts:
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
     log = tmp_path_factory.mktemp("exact") / "log"
     command = [sys.executable, "-m", "tests.exact", "--slice", "--json"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     with (
         log.open("w") as stderr,
         subprocess.Popen(

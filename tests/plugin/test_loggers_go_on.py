@@ -73,7 +73,25 @@ def test_tensorboard_goes_on_in_its_version(tmp_path: Path) -> None:
     )
     logs = tmp_path / "logs" / "lightning_logs"
     assert last_step(logs / "version_0") == 23
-    assert last_step(logs / "version_1") is None, "opened by Lightning before we are asked"
+    assert [path.name for path in logs.iterdir()] == ["version_0"], "the new one was empty"
+
+
+def test_a_new_version_in_which_something_lies_stays(tmp_path: Path) -> None:
+    def logger() -> TensorBoardLogger:
+        return TensorBoardLogger(tmp_path / "logs")
+
+    with pytest.raises(Stop):
+        _fit([ours(tmp_path, checkpoint_every=4), StopAt(18)], Net(), logger=logger())
+    second = logger()
+    second.experiment.add_scalar("mine", 1.0)
+    other = Path(second.log_dir) / "events.out.tfevents.1.elsewhere.1.0"
+    event_file = next(Path(second.log_dir).iterdir())
+    other.write_bytes(bytes(16))  # one record, but of another process
+    _fit([ours(tmp_path, checkpoint_every=4, resume="auto")], Net(), logger=second)
+
+    assert sorted(Path(tmp_path / "logs" / "lightning_logs" / "version_1").iterdir()) == sorted(
+        [event_file, other]
+    )
 
 
 def last_step(folder: Path) -> int | None:

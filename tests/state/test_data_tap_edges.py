@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-import enum
 import multiprocessing
 import os
 import pickle
@@ -97,8 +96,8 @@ def gone_on(loader: Any, state: Any, rng: Any) -> list[Any]:
     return rest(iterator)
 
 
-class Colour(enum.Enum):
-    RED = 1
+class Colour:
+    """Of a type that no snapshot has."""
 
 
 class Heavy(Squares):
@@ -107,7 +106,7 @@ class Heavy(Squares):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self.colour = Colour.RED
+        self.colour = Colour()
         self.tensor = torch.zeros(3)
         self.pixels = np.zeros((3, SMALL), np.uint8)
         self.names = [str(i) for i in range(SMALL + 1)]
@@ -124,7 +123,7 @@ def test_data_and_values_of_a_type_of_their_own_are_left_alone() -> None:
     kept = {name: value for name, value in vars(live).items() if name not in ("count", "few")}
     other = tap(loader(live))
     state = position(other)
-    live.count, live.colour = 5, Colour.RED
+    live.count = 5
     live.few.append("more")
     live.late = np.zeros(SMALL + 1)  # type: ignore[attr-defined]  # made after the capture
     set_around(other, state["around"])
@@ -910,3 +909,33 @@ def test_the_private_names_of_an_iterator_with_workers_are_there() -> None:
     iterator = iter(loader(Squares(), num_workers=1))
     assert [name for name in INSTANCE if not hasattr(iterator, name)] == []
     assert get_worker_info() is None
+
+
+class Passing(DataLoader[Any]):
+    """Has an ``__iter__`` of its own."""
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
+def make_passing(workers: int) -> Any:
+    return tap(Passing(Squares(), batch_size=4, shuffle=True, num_workers=workers))
+
+
+@pytest.mark.usefixtures("queues_have_ended")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_two_that_read_a_loader_with_its_own_iter_each_knows_its_place(workers: int) -> None:
+    seed_all(1)
+    one = make_passing(workers)
+    outer = iter(one)
+    next(outer)
+    inner = iter(one)
+    assert position(one, inner)["iterator"] is None, "it draws when it begins"
+    next(inner)
+    next(inner)
+    state, rng = through_a_file(position(one, outer)), get_rng()
+    within = through_a_file(position(one, inner))
+    expected = rest(outer), rest(inner)
+
+    assert gone_on(make_passing(workers), state, rng) == expected[0]
+    assert gone_on(make_passing(workers), within, rng) == expected[1]

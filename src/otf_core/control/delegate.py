@@ -75,14 +75,18 @@ class ControlDelegate(Protocol):
             CommandError: ``bad_payload``, with what differs.
         """
 
-    def apply(self, state: dict[str, Any]) -> None:
-        """Put a snapshot back in place; it is used up by it. Raises as ``check`` does."""
+    def apply(self, state: dict[str, Any]) -> Sequence[str]:
+        """Put a snapshot back in place; it is used up by it. Raises as ``check`` does.
+
+        Returns:
+            Reasons why what follows is not exact: what of it could not be put back.
+        """
 
     def environment(self) -> dict[str, Any]:
         """What decides the numbers beside the state, of the framework's; plain values."""
 
     def exactness(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Why a resume will not be exact, and what is left out without having changed."""
+        """Why a resume will not be exact, and what is left out and may matter."""
 
     def extend(self, asked: Mapping[str, int]) -> None:
         """Set ``max_steps`` or ``max_epochs``, -1 for no limit.

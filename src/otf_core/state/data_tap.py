@@ -14,9 +14,10 @@ Rule: whoever loads a position calls ``iter`` then, puts samplers and data set b
 from __future__ import annotations
 
 import abc
+import contextlib
 import weakref
-from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
 
@@ -69,6 +70,41 @@ class Tapped(Protocol):
         ...
 
 
+class OwnIter:
+    """What an ``__iter__`` of the user's has made; knows the iterator of ours that it reads.
+
+    A loader may be read twice at a time: a fit may validate with the loader that it trains with.
+    """
+
+    def __init__(self, tap: _Tap, loader: Any, begin: Callable[[Any], Iterator[Any]]) -> None:
+        self._tap = tap
+        self.inner: Iter | None = None
+        with self._reading():
+            self._made = begin(loader)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        self._tap.readers.append(self)
+        try:
+            yield
+        finally:
+            self._tap.readers.remove(self)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        with self._reading():
+            return next(self._made)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_made"], name)
+
+    def otf_state(self) -> dict[str, Any] | None:
+        """See SingleIter; None where it has not begun, and will draw then."""
+        return None if self.inner is None else self.inner.otf_state()
+
+
 class _Tap:
     """The part of a tapped loader that is ours, one for each."""
 
@@ -76,6 +112,7 @@ class _Tap:
         self.pending: Position | None = None
         self.ready: Iter | None = None  # made, and not yet fetched by an __iter__ of the user's
         self.watch = Watch()
+        self.readers: list[OwnIter] = []  # those that are being asked for a batch, outermost first
         self._made: list[weakref.ref[Iter]] = []
 
     def make(self, loader: DataLoader[Any]) -> Iter:
@@ -133,7 +170,10 @@ def _tapped_class(cls: Any) -> Any:
             ready, self._otf.ready = self._otf.ready, None
             if ready is None:
                 self.check_worker_number_rationality()  # torch's warns every time
-            return self._otf.make(self) if ready is None else ready
+            made = self._otf.make(self) if ready is None else ready
+            if self._otf.readers:
+                self._otf.readers[-1].inner = made
+            return made
 
         def otf_state(self, *, iterating: bool = True) -> dict[str, Any]:
             return self._otf.state(self, iterating=iterating)
@@ -151,9 +191,9 @@ def _tapped_class(cls: Any) -> Any:
     if cls.__iter__ is not DataLoader.__iter__:
 
         def __iter__(self: Any) -> Any:  # noqa: N807 -- it is set as one
-            made = cls.__iter__(self)
+            made = OwnIter(self._otf, self, cls.__iter__)
             if self._otf.pending is not None:  # it is a generator, which has not begun
-                self._otf.ready = self._otf.make(self)
+                made.inner = self._otf.ready = self._otf.make(self)
             return made
 
         TappedLoader.__iter__ = __iter__
@@ -202,7 +242,7 @@ def position(loader: Any, iterator: Any = None) -> Any:
     """
     if not tapped(loader):
         return loader.state_dict() if has_own_state(loader) else None
-    if isinstance(iterator, SingleIter | WorkersIter):
+    if isinstance(iterator, SingleIter | WorkersIter | OwnIter):
         return {"around": around(loader), "iterator": iterator.otf_state()}
     return loader.otf_state()
 

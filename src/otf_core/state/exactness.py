@@ -27,7 +27,7 @@ class Exactness:
 
     Attributes:
         reasons: why it will not be exact; empty: it will be.
-        left_out: what is not in the state, and was not seen to change.
+        left_out: what is not in the state, and may matter.
     """
 
     reasons: tuple[str, ...] = ()
@@ -54,8 +54,12 @@ class Exactness:
         return Exactness(tuple(known), tuple(out))
 
     def to_wire(self) -> dict[str, Any]:
-        """As the event and ``run.json`` have it."""
-        return {"exact": self.exact, "text": self.text, "reasons": list(self.reasons)}
+        """As the event and ``run.json`` have it; the reasons of an exact one are its exceptions."""
+        return {
+            "exact": self.exact,
+            "text": self.text,
+            "reasons": list(self.reasons or self.left_out),
+        }
 
 
 def environment() -> dict[str, Any]:

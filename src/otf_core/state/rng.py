@@ -6,8 +6,9 @@ Covers torch (CPU, and each CUDA device once CUDA is in use), NumPy's global sta
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,42 @@ GENERATORS: Final = (
     np.random.RandomState,
     np.random.Generator,
 )
+
+
+def _numpy_generator(kind: Callable[[int], Any]) -> np.random.Generator:
+    return np.random.Generator(kind(0))
+
+
+# generator_kind -> makes one, and draws nothing for it.
+_NEW: Final[dict[str, Callable[[], Any]]] = {
+    "torch cpu": torch.Generator,
+    "random": random.Random,
+    "numpy RandomState": np.random.RandomState,
+    **{
+        f"numpy {kind.__name__}": functools.partial(_numpy_generator, kind)
+        for kind in (
+            np.random.MT19937,
+            np.random.PCG64,
+            np.random.PCG64DXSM,
+            np.random.Philox,
+            np.random.SFC64,
+        )
+    },
+}
+
+
+def generator_kind(generator: Any) -> str:
+    """What decides whose state it can be given."""
+    if isinstance(generator, np.random.Generator):
+        return f"numpy {type(generator.bit_generator).__name__}"
+    if isinstance(generator, torch.Generator):
+        return f"torch {generator.device}"
+    return "random" if isinstance(generator, random.Random) else "numpy RandomState"
+
+
+def new_generator(kind: str) -> Any:
+    """A generator object of this kind; None where only the user's code can make it."""
+    return _NEW[kind]() if kind in _NEW else None
 
 
 def generator_state(generator: Any) -> Any:
