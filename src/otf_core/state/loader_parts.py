@@ -195,7 +195,7 @@ class Look:
 
     def _value(self, key: tuple[str, str], value: Any, enc: Encoder) -> Any:
         if type(value) in PLAIN and not isinstance(value, str | bytes):
-            return value
+            return enc(value)
         kept, encoded = self._last.get(key, (None, None))
         if value is kept:
             return encoded
