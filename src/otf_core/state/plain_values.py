@@ -10,6 +10,7 @@ Rule 2: the snapshot is never handed out: every Decoder clones.
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from otf_core.state.rng import GENERATORS, generator_state, set_generator_state
 TAG: Final = "__otf__"
 LONGEST_INT: Final = 2000  # bits
 SMALL: Final = 10_000  # longer containers on a sampler or data set are data, not state
+PACKED_FROM: Final = 32  # entries of one kind; torch's unpickler takes a microsecond for each
 PLAIN: Final = (type(None), bool, int, float, str, bytes)
 KINDS: Final[dict[str, Any]] = {
     kind.__name__: kind for kind in (collections.deque, set, frozenset, collections.Counter)
@@ -35,6 +37,27 @@ NOT_STATE: Final = frozenset({"_start_time", "_last_time_checked", "_defaults"})
 
 class UnsupportedValueError(TypeError):
     """A value that cannot be stored as tensors and plain values; names its type."""
+
+
+def _packed(x: list[Any]) -> dict[str, Any] | None:
+    """Many numbers or strings as one value; None where they are not of one kind."""
+    kind, *others = set(map(type, x))
+    if others:
+        return None
+    packed: Any = None
+    if kind is int or kind is float:
+        with contextlib.suppress(OverflowError):  # more than 64 bits
+            packed = array.array("q" if kind is int else "d", x).tobytes()
+    elif kind is str:
+        joined = "\0".join(x)
+        packed = joined if joined.count("\0") == len(x) - 1 else None
+    if packed is None:
+        return None
+    return {TAG: "packed", "v": packed, "of": kind.__name__}
+
+
+def _unpacked(v: Any, of: str) -> list[Any]:
+    return v.split("\0") if of == "str" else list(array.array("q" if of == "int" else "d", v))
 
 
 def _length(x: Any) -> int:
@@ -104,7 +127,12 @@ class Encoder:
             longest = getattr(x, "maxlen", None)
             return {TAG: type(x).__name__, "v": [self(i) for i in items], "n": longest}
         if isinstance(x, dict):
-            return {self(k): self(v) for k, v in x.items()}
+            pairs = [(self(k), self(v)) for k, v in x.items()]
+            if any(isinstance(k, dict) for k, _ in pairs):  # a tag, which is no key
+                return {TAG: "dict", "v": pairs}
+            return dict(pairs)
+        if type(x) is list and len(x) >= PACKED_FROM and (packed := _packed(x)) is not None:
+            return packed
         if type(x) in (list, tuple, torch.Size):
             return (list if type(x) is list else tuple)(self(v) for v in x)
         raise UnsupportedValueError(type(x).__name__)
@@ -159,6 +187,10 @@ class Decoder:
             return b""
         if kind == "int":
             return int(v, 16)
+        if kind == "packed":
+            return _unpacked(v, x["of"])
+        if kind == "dict":
+            return {self(k): self(value) for k, value in v}
         if kind == "tensor":
             return v.to(x["d"], copy=True)
         if kind == "numpy":

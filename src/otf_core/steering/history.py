@@ -221,11 +221,11 @@ class History:
         """Put a snapshot in place; it is used up by it."""
         self._delegate.check(state)
         before_step, before = self._step(), self._values()
-        point = self._undo_point()
-        try:
-            self._run.put(state)
-        except Exception as error:  # noqa: BLE001 -- border: the user's load hooks may raise anything
-            self._put_right(point, error, name)
+        with self._store.writing_later():
+            point = self._undo_point()
+            failed = self._put(state)
+        if failed is not None:
+            self._put_right(point, failed, name)
         step = self._step()
         self._run.emit("checkpoint_loaded", path=path, step=step, id=name, from_step=before_step)
         for param, new in self._values().items():
@@ -254,6 +254,13 @@ class History:
             "from_step": before_step,
             "applied_step": step,
         }
+
+    def _put(self, state: dict[str, Any]) -> Exception | None:
+        try:
+            self._run.put(state)
+        except Exception as error:  # noqa: BLE001 -- border: the user's load hooks may raise anything
+            return error
+        return None
 
     def _undo_point(self) -> Pending | None:
         """How the run is now; None where it cannot be kept, which is said."""
