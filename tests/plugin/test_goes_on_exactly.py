@@ -191,6 +191,38 @@ def test_a_rollback_replays_what_was_and_undo_takes_it_back(
     assert loaded == [(5, 13), (13, 5), (5, 13)]
 
 
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_a_rollback_that_fails_half_way_is_put_right_or_ends_the_run(
+    refusals: int, tmp_path: Path
+) -> None:
+    left: list[str] = []
+
+    class Refuses(Net):
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            if left:
+                raise ValueError(left.pop())
+
+    expected = bare()
+    torch.manual_seed(3)
+    barrier = Barrier(4, 12)
+    with fitting(lambda c: _fit(c, Refuses()), tmp_path, barrier) as fit:
+        pause_in(fit, barrier, 4)
+        fit.dashboard.request("resume")
+        pause_in(fit, barrier, 12)
+        left += ["not again", "not this one"][-refusals:]
+        refused = fit.dashboard.request("rollback", {"step": 5})
+        assert (refused["code"], left) == ("internal", [])
+        if refusals == 1:
+            assert "ValueError (not this one); the run is as it was" in refused["detail"]
+            fit.dashboard.request("resume")
+            assert unlogged(digest.of(fit.outcome())) == unlogged(expected)
+        else:
+            assert "the run ends, half of it is there" in refused["detail"]
+            fit.dashboard.request("resume")
+            with pytest.raises(ValueError, match="not again"):
+                fit.outcome()
+
+
 class Remembers(Dataset[Any]):
     """What it counts and what it orders by decides its samples; in what types users have it."""
 

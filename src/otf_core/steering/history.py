@@ -224,8 +224,20 @@ class History:
         with self._store.writing_later():
             point = self._undo_point()
             failed = self._put(state)
-        if failed is not None:
-            self._put_right(point, failed, name)
+            if failed is None:
+                return self._gone_to(ticket, name, path, before_step, before, point)
+        raise self._put_right(point, failed, name) from failed
+
+    def _gone_to(
+        self,
+        ticket: Ticket,
+        name: str,
+        path: str,
+        before_step: int,
+        before: Mapping[str, Any],
+        point: Pending | None,
+    ) -> dict[str, Any]:
+        """Tell and remember it."""
         step = self._step()
         self._run.emit("checkpoint_loaded", path=path, step=step, id=name, from_step=before_step)
         for param, new in self._values().items():
@@ -271,8 +283,8 @@ class History:
             self._run.emit("log", level="warning", phase="info", text=text)
             return None
 
-    def _put_right(self, point: Pending | None, error: Exception, name: str) -> None:
-        """Back from half a rollback; raises in any case."""
+    def _put_right(self, point: Pending | None, error: Exception, name: str) -> CommandError:
+        """Back from half a rollback; what is answered."""
         text = "".join(traceback.format_exception(error))
         self._run.emit("log", level="error", phase="info", text=f"rollback failed:\n{text}"[-8000:])
         try:
@@ -287,7 +299,7 @@ class History:
             "the run is as it was" if self.torn is None else "the run ends, half of it is there"
         )
         detail = f"Going to {name} failed with {said}; {outcome}."
-        raise CommandError(ErrorCode.INTERNAL, detail) from error
+        return CommandError(ErrorCode.INTERNAL, detail)
 
     def _at_step(self, step: int) -> str:
         found = self._store.at_step(step)
