@@ -209,6 +209,8 @@ def test_a_rollback_that_fails_half_way_is_put_right_or_ends_the_run(
         pause_in(fit, barrier, 4)
         fit.dashboard.request("resume")
         pause_in(fit, barrier, 12)
+        # The run is no longer what the pause has saved: there is an undo point to be written.
+        fit.dashboard.request("set_param", {"path": "lr", "mul": 1.0})
         left += ["not again", "not this one"][-refusals:]
         refused = fit.dashboard.request("rollback", {"step": 5})
         assert (refused["code"], left) == ("internal", [])
