@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import lightning
 import torch
 
-from benchmarks import events, pausing, saving, start_up, step_cost
+from benchmarks import events, going_back, pausing, saving, start_up, step_cost, tapping
 from benchmarks.figures import Row
 
 
@@ -41,6 +41,8 @@ BENCHES: Final[dict[str, Bench]] = {
     "stalled_memory": events.stalled_memory,
     "imports": start_up.imports,
     "checkpoint_block": saving.checkpoint_block,
+    "rollback": going_back.rollback,
+    "tap": tapping.loader_tap,
 }
 
 

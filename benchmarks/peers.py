@@ -1,7 +1,7 @@
 """The other end, each in a process of its own, so that it takes no turn of the training thread.
 
-As a program: ``python -m benchmarks.peers stall|read|pause N``; the first line on stdout is the
-port, the next ones what was found, as JSON.
+As a program: ``python -m benchmarks.peers stall|read|pause|rollback N``; the first line on stdout
+is the port, the next ones what was found, as JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def dashboard(tmp: Path) -> Iterator[subprocess.Popen[str]]:
     """``otf dashboard`` as a user starts it; runs find it by its file."""
     command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard", "--dir", str(tmp / "seen")]
     with _running(command) as process:
-        _line(process)  # the URL: it listens
+        line(process)  # the URL: it listens
         yield process
 
 
@@ -36,7 +36,7 @@ def dashboard(tmp: Path) -> Iterator[subprocess.Popen[str]]:
 def peer(what: str, *args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """One of the programs below: where it listens, and the process."""
     with _running([sys.executable, "-m", "benchmarks.peers", what, *args]) as process:
-        yield f"127.0.0.1:{int(_line(process))}", process
+        yield f"127.0.0.1:{int(line(process))}", process
 
 
 @contextlib.contextmanager
@@ -51,19 +51,20 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def _line(process: subprocess.Popen[str]) -> str:
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line on its stdout."""
     out: IO[str] | None = process.stdout
     assert out is not None
-    line = out.readline()
-    if not line:
+    said = out.readline()
+    if not said:
         msg = f"{process.args!r} ended with exit code {process.wait()} and said nothing"
         raise RuntimeError(msg)
-    return line.strip()
+    return said.strip()
 
 
 def answer(process: subprocess.Popen[str]) -> Any:
     """The next line of a peer."""
-    return json.loads(_line(process))
+    return json.loads(line(process))
 
 
 # -- the programs --------------------------------------------------------------------------------
@@ -138,6 +139,27 @@ def pause(listener: LoopbackListener, count: int) -> None:
         _say(found)
 
 
+def rollback(listener: LoopbackListener, count: int) -> None:
+    """Rolls a run back to one checkpoint ``count`` times, then stops it."""
+    with FakeDashboard.on(listener, patience_s=60.0) as run:
+        run.hello()
+        run.expect("trainStep", step=10)
+        name = run.request("save_ckpt")["data"]["id"]
+        run.expect("checkpoint_saved", id=name)
+        found = []
+        for number in range(count):
+            time.sleep(0.02 + 0.0037 * (number % 7))  # as above
+            asked = time.time()
+            reply = run.request("rollback", {"checkpoint": name})
+            found.append({"asked": asked, "replied": time.time()})
+            assert reply["ok"], reply
+            run.expect("checkpoint_saved")  # how it was before
+            run.expect("trainStep")
+        run.send("stop")
+        run.expect("trainingFinished")
+        _say(found)
+
+
 def main() -> None:
     """See the module."""
     what, *args = sys.argv[1:]
@@ -147,6 +169,8 @@ def main() -> None:
             stall(listener)
         elif what == "read":
             read(listener, int(args[0]))
+        elif what == "rollback":
+            rollback(listener, int(args[0]))
         else:
             pause(listener, int(args[0]))
 

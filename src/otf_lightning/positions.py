@@ -34,7 +34,8 @@ def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
     combined, fetcher = fit._combined_loader, fit._data_fetcher
     iterators = combined._iterator.iterators
     trains = [
-        position(loader, live) for loader, live in zip(combined.flattened, iterators, strict=True)
+        _position(loader, live, enc)
+        for loader, live in zip(combined.flattened, iterators, strict=True)
     ]
     vals = None
     if val._combined_loader is not None:  # "is": a CombinedLoader without an iterator has no truth
@@ -43,8 +44,8 @@ def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
             for loader in val._combined_loader.flattened
         ]
     return {
-        "train": enc(trains),
-        "val": enc(vals),
+        "train": trains,
+        "val": vals,
         "idx": combined._iterator._idx,
         "consumed": list(getattr(combined._iterator, "_consumed", ())),
         "fetcher": {name: enc(v) for name, v in vars(fetcher).items() if name in FETCHER},
@@ -156,8 +157,10 @@ def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) 
     trains = list(zip(combined.flattened, saved["train"], strict=True))
     # The training's last: a fit may have one and the same loader for both.
     for loader, state in vals + trains:
-        if state is not None:
-            (loader.otf_load if tapped(loader) else loader.load_state_dict)(state)
+        if state is not None and tapped(loader):
+            loader.otf_load(state)
+        elif state is not None:
+            loader.load_state_dict(dec(state))
     fetcher.iterator = iter(combined)  # not iter(fetcher), which would fetch ahead
     live, cycles = combined._iterator.iterators, combined._mode == "max_size_cycle"
     for i, (loader, state) in enumerate(trains):
@@ -182,3 +185,12 @@ def _replayed(loader: Any, iterator: Any, n: int, *, cycles: bool) -> Any:
             iterator = iter(loader)
             next(iterator, None)
     return iterator
+
+
+def _position(loader: Any, iterator: Any, enc: Encoder) -> Any:
+    """Where a training loader stands, by the tap or by itself; None: to be found by replay.
+
+    Asked of the iterator, not of the loader: a fit may validate with the same loader.
+    """
+    state = position(loader, iterator)
+    return state if tapped(loader) else enc(state)  # the tap's is plain already

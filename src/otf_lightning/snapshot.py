@@ -37,7 +37,7 @@ from otf_lightning.positions import (
     set_data_attributes,
 )
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 # Of the Lightning checkpoint, what must be in the file whole.
 NEEDED: Final = ("checkpoint.state_dict", "checkpoint.optimizer_states", "checkpoint.lr_schedulers")
 

@@ -51,6 +51,32 @@ def test_a_step_is_compared_with_the_bare_run_and_both_loggers(tmp_path: Path) -
 
 
 @pytest.mark.timeout(120)
+def test_a_rollback_is_compared_with_starting_again(tmp_path: Path) -> None:
+    rows = bench._alone("rollback", tmp_path, quick=True)
+
+    assert [row.limit for row in rows] == [10.0, None, None]
+    for row in rows:
+        assert row.ours > 0
+        assert min(row.spread.values()) > 0
+        again, _, anew = row.rivals.values()
+        assert 0 < again < anew
+    assert {"read and verified", "undo point", "put in place"} <= set(rows[1].spread)
+
+
+@pytest.mark.timeout(120)
+def test_the_tap_is_compared_with_the_bare_loader(tmp_path: Path) -> None:
+    rows = bench._alone("tap", tmp_path, quick=True)
+
+    names = ", the data set holds 5,000 names"
+    whats = [row.what.rpartition("tap, ")[2] for row in rows]
+    assert whats == ["0 workers", "2 workers", f"0 workers{names}", f"2 workers{names}"]
+    for row in rows:
+        assert math.isfinite(row.ours)
+        assert "bare again, cpu median" in row.rivals
+        assert row.rivals["bare step, cpu median"] > 0
+
+
+@pytest.mark.timeout(120)
 def test_within_one_fit_all_arms_take_turns_and_only_ours_is_told_of_its_steps(
     tmp_path: Path,
 ) -> None:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from otf_core.state.keeper import ResumeError
 from otf_core.state.run_folder import RunIsLiveError
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
-from tests.no_harm.configs import Net, _fit, _train, _trainer, _val
+from tests.no_harm.configs import Net, _fit, _train, _trainer, _val, digits
 from tests.plugin.rig import Barrier, Fit, bare, fitting, pause_in, unlogged
 
 
@@ -219,6 +221,87 @@ def test_a_run_that_dies_behind_a_rollback_goes_on_from_what_was_put_in_place(
     events = journal_of(dead / "p" / "r", 1)
     assert next(e for e in events if e["type"] == "checkpoint_loaded")["step"] == went["step"]
     assert unlogged(digest.of(trainer)) == unlogged(expected)
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_a_rollback_that_fails_half_way_is_put_right_or_ends_the_run(
+    refusals: int, tmp_path: Path
+) -> None:
+    left: list[str] = []
+
+    class Refuses(Net):
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            if left:
+                raise ValueError(left.pop())
+
+    expected = bare()
+    torch.manual_seed(3)
+    barrier = Barrier(4, 12)
+    with fitting(lambda c: _fit(c, Refuses()), tmp_path, barrier) as fit:
+        pause_in(fit, barrier, 4)
+        fit.dashboard.request("resume")
+        pause_in(fit, barrier, 12)
+        # The run is no longer what the pause has saved: there is an undo point to be written.
+        fit.dashboard.request("set_param", {"path": "lr", "mul": 1.0})
+        left += ["not again", "not this one"][-refusals:]
+        refused = fit.dashboard.request("rollback", {"step": 5})
+        assert (refused["code"], left) == ("internal", [])
+        if refusals == 1:
+            assert "ValueError (not this one); the run is as it was" in refused["detail"]
+            fit.dashboard.request("resume")
+            assert unlogged(digest.of(fit.outcome())) == unlogged(expected)
+        else:
+            assert "the run ends, half of it is there" in refused["detail"]
+            fit.dashboard.request("resume")
+            with pytest.raises(ValueError, match="not again"):
+                fit.outcome()
+
+
+class Remembers(Dataset[Any]):
+    """What it counts and what it orders by decides its samples; in what types users have it."""
+
+    def __init__(self) -> None:
+        self.x, self.y = digits().tensors
+        self.mean = np.linspace(0.0, 1.0, 64, dtype=np.float32)
+        self.seen = np.zeros(10, np.int64)
+        self.order = list(range(len(self.x)))
+        self.weights = [1.0] * len(self.x)
+        self.names = [f"{n}.png" for n in self.order]
+        self.served, self.nothing = 2**3000, b""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = self.x[self.order[i]], self.y[self.order[i]]
+        self.seen[int(y)] += 1
+        self.served += 1
+        self.weights[i] *= 1.1
+        self.order[i], self.order[-1] = self.order[-1], self.order[i]
+        self.names[i] += "~"
+        told = self.seen[int(y)] + self.weights[i] + self.names[i - 1].count("~") + i % self.served
+        return x * (self.mean[i % 64] + 1e-3 * told), y
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rollback_brings_back_what_the_data_set_holds(workers: int, tmp_path: Path) -> None:
+    def train(callbacks: list[L.Callback]) -> L.Trainer:
+        torch.manual_seed(3)
+        trainer = _trainer(callbacks)
+        loader = DataLoader(Remembers(), 16, shuffle=True, num_workers=workers)
+        trainer.fit(Net(), loader, _val())
+        return trainer
+
+    expected = digest.of(train([]))
+    barrier = Barrier(4, 12)
+    with fitting(train, tmp_path, barrier, project="p", run_name="r") as fit:
+        pause_in(fit, barrier, 4)
+        fit.dashboard.request("resume")
+        pause_in(fit, barrier, 12)
+        assert fit.dashboard.request("rollback", {"step": 5})["data"]["from_step"] == 13
+        fit.dashboard.request("resume")
+        found = digest.of(fit.outcome())
+    assert unlogged(found) == unlogged(expected)
 
 
 def test_a_rollback_to_where_nothing_is_kept_names_the_nearest(run: Callable[..., Any]) -> None:

@@ -37,7 +37,7 @@ from otf_core.state.data_tap import (
     why_not,
 )
 from otf_core.state.loader_parts import Look, around, same
-from otf_core.state.plain_values import SMALL, TAG
+from otf_core.state.plain_values import SMALL, TAG, Decoder
 from otf_core.state.rng import get_rng, set_rng
 from otf_core.state.tapped_iterators import INSTANCE, PRIVATE, Watch
 from otf_core.state.worker_stamps import Stamp, Stamped, merged
@@ -139,9 +139,19 @@ def test_a_list_is_compared_and_not_encoded_again_until_it_changes() -> None:
     first = look({"": live})[""]["few"]
     assert look({"": live})[""]["few"] is first
     live.few[3] = "other"
-    assert look({"": live})[""]["few"] == live.few
+    assert Decoder()(look({"": live})[""]["few"]) == live.few
+    live.few.pop()
+    assert Decoder()(look({"": live})[""]["few"]) == live.few
     live.few[3] = np.zeros(2)  # type: ignore[call-overload]  # == of a list would ask the array
     assert look({"": live})[""]["few"] != first
+
+
+def test_a_flag_for_a_number_is_a_change_although_they_are_equal() -> None:
+    live, look = Heavy(), Look()
+    live.few = [0] * 100  # type: ignore[list-item]
+    look({"": live})
+    live.few[3] = False  # type: ignore[call-overload]
+    assert Decoder()(look({"": live})[""]["few"])[3] is False
 
 
 @dataclasses.dataclass(frozen=True)

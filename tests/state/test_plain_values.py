@@ -19,6 +19,7 @@ import torch
 
 from otf_core.state.plain_values import (
     DEEP,
+    PACKED_FROM,
     SMALL,
     TAG,
     Decoder,
@@ -46,6 +47,7 @@ VALUES: list[Any] = [
     torch.float16, torch.Size([2, 3]), Path("a/b"), bytearray(b"xy"), datetime.timedelta(1, 2, 3),
     datetime.date(2020, 1, 2), datetime.datetime(2020, 1, 2, 3, tzinfo=datetime.UTC),
     collections.OrderedDict(b=1, a=2), collections.defaultdict(list, a=[1]), {(1, 2): 3, b"": 4},
+    {np.int64(3): 1, b"": 2, (4,): 5},
 ]  # fmt: skip
 
 
@@ -126,7 +128,40 @@ def test_small_refuses_tensors_and_long_containers() -> None:
     for value in (torch.ones(1), [0] * (SMALL + 1)):
         with pytest.raises(UnsupportedValueError):
             Encoder(small=True)(value)
-    assert Encoder(small=True)([0] * SMALL) == [0] * SMALL
+    assert Decoder()(Encoder(small=True)([0] * SMALL)) == [0] * SMALL
+
+
+LISTS: dict[str, list[Any]] = {
+    "ints": [-(2**63), 2**63 - 1, *range(PACKED_FROM)],
+    "long ints": [2**63, *range(PACKED_FROM)],
+    "floats": [float("nan"), -0.0, float("inf"), *map(float, range(PACKED_FROM))],
+    "names": ["", "\ud800", *map(str, range(PACKED_FROM)), ""],
+    "names with zeros": ["\0", *map(str, range(PACKED_FROM))],
+    "flags": [True] * PACKED_FROM,
+    "of two kinds": [1, 1.0] * PACKED_FROM,
+    "flags among ints": [True, *range(PACKED_FROM)],
+    "of a class": [np.float64(1.0)] * PACKED_FROM,
+    "empty bytes": [b""] * PACKED_FROM,
+}
+
+
+@pytest.mark.parametrize("value", LISTS.values(), ids=LISTS)
+def test_a_long_list_comes_back_entry_by_entry(value: list[Any], tmp_path: Path) -> None:
+    saved = Encoder()(value)
+    torch.save(saved, tmp_path / "x")
+    back = Decoder()(torch.load(tmp_path / "x", weights_only=True))
+
+    assert [*map(type, back)] == [*map(type, value)]
+    assert repr(back) == repr(value)
+
+
+def test_a_long_list_of_one_kind_is_one_value_in_the_file() -> None:
+    for name in ("ints", "floats", "names"):
+        assert Encoder()(LISTS[name])[TAG] == "packed"
+    live = [5] * PACKED_FROM
+    saved = Encoder()({"a": live, "b": live})
+    assert saved["a"] is saved["b"]
+    assert Decoder()(saved["a"], live) is live
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,29 @@ def test_a_checkpoint_is_one_file_and_the_json_that_fits_it(rig: Rig) -> None:
     assert rig.tape == ["saved 1-manual"]
 
 
+def test_what_is_saved_while_a_state_is_put_in_place_is_written_behind_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = threading.Event()
+
+    class Told(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            arrived.set()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(rig.store, "_may_write", Told())
+    with rig.store.writing_later():
+        pending = rig.save("ring")
+        assert arrived.wait(10), "otf-saver did not ask whether it may write"
+        assert rig.folder is not None
+        assert not rig.folder.exists()
+    assert pending.wait(10)
+    with pytest.raises(KeyError), rig.store.writing_later():
+        raise KeyError
+    rig.saved()
+    assert [m.id for m, _ in rig.store.list()] == ["2-ring", "1-ring"]
+
+
 def test_what_is_written_is_loaded_without_trusting_it(rig: Rig) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import operator
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -169,6 +170,11 @@ def _is_plain(items: Iterable[Any]) -> bool:
     return set(map(type, items)) <= _PLAIN
 
 
+def _are_the_same(items: list[Any], kept: list[Any]) -> bool:
+    """Entry by entry the same object: True equals 1, and an array may not be asked."""
+    return len(items) == len(kept) and all(map(operator.is_, items, kept))
+
+
 class Look:
     """Encodes the attributes that are state, again and again; in any process.
 
@@ -195,11 +201,11 @@ class Look:
 
     def _value(self, key: tuple[str, str], value: Any, enc: Encoder) -> Any:
         if type(value) in PLAIN and not isinstance(value, str | bytes):
-            return value
+            return enc(value)
         kept, encoded = self._last.get(key, (None, None))
         if value is kept:
             return encoded
-        if type(value) is type(kept) is list and _is_plain(value) and value == kept:
+        if type(value) is type(kept) is list and _are_the_same(value, kept):
             return encoded
         if _weight(value) > SMALL:
             self._last[key] = value, LEFT

@@ -14,6 +14,7 @@ of an Enum, a dict of his own) comes back where the run holds such a value; else
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import datetime
@@ -38,6 +39,7 @@ TAG: Final = "__otf__"
 LONGEST_INT: Final = 2000  # bits
 SMALL: Final = 10_000  # what has more entries in all on a sampler or data set is data, not state
 DEEP: Final = 50  # containers in each other; Python's stack and pickle's end at some hundreds
+PACKED_FROM: Final = 32  # entries of one kind; torch's unpickler takes a microsecond for each
 PLAIN: Final = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 KINDS: Final[dict[str, Any]] = {
     kind.__name__: kind for kind in (collections.deque, set, frozenset, collections.Counter)
@@ -64,6 +66,27 @@ _MUTABLE: Final = (list, dict, set, collections.deque, torch.Tensor, np.ndarray,
 
 class UnsupportedValueError(TypeError):
     """A value that cannot be stored as tensors and plain values; names its type."""
+
+
+def _packed(x: list[Any]) -> dict[str, Any] | None:
+    """Many numbers or strings as one value; None where they are not of one kind."""
+    kind, *others = set(map(type, x))
+    if others:
+        return None
+    packed: Any = None
+    if kind is int or kind is float:
+        with contextlib.suppress(OverflowError):  # more than 64 bits
+            packed = array.array("q" if kind is int else "d", x).tobytes()
+    elif kind is str:
+        joined = "\0".join(x)
+        packed = joined if joined.count("\0") == len(x) - 1 else None
+    if packed is None:
+        return None
+    return {TAG: "packed", "v": packed, "of": kind.__name__}
+
+
+def _unpacked(v: Any, of: str) -> list[Any]:
+    return v.split("\0") if of == "str" else list(array.array("q" if of == "int" else "d", v))
 
 
 class Encoder:
@@ -188,6 +211,9 @@ class Encoder:
                 return dict(pairs)
             factory = getattr(getattr(x, "default_factory", None), "__name__", None)
             return {TAG: "dict", "v": pairs, "c": _class_name(kind), "f": factory}
+        if kind is list and len(x) >= PACKED_FROM and (packed := _packed(x)) is not None:
+            self._weigh(x, len(packed["v"]) // 16 if packed["of"] == "str" else 0)
+            return packed
         return torch.Size(x) if kind is torch.Size else kind(self(v) for v in x)
 
     def tree(self, x: Any, path: str) -> Any:
@@ -267,13 +293,15 @@ class Decoder:
             return b""
         if kind == "int":
             return int(v, 16)
+        if kind == "packed":
+            return _unpacked(v, x["of"])
         if kind == "tensor":
             return self._tensor(x, live)
         if kind == "numpy":
             order = x.get("o", "C")
             flat = np.frombuffer(v, np.dtype(x["d"]))
-            array = flat.reshape(x["s"], order=order).copy(order=order)
-            return array[()] if x["1"] else array
+            numbers = flat.reshape(x["s"], order=order).copy(order=order)
+            return numbers[()] if x["1"] else numbers
         if kind == "rng":
             return self._generator(x, live)
         if kind == "enum":

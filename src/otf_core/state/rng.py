@@ -5,6 +5,7 @@ Covers torch (CPU, and each CUDA device once CUDA is in use), NumPy's global sta
 
 from __future__ import annotations
 
+import array
 import contextlib
 import functools
 import random
@@ -58,12 +59,23 @@ def new_generator(kind: str) -> Any:
     return _NEW[kind]() if kind in _NEW else None
 
 
+def _python_state(state: tuple[int, tuple[int, ...], float | None]) -> Any:
+    """Its 625 words as one value: torch's unpickler takes a microsecond for each."""
+    version, words, gauss = state
+    return version, array.array("I", words).tobytes(), gauss
+
+
+def _state_of_python(saved: Any) -> Any:
+    version, words, gauss = saved
+    return version, tuple(array.array("I", words)), gauss
+
+
 def generator_state(generator: Any) -> Any:
     """The state of a generator object."""
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     if isinstance(generator, random.Random):
-        return generator.getstate()
+        return _python_state(generator.getstate())
     return generator.get_state()
 
 
@@ -72,7 +84,7 @@ def set_generator_state(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, random.Random):
-        generator.setstate(state)
+        generator.setstate(_state_of_python(state))
     else:
         generator.set_state(state)
 
@@ -85,7 +97,7 @@ def get_rng() -> dict[str, Any]:
     return {
         "torch": torches,
         "numpy": (kind, np.asarray(key).tobytes(), *rest),
-        "python": random.getstate(),
+        "python": _python_state(random.getstate()),
     }
 
 
@@ -97,7 +109,7 @@ def set_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(s, device)
     kind, key, *rest = state["numpy"]
     np.random.set_state((kind, np.frombuffer(key, np.uint32), *rest))
-    random.setstate(state["python"])
+    random.setstate(_state_of_python(state["python"]))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -133,6 +133,8 @@ class CheckpointStore:
         for pool in self._pools:
             self._idle.put(pool)
         self._prepared = self._closing = False
+        self._may_write = threading.Event()
+        self._may_write.set()
         self._keep_memory = True
         self._thread: threading.Thread | None = None
 
@@ -270,6 +272,19 @@ class CheckpointStore:
         self._jobs.put(_Save(pending, state, pool))
         return pending
 
+    @contextlib.contextmanager
+    def writing_later(self) -> Iterator[None]:
+        """What is saved inside is written behind it; training thread, which may not wait for it.
+
+        Else otf-saver, which begins at once, takes the interpreter for 5 ms at a time from a
+        thread that has 5 ms of work.
+        """
+        self._may_write.clear()
+        try:
+            yield
+        finally:
+            self._may_write.set()
+
     def read(self, checkpoint_id: str) -> dict[str, Any]:
         """Load one that is complete, verified; any thread.
 
@@ -350,6 +365,7 @@ class CheckpointStore:
                 self._make_memory(job)
                 continue
             pending, pool = job.pending, job.pool
+            self._may_write.wait()
             error = self._write(pending, job.state)
             del job  # what it holds lies in the pool
             self._give_back(pool)

@@ -224,13 +224,25 @@ class History:
         before_step, before = self._step(), self._values()
         kept = self._store.get(name)
         own = kept is not None and os.path.realpath(kept[1]) == os.path.realpath(path)
-        point = self._keep_now("undo point")
-        try:
-            self._run.put(state, name if own else None)
-        except Exception as error:  # noqa: BLE001 -- border: the user's load hooks may raise anything
-            self._put_right(point, error, name)
-        if not own:
-            self._keep_now("what was loaded")  # it is this run's past from here on
+        with self._store.writing_later():
+            point = self._keep_now("undo point")
+            failed = self._put(state, name if own else None)
+            if failed is None:
+                if not own:
+                    self._keep_now("what was loaded")  # it is this run's past from here on
+                return self._gone_to(ticket, name, path, before_step, before, point)
+        raise self._put_right(point, failed, name) from failed
+
+    def _gone_to(
+        self,
+        ticket: Ticket,
+        name: str,
+        path: str,
+        before_step: int,
+        before: Mapping[str, Any],
+        point: Pending | None,
+    ) -> dict[str, Any]:
+        """Tell and remember it."""
         step = self._step()
         self._run.emit("checkpoint_loaded", path=path, step=step, id=name, from_step=before_step)
         for param, new in self._values().items():
@@ -260,6 +272,13 @@ class History:
             "applied_step": step,
         }
 
+    def _put(self, state: dict[str, Any], base: str | None) -> Exception | None:
+        try:
+            self._run.put(state, base)
+        except Exception as error:  # noqa: BLE001 -- border: the user's load hooks may raise anything
+            return error
+        return None
+
     def _keep_now(self, what: str) -> Pending | None:
         """How the run is now; None where it cannot be kept, which is said."""
         try:
@@ -269,8 +288,8 @@ class History:
             self._run.emit("log", level="warning", phase="info", text=text)
             return None
 
-    def _put_right(self, point: Pending | None, error: Exception, name: str) -> None:
-        """Back from half a rollback; raises in any case."""
+    def _put_right(self, point: Pending | None, error: Exception, name: str) -> CommandError:
+        """Back from half a rollback; what is answered."""
         text = "".join(traceback.format_exception(error))
         self._run.emit("log", level="error", phase="info", text=f"rollback failed:\n{text}"[-8000:])
         try:
@@ -285,7 +304,7 @@ class History:
             "the run is as it was" if self.torn is None else "the run ends, half of it is there"
         )
         detail = f"Going to {name} failed with {said}; {outcome}."
-        raise CommandError(ErrorCode.INTERNAL, detail) from error
+        return CommandError(ErrorCode.INTERNAL, detail)
 
     def _at_step(self, step: int) -> str:
         found = self._store.at_step(step)
