@@ -10,6 +10,7 @@ Rule 3: a resume that cannot be is an error of the fit. It never trains from the
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import shlex
 import sys
@@ -295,8 +296,14 @@ class Keeper:
 
 
 def resume_command(path: str) -> str:
-    """How the very command of this process goes on from a checkpoint, for a shell."""
-    return f"OTF_RESUME={shlex.quote(path)} {shlex.join(sys.orig_argv)}"
+    """How the very command of this process goes on from a checkpoint, for a shell.
+
+    Under torchrun and srun a process does not know the command that started all of them.
+    """
+    variable = f"OTF_RESUME={shlex.quote(path)}"
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1":
+        return f"{variable} before the command that started the ranks"
+    return f"{variable} {shlex.join(sys.orig_argv)}"
 
 
 def exact_state_in(path: Any) -> dict[str, Any] | None:
