@@ -62,7 +62,7 @@ class _Watch(L.Callback):
         session: Any = self._ours.session
         delegate, handlers = session._delegate, session.router._handlers
         self._times.put_on(session.store, "read", "read and verified")
-        self._times.put_on(session.history, "_undo_point", "undo point")
+        self._times.put_on(session.history, "_keep_now", "undo point")
         self._times.put_on(delegate, "check", "checked")
         self._times.put_on(delegate, "apply", "put in place")
         handler, check = handlers["rollback"]
