@@ -181,7 +181,7 @@ class LightningFrameworkDelegate:
         if self._trainer.world_size == 1:
             state = self._capture(pool)
             if in_batch:
-                snapshot.forget_batch(state)
+                snapshot.close_batch(state)
             return state
         parts = gather(lambda: (self._capture(pool), self.exactness()))
         if parts is None:

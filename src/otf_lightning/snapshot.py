@@ -108,23 +108,25 @@ def _own(stock: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
     return {**stock, "state_dict": values, "optimizer_states": []}
 
 
-def forget_batch(state: dict[str, Any]) -> None:
-    """Of a snapshot taken in the middle of a batch: have the loops count it as not begun.
+def close_batch(state: dict[str, Any]) -> None:
+    """Of a snapshot taken in the middle of a batch: have the loops count it as done.
 
-    What it has done to weights, buffers and RNG is done, and the loader has handed it out.
+    The loader has handed it out, so that the epoch has as many batches as before. A step that was
+    not completed is none.
     """
     for name, progress in state["loops"]["fit_loop"].items():
-        if name.endswith("progress") and name != "epoch_progress":
-            _even_out(progress)
+        if name == "epoch_loop.batch_progress":
+            _even_out(progress, "ready")
+        elif name.endswith("progress") and name != "epoch_progress":
+            _even_out(progress, "completed")
 
 
-def _even_out(progress: dict[str, Any]) -> None:
-    done = progress.get("completed")
+def _even_out(progress: dict[str, Any], by: str) -> None:
     for name, value in progress.items():
         if isinstance(value, dict):
-            _even_out(value)
-        elif done is not None:
-            progress[name] = done
+            _even_out(value, by)
+        elif by in progress:
+            progress[name] = progress[by]
 
 
 def of_rank(state: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -91,11 +91,15 @@ def test_what_is_left_goes_on_to_the_end_and_is_never_called_exact(
     assert found is not None
     assert str(found[2]) == ring, "what goes on by itself goes on exactly"
 
-    trainer = _fit([ours(tmp_path, resume=path), Fails(hook, on=False)], Net())
+    again = Fails(hook, on=False)
+    trainer = _fit([ours(tmp_path, resume=path), again], Net())
 
     assert trainer.current_epoch == 2
-    # The batch that failed was fetched, and is not fetched again.
+    # The batch that failed was fetched, and is not fetched again; it counts all the same.
     assert trainer.global_step in (23, 24)
+    assert trainer.fit_loop.epoch_loop.batch_progress.current.completed == 12
+    last_epoch = [name for _, line in trainer.logger.lines[-2:] for name, _ in line]
+    assert ("val_loss" in last_epoch) is (hook in HOOKS), "a validation is not begun again"
     assert "resumed from what MemoryError had left in the middle of a batch" in (
         capfd.readouterr().err
     )

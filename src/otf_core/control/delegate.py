@@ -61,8 +61,7 @@ class ControlDelegate(Protocol):
 
         Args:
             pool: a ``HostPool`` for its memory; the copy is good until that is rewound.
-            in_batch: an exception has left the run in the middle of a batch, which counts as not
-                begun.
+            in_batch: an exception has left the run in the middle of a batch, which counts as done.
         """
 
     def sizes(self) -> Sequence[tuple[int, bool]]:
