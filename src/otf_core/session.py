@@ -461,9 +461,14 @@ class Session:
             state: it is used up by it.
             base: the checkpoint it is, if it is one of the run's; else it becomes one.
         """
-        lost = self._delegate.apply(state)
-        if lost:
-            self._tell_exactness(self.exactness.worse(lost, []))
+        applied = self._delegate.apply(state)
+        if applied.lost or applied.left_out:
+            self._tell_exactness(self.exactness.worse(applied.lost, applied.left_out))
+        if applied.left_out and self.exactness.exact:
+            self._say(f"{self.run_id}: {self.exactness.text}")
+        for line in dict.fromkeys(applied.saved):
+            self.emit("log", level="info", phase="info", text=line)
+            self._say(line)
         if (steering := state["otf"].get("steering")) is not None:
             self.steering.load(steering)
         self.recorder.flush()

@@ -11,14 +11,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from otf_core.control.delegate import Evaluation, OnBatch, Position
+from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
 from otf_core.state.gather import gather
+from otf_core.state.given import Given
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.steering.params import Knob, clip_knob
-from otf_lightning import evaluation, inside, loggers, snapshot
+from otf_lightning import evaluation, inside, loggers, script, snapshot
 from otf_lightning.exact_report import ExactReport
 from otf_lightning.positions import SetupData
 
@@ -35,6 +36,7 @@ class LightningFrameworkDelegate:
         self._trainer, self._test_dataloaders = trainer, test_dataloaders
         self._wraps = inside.Wraps()
         self._report = ExactReport()
+        self._given: dict[str, Given] = {}
         self._extended: dict[str, int] = {}  # limits that a command has raised
         self._stop_in_epoch = False  # an epoch without a batch
         self._between_epochs = False  # what was applied stood between two epochs
@@ -44,6 +46,7 @@ class LightningFrameworkDelegate:
 
     def attach(self) -> None:
         """Tap every loader of the fit; before any is made."""
+        self._given = script.given_by_script(self._trainer)
         strategy = self._trainer.strategy
         process = strategy.process_dataloader
         self._wraps.put(strategy, "process_dataloader", lambda loader: tap(process(loader)))
@@ -196,7 +199,9 @@ class LightningFrameworkDelegate:
     def _capture(self, pool: HostPool | None) -> dict[str, Any]:
         part = not self._trainer.is_global_zero
         state = snapshot.capture(self._trainer, pool, part=part)
-        self._report.leaves_out(state["otf"]["exact"]["unknown"])
+        exact = state["otf"]["exact"]
+        exact["given"] = script.unchanged_in(exact, self._given)
+        self._report.leaves_out(exact["unknown"])
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
@@ -212,15 +217,22 @@ class LightningFrameworkDelegate:
         """See snapshot.check."""
         snapshot.check(self._trainer, state)
 
-    def apply(self, state: dict[str, Any]) -> list[str]:
+    def apply(self, state: dict[str, Any]) -> Applied:
         """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
         snapshot.check(self._trainer, state)
         state = snapshot.of_rank(state, self._trainer.global_rank)
-        lost = snapshot.apply(self._trainer, state)
+        exact = state["otf"]["exact"] = dict(state["otf"]["exact"])
+        differ = script.settle_in(exact, self._given)
+        lost, of_loaders = snapshot.apply(self._trainer, state)
+        differ += of_loaders
         self._extend_at_least(state["otf"].get("extended", {}))
         self._between_epochs = inside.epoch_is_over(self._trainer)
         self._in_epoch = not self._between_epochs
-        return [f"{what} could not be put back" for what in lost]
+        return Applied(
+            [f"{what} could not be put back" for what in lost],
+            [sentence for each in differ for sentence in each.told_text],
+            [sentence for each in differ for sentence in each.told_numbers],
+        )
 
     def environment(self) -> dict[str, Any]:
         """Lightning's version is among the core's; the data is Lightning's to know."""

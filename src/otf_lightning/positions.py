@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import lightning as L
 
-from otf_core.state.data_tap import position, tapped
+from otf_core.state.data_tap import position, settled, tapped, with_given
+from otf_core.state.given import Settled
 from otf_core.state.loader_parts import set_around
 from otf_core.state.plain_values import Decoder, Encoder, UnsupportedValueError
 from otf_core.state.rng import get_rng, set_rng
@@ -40,7 +41,7 @@ def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
     vals = None
     if val._combined_loader is not None:  # "is": a CombinedLoader without an iterator has no truth
         vals = [
-            loader.otf_state(iterating=False) if tapped(loader) else None
+            with_given(loader, loader.otf_state(iterating=False)) if tapped(loader) else None
             for loader in val._combined_loader.flattened
         ]
     return {
@@ -148,13 +149,18 @@ def remake_loaders(trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
     fit._last_train_dl_reload_epoch, val._last_val_dl_reload_epoch = saved["made_in"]
 
 
-def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) -> None:
-    """Bring loaders, iterators and fetcher to their positions; draws random numbers."""
+def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) -> list[Settled]:
+    """Bring loaders, iterators and fetcher to their positions; draws random numbers.
+
+    Returns:
+        Where what the script gives differs from what it gave to the run that was saved.
+    """
     fit: Any = trainer.fit_loop
     combined, fetcher = fit._combined_loader, fit._data_fetcher
     val = fit.epoch_loop.val_loop._combined_loader
-    vals = [] if val is None else list(zip(val.flattened, saved["val"], strict=True))
-    trains = list(zip(combined.flattened, saved["train"], strict=True))
+    differ: list[Settled] = []
+    vals = [] if val is None else _settled(val.flattened, saved["val"], differ)
+    trains = _settled(combined.flattened, saved["train"], differ)
     # The training's last: a fit may have one and the same loader for both.
     for loader, state in vals + trains:
         if state is not None and tapped(loader):
@@ -174,6 +180,18 @@ def apply_positions(trainer: L.Trainer, saved: Mapping[str, Any], dec: Decoder) 
         combined._iterator._consumed = list(saved["consumed"])
     for name, value in saved["fetcher"].items():
         setattr(fetcher, name, dec(value))
+    return differ
+
+
+def _settled(loaders: list[Any], states: list[Any], differ: list[Settled]) -> list[tuple[Any, Any]]:
+    found = []
+    for loader, state in zip(loaders, states, strict=True):
+        own = state
+        if state is not None and tapped(loader):
+            own, settled_ = settled(loader, state)
+            differ.append(settled_)
+        found.append((loader, own))
+    return found
 
 
 def _replayed(loader: Any, iterator: Any, n: int, *, cycles: bool) -> Any:
@@ -193,4 +211,5 @@ def _position(loader: Any, iterator: Any, enc: Encoder) -> Any:
     Asked of the iterator, not of the loader: a fit may validate with the same loader.
     """
     state = position(loader, iterator)
-    return state if tapped(loader) else enc(state)  # the tap's is plain already
+    # The tap's is plain already.
+    return with_given(loader, state) if tapped(loader) else enc(state)

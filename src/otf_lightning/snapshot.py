@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loops.loop import _Loop
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.given import Settled
 from otf_core.state.host_pool import HostPool
 from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
@@ -60,6 +61,7 @@ class Giving:
     stock: dict[str, Any]
     exact: Mapping[str, Any]
     dec: Decoder
+    differ: list[Settled] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +182,12 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
 
 
-def apply(trainer: L.Trainer, state: dict[str, Any]) -> list[str]:
+def apply(trainer: L.Trainer, state: dict[str, Any]) -> tuple[list[str], list[Settled]]:
     """Put a snapshot back in place; it is used up by it.
 
     Returns:
-        ``Class.attribute: type`` of what was stored and could not be put back.
+        ``Class.attribute: type`` of what was stored and could not be put back; and where the
+        script has other data sets and samplers than it had.
 
     Raises:
         CommandError: see ``check``; the run is untouched then.
@@ -199,7 +202,7 @@ def apply(trainer: L.Trainer, state: dict[str, Any]) -> list[str]:
             part.apply(giving, exact.get(part.name))
     finally:
         connector._loaded_checkpoint = {}
-    return giving.dec.unknown
+    return giving.dec.unknown, giving.differ
 
 
 def _of_ranks(n: int) -> str:
@@ -358,7 +361,7 @@ def _give_gradients(giving: Giving, saved: Any) -> None:
         p.grad = giving.dec(saved[name]) if name in saved else None
 
 
-def _callbacks(trainer: L.Trainer) -> dict[str, L.Callback]:
+def callbacks_with_state(trainer: L.Trainer) -> dict[str, L.Callback]:
     """The callbacks whose attributes are state, by place and class."""
     # Its state_dict has the seconds, its attributes the clock.
     clock = L.pytorch.callbacks.Timer
@@ -371,11 +374,11 @@ def _callbacks(trainer: L.Trainer) -> dict[str, L.Callback]:
 
 
 def _take_callbacks(taking: Taking) -> dict[str, Any]:
-    return {n: taking.enc.attributes(c) for n, c in _callbacks(taking.trainer).items()}
+    return {n: taking.enc.attributes(c) for n, c in callbacks_with_state(taking.trainer).items()}
 
 
 def _give_callbacks(giving: Giving, saved: Any) -> None:
-    for name, callback in _callbacks(giving.trainer).items():
+    for name, callback in callbacks_with_state(giving.trainer).items():
         if name in saved:
             giving.dec.attributes(callback, saved[name])
 
@@ -385,14 +388,14 @@ def _take_momenta(taking: Taking) -> dict[str, dict[str, Any]]:
     names = {module: name for name, module in taking.trainer.lightning_module.named_modules()}
     return {
         place: {names[module]: momentum for module, momentum in callback.momenta.items()}
-        for place, callback in _callbacks(taking.trainer).items()
+        for place, callback in callbacks_with_state(taking.trainer).items()
         if isinstance(callback, StochasticWeightAveraging)
     }
 
 
 def _give_momenta(giving: Giving, saved: Any) -> None:
     modules: dict[str, Any] = dict(giving.trainer.lightning_module.named_modules())
-    for place, callback in _callbacks(giving.trainer).items():
+    for place, callback in callbacks_with_state(giving.trainer).items():
         if isinstance(callback, StochasticWeightAveraging) and place in saved:
             callback.momenta = {modules[name]: m for name, m in saved[place].items()}
 
@@ -457,7 +460,9 @@ PARTS: Final[tuple[Part, ...]] = (
     Part(
         "positions",
         lambda taking: capture_positions(taking.trainer, taking.enc),
-        lambda giving, saved: apply_positions(giving.trainer, saved, giving.dec),
+        lambda giving, saved: giving.differ.extend(
+            apply_positions(giving.trainer, saved, giving.dec)
+        ),
     ),
     Part("rng", lambda taking: taking.rng, lambda _, saved: set_rng(saved)),
 )

@@ -50,6 +50,20 @@ class Evaluation:
 OnBatch = Callable[[int, int | None, float | None], None]
 
 
+class Applied(NamedTuple):
+    """What is to be told of a snapshot that was put in place, in sentences.
+
+    Attributes:
+        lost: what could not be put back; what follows is not exact.
+        left_out: text that the script gives, and gave otherwise to the run that was saved.
+        saved: numbers that go on as they were saved, though the script has others by now.
+    """
+
+    lost: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    saved: Sequence[str] = ()
+
+
 class ControlDelegate(Protocol):
     """Implemented by a framework's plugin; every method runs on the training thread."""
 
@@ -74,12 +88,8 @@ class ControlDelegate(Protocol):
             CommandError: ``bad_payload``, with what differs.
         """
 
-    def apply(self, state: dict[str, Any]) -> Sequence[str]:
-        """Put a snapshot back in place; it is used up by it. Raises as ``check`` does.
-
-        Returns:
-            Reasons why what follows is not exact: what of it could not be put back.
-        """
+    def apply(self, state: dict[str, Any]) -> Applied:
+        """Put a snapshot back in place; it is used up by it. Raises as ``check`` does."""
 
     def environment(self) -> dict[str, Any]:
         """What decides the numbers beside the state, of the framework's; plain values."""

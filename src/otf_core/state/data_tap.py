@@ -21,12 +21,16 @@ from typing import Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkabl
 
 from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
 
+from otf_core.state.given import Given, Settled, given, settle, unchanged, with_text
 from otf_core.state.loader_parts import (
+    Look,
     PositionError,
     around,
     has_own_state,
     live_iterators,
     nested,
+    ordering_parts,
+    reading_parts,
     replayed,
     samplers,
     set_around,
@@ -44,9 +48,11 @@ __all__ = [
     "replayed",
     "samplers",
     "set_around",
+    "settled",
     "tap",
     "tapped",
     "why_not",
+    "with_given",
 ]
 
 Loader = TypeVar("Loader")
@@ -109,6 +115,7 @@ class _Tap:
     """The part of a tapped loader that is ours, one for each."""
 
     def __init__(self) -> None:
+        self.given: Given = {}  # what the script has in data set and samplers
         self.pending: Position | None = None
         self.ready: Iter | None = None  # made, and not yet fetched by an __iter__ of the user's
         self.watch = Watch()
@@ -229,7 +236,25 @@ def tap(loader: Loader) -> Loader:
     """Gives a DataLoader otf_state and otf_load, in place; ``why_not`` says which stay as is."""
     if not tapped(loader) and not has_own_state(loader) and why_not(loader) is None:
         object.__setattr__(loader, "__class__", _tapped_class(type(loader)))
+        cast("Any", loader)._otf.given = _given(loader)
     return loader
+
+
+def _given(loader: Any) -> Given:
+    found = {**ordering_parts(loader), **reading_parts(loader.dataset, loader.collate_fn)}
+    return given(Look()({path: obj for path, obj in found.items() if not has_own_state(obj)}))
+
+
+def with_given(loader: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """The position of a tapped loader, and what the script gave of it and is as it was."""
+    now = {**state["around"]["samplers"], **state["around"]["data"]}
+    return {**state, "given": unchanged(loader._otf.given, now)}
+
+
+def settled(loader: Any, state: dict[str, Any]) -> tuple[dict[str, Any], Settled]:
+    """The position with the text that this process's script gives; and what differs."""
+    found = settle(state.pop("given", {}), loader._otf.given)
+    return with_text(state, found), found
 
 
 def position(loader: Any, iterator: Any = None) -> Any:
