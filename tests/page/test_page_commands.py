@@ -139,7 +139,7 @@ def test_the_learning_rate_shows_what_was_read_back_and_nothing_else(
     dashboard.receipt(sent, "applied", **applied(61, **data))
     dashboard.update("s1", params=params)
     expect(row.locator(".st")).to_have_text(f"applied at step 61, read back {read_back}")
-    assert json.loads(current.get_attribute("data-current") or "") == read_back
+    expect(current).to_have_attribute("data-current", json.dumps(read_back))
     page.locator(".rc").first.click()
     expect(page.locator("dialog")).to_contain_text(f"read back: lr = {read_back}")
     expect(page.locator("dialog code")).to_have_text("otf set lr 0.06 --run resnet18-baseline")
