@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from otf_core.state.data_tap import reasons
@@ -138,7 +139,9 @@ def _unknown(trainer: L.Trainer) -> Iterator[tuple[str, Any, bool]]:
             if isinstance(value, NO_STATE) or id(value) in elsewhere:
                 continue
             yield f"{where}.{name}", value, library or callable(value)
-    if (data := trainer.datamodule) is not None:
+    data = trainer.datamodule
+    # One with a state_dict of its own has said what its state is.
+    if data is not None and not is_overridden("state_dict", data, L.LightningDataModule):
         for name, value in Encoder(small=True, skip=DATA_OWN).refused(data):
             if not isinstance(value, (*NO_STATE, *CONTAINERS)) and id(value) not in elsewhere:
                 yield f"data module.{name}", value, True

@@ -427,7 +427,7 @@ class CountingDigits(L.LightningDataModule):
         self.count.served = state["served"]
 
 
-@config("loaders")
+@config("loaders", in_slice=True)
 def data_module_with_state(tmp: Path) -> Setup:
     return Setup(m.Net(), datamodule=CountingDigits())
 
