@@ -108,11 +108,17 @@ def _own(stock: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
     return {**stock, "state_dict": values, "optimizer_states": []}
 
 
-def forget_batch(state: dict[str, Any]) -> None:
+def forget_batch(state: dict[str, Any], modes: Mapping[str, bool]) -> None:
     """Of a snapshot taken in the middle of a batch: have the loops count it as not begun.
 
     What it has done to weights, buffers and RNG is done, and the loader has handed it out.
+
+    Args:
+        modes: ``training`` of each module, where a validation had changed it.
     """
+    modules = state["otf"]["exact"]["module attributes"]
+    for name, training in modes.items():
+        modules[name]["training"] = training
     for name, progress in state["loops"]["fit_loop"].items():
         if name.endswith("progress") and name != "epoch_progress":
             _even_out(progress)
