@@ -136,7 +136,7 @@ class Session:
         self._told_exactness: Exactness | None = None
         self._changes = 0  # of the run, so that a checkpoint of the same state is recognised
         self._last_save: tuple[tuple[int, int, int], Pending] | None = None
-        self._closed = False
+        self._closed = self._told_to_end = False
 
         self.journal = Journal(self._journal_path(), on_loss=self._journal_lost)
         dial = dial or self._make_dial()
@@ -330,6 +330,7 @@ class Session:
 
     def leave(self, why: str) -> None:
         """The process is about to end: keep the run as it is between two batches."""
+        self._told_to_end = True
         if self._world_size > 1:
             self.keeper.tell_newest()  # where the other ranks stand is not known
             return
@@ -356,6 +357,8 @@ class Session:
         self.keeper.ended()
         if status == "failed":
             self._tell_how_it_goes_on(left_by)
+        elif status == "interrupted" and self._world_size > 1 and not self._told_to_end:
+            self.keeper.tell_newest()  # Ctrl-C is nobody's to wait with there
         with self.state.lock:
             self.state.move(status)
             step = self._position.step

@@ -156,18 +156,27 @@ class OnTheFlyCallback(L.Callback):
             saves = self._session is not None and self._session.saves
             saves = trainer.strategy.broadcast(saves, src=0)
             if not trainer.is_global_zero:
-                self._open_other_rank(origin, saves=saves)
+                self._open_other_rank(trainer, origin, saves=saves)
         return ours
 
     def _names(self, pl_module: L.LightningModule) -> tuple[str, str]:
         project = run_name_of(self._project or _script_name())
         return project, run_name_of(self._run_name or type(pl_module).__name__)
 
-    def _open_other_rank(self, origin: Origin | None, *, saves: bool) -> None:
+    def _open_other_rank(self, trainer: L.Trainer, origin: Origin | None, *, saves: bool) -> None:
         assert self._delegate is not None
         schedule = Schedule(self._every)
         other = OtherRank(self._delegate, schedule, origin, saves=saves, env=os.environ)
-        self._delegate.install_batch_boundary_hook(other.tick, other.at_end)
+
+        # As on rank 0: a learning-rate finder runs the same loop for itself.
+        def tick() -> bool:
+            return self in trainer.callbacks and other.tick()
+
+        def at_end() -> None:
+            if self in trainer.callbacks:
+                other.at_end()
+
+        self._delegate.install_batch_boundary_hook(tick, at_end)
 
     def _open_session(
         self, trainer: L.Trainer, pl_module: L.LightningModule, origin: Origin | None
@@ -248,6 +257,7 @@ class OnTheFlyCallback(L.Callback):
         if trainer.is_global_zero and self._delegate is not None and not self._opened:
             self._open_session(trainer, pl_module, None)  # a failing setup is told as well
         if self._session is None:
+            self._close()  # another rank: a second fit must not find the wraps of the first
             return
         self._tell_step(trainer, self._session)
         if isinstance(exception, KeyboardInterrupt | SystemExit):

@@ -184,7 +184,7 @@ class LightningFrameworkDelegate:
         if self._trainer.world_size == 1:
             state = self._capture(pool)
             if in_batch:
-                snapshot.close_batch(state)
+                snapshot.close_batch(state, inside.training_modes(self._trainer))
             return state
         parts = gather(lambda: (self._capture(pool), self.exactness()))
         if parts is None:

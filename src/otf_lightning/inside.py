@@ -46,7 +46,11 @@ PRIVATE: Final = {
     "fit_loop._combined_loader": ("_iterator", "_mode"),
     "fit_loop._combined_loader._iterator": ("_consumed", "_idx", "iterators"),
     "fit_loop._data_fetcher": ("_start_profiler", "_stop_profiler"),
-    "fit_loop.epoch_loop.val_loop": ("_combined_loader", "_last_val_dl_reload_epoch"),
+    "fit_loop.epoch_loop.val_loop": (
+        "_combined_loader",
+        "_last_val_dl_reload_epoch",
+        "_module_mode",
+    ),
     "test_loop": ("_data_source", "_combined_loader", "_max_batches", "run", "teardown"),
     "validate_loop": ("_data_source", "_combined_loader", "_max_batches", "run", "teardown"),
     "_logger_connector": (
@@ -222,6 +226,12 @@ def hands_over_the_iterator(trainer: L.Trainer) -> bool:
 def validates_by_the_clock(trainer: L.Trainer) -> bool:
     """Whether validations come by time."""
     return getattr(trainer, "_val_check_time_interval", None) is not None
+
+
+def training_modes(trainer: L.Trainer) -> dict[str, bool]:
+    """``training`` of each module, as a validation that is under way will put it back."""
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    return dict(loop._module_mode.mode) if trainer.validating else {}
 
 
 def fetcher(trainer: L.Trainer) -> Any:

@@ -110,12 +110,18 @@ def _own(stock: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
     return {**stock, "state_dict": values, "optimizer_states": []}
 
 
-def close_batch(state: dict[str, Any]) -> None:
+def close_batch(state: dict[str, Any], modes: Mapping[str, bool]) -> None:
     """Of a snapshot taken in the middle of a batch: have the loops count it as done.
 
     The loader has handed it out, so that the epoch has as many batches as before. A step that was
     not completed is none.
+
+    Args:
+        modes: ``training`` of each module, where a validation had changed it.
     """
+    modules = state["otf"]["exact"]["module attributes"]
+    for name, training in modes.items():
+        modules[name]["training"] = training
     for name, progress in state["loops"]["fit_loop"].items():
         if name == "epoch_loop.batch_progress":
             _even_out(progress, "ready")

@@ -410,3 +410,22 @@ def test_checkpoints_come_by_steps_and_the_run_is_not_changed_by_them(tmp_path: 
 def test_a_cadence_that_is_none_is_refused(asked: Any) -> None:
     with pytest.raises(ValueError, match="checkpoint_every was asked to be"):
         OnTheFlyCallback(checkpoint_every=asked)
+
+
+def test_a_checkpoint_behind_an_undo_or_an_extension_is_of_the_run_as_it_is_then(
+    run: Callable[..., Any],
+) -> None:
+    barrier, attached = run()
+    with attached as fit:
+        ask = fit.dashboard.request
+        pause_in(fit, barrier, 4)
+        old = ask("set_param", {"path": "lr", "value": 0.5})["data"]["old"]
+        ask("save_ckpt")
+        ask("undo")
+        undone = torch.load(ask("save_ckpt")["data"]["path"], weights_only=True)
+        ask("extend", {"max_epochs": 3})
+        extended = torch.load(ask("save_ckpt")["data"]["path"], weights_only=True)
+        ask("resume")
+        barrier.open()
+    assert undone["optimizer_states"][0]["param_groups"][0]["lr"] == old
+    assert extended["otf"]["extended"] == {"max_epochs": 3}

@@ -166,3 +166,53 @@ def test_right_behind_a_checkpoint_there_is_nothing_newer_to_keep(
         _fit([ours(tmp_path, checkpoint_every=15), Fails("on_train_batch_start")], Net())
     [(said, _)] = commands(capfd.readouterr().err)
     assert "from step 15 the run goes on exactly" in said
+
+
+def test_the_checkpoint_from_which_it_went_on_outlives_an_exception(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is the oldest of the ring, and all newer ones are of another past."""
+    torch.manual_seed(3)
+    _fit([ours(tmp_path, checkpoint_every=12)], Net())
+    origin = tmp_path / "p/r/checkpoints/12-ring.ckpt"
+    fails = Fails("on_before_zero_grad")
+    fails.batches = BATCH - 2
+    capfd.readouterr()
+    with pytest.raises(MemoryError):
+        _fit([ours(tmp_path, keep_checkpoints=1, resume=origin), fails], Net())
+    _, (said, whole) = commands(capfd.readouterr().err)
+    assert "from step 12 the run goes on exactly" in said
+    assert whole == str(origin)
+    assert origin.is_file()
+
+
+def test_the_one_exact_checkpoint_of_a_ring_of_one_outlives_an_exception(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    with pytest.raises(MemoryError):
+        _fit(
+            [ours(tmp_path, checkpoint_every=14, keep_checkpoints=1), Fails("on_before_zero_grad")],
+            Net(),
+        )
+    found = find_checkpoint(tmp_path, "p", "r")
+    assert found is not None
+    assert found[1].step == 14
+
+
+class Modes(L.Callback):
+    def __init__(self) -> None:
+        self.seen: set[bool] = set()
+
+    def on_train_batch_start(self, _: L.Trainer, module: L.LightningModule, *__: Any) -> None:
+        self.seen |= {each.training for each in module.modules()}
+
+
+def test_what_a_failed_validation_leaves_trains_on_in_training_mode(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    with pytest.raises(MemoryError):
+        _fit([ours(tmp_path), Fails("on_validation_batch_end")], Net())
+    (_, path), _ = commands(capfd.readouterr().err)
+    modes = Modes()
+    _fit([ours(tmp_path, resume=path), modes], Net(), max_epochs=3)
+    assert modes.seen == {True}

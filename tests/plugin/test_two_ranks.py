@@ -24,7 +24,7 @@ def run(folder: Path, kind: str, how: str, **more: str) -> subprocess.CompletedP
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.plugin.two_ranks", str(folder), kind, how],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=root, env={**os.environ, "PYTHONPATH": root, **more},
+        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}", **more},
     )  # fmt: skip
     try:
         _, err = process.communicate(timeout=90)
@@ -106,3 +106,18 @@ def test_what_rank_0_cannot_resume_from_ends_both(tmp_path: Path) -> None:
     done = run(tmp_path, "plain", "nowhere")
     assert done.returncode != 0
     assert done.stderr.count("where there is no file; allowed: a checkpoint, auto") >= 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", ["finder", "twice"])
+def test_neither_a_finder_nor_a_second_fit_parts_the_ranks(tmp_path: Path, how: str) -> None:
+    done = run(tmp_path, "plain", how)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / f"{how}.{rank}.json").is_file() for rank in RANKS)
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_names_the_newest_checkpoint(tmp_path: Path) -> None:
+    done = run(tmp_path, "plain", "ctrl-c")
+    assert done.returncode != 0
+    assert done.stderr.count("from step 5 the run goes on exactly: OTF_RESUME=") == 1, done.stderr

@@ -1,11 +1,13 @@
 """A DDP run of two ranks on gloo: ``python -m tests.plugin.two_ranks FOLDER KIND HOW``.
 
 Each rank draws differently, and BatchNorm's buffers are not alike between two synchronisations.
-Writes ``FOLDER/<HOW>.<rank>.json``. HOW: ``bare`` (without us), ``live``, or ``kill`` at a batch.
+Writes ``FOLDER/<HOW>.<rank>.json``. HOW: ``bare`` (without us), ``live``, ``kill`` at a batch,
+or another way in which ranks may part.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch.utils.data import DataLoader
 
 from otf_lightning import OnTheFlyCallback
@@ -47,6 +50,23 @@ class KillsAll(L.Callback):
         self.batches += 1
         if self.batches == KILLED_IN and trainer.global_rank == 1:
             os.killpg(0, signal.SIGKILL)
+
+
+class Fails(L.Callback):
+    """An exception, once, or Ctrl-C, on both ranks at the same batch."""
+
+    raised = False  # of the class: an attribute of its own would be put back
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step != 7 or Fails.raised:
+            return
+        Fails.raised = True
+        if self.how == "twice":
+            raise MemoryError
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class CannotSave(L.Callback):
@@ -82,9 +102,16 @@ def main(folder: Path, kind: str, how: str) -> None:
         callbacks.append(ours)
     callbacks += [KillsAll()] if how == "kill" else []
     callbacks += [CannotSave()] if how == "fails" else []
+    if how in ("twice", "ctrl-c"):
+        callbacks.append(Fails(how))
+    if how == "finder":
+        callbacks.append(LearningRateFinder(num_training_steps=10, max_lr=1e-2))
     more: dict[str, Any] = {"accumulate_grad_batches": 3} if kind == "accumulating" else {}
     epochs = 7 if kind == "accumulating" else 4
     trainer = _trainer(callbacks, strategy="ddp", devices=2, max_epochs=epochs, **more)
+    if how == "twice":
+        with contextlib.suppress(MemoryError):
+            trainer.fit(Net(), data(kind), _val())
     trainer.fit(Net(), data(kind), _val())
     found = {**digest.of(trainer), "sum": callbacks[0].sum.hex()}  # type: ignore[attr-defined]
     (folder / f"{how}.{trainer.global_rank}.json").write_text(json.dumps(found))

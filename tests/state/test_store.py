@@ -47,11 +47,13 @@ class Rig:
         assert self.folder is not None
         return self.folder / f"{name}{end}"
 
-    def save(self, kind: Kind = "ring", *, state: Any = None, pinned: bool = False) -> Pending:
+    def save(self, kind: Kind = "ring", **how: Any) -> Pending:
         self.step += 1
-        return self.again(kind, state=state, pinned=pinned)
+        return self.again(kind, **how)
 
-    def again(self, kind: Kind = "ring", *, state: Any = None, pinned: bool = False) -> Pending:
+    def again(
+        self, kind: Kind = "ring", *, state: Any = None, pinned: bool = False, left_by: str = ""
+    ) -> Pending:
         made = {"w": torch.ones(3)} if state is None else state
         return self.store.save(
             lambda _: made,
@@ -60,6 +62,7 @@ class Rig:
             epoch=1,
             kind=kind,
             pinned=pinned,
+            left_by=left_by,
         )
 
     def saved(self, *args: Any, **options: Any) -> Pending:
@@ -166,6 +169,30 @@ def test_the_ring_drops_the_oldest_that_is_not_pinned_and_says_so(rig: Rig) -> N
     assert last is not None
     assert (last[0].id, last[1]) == ("5-ring", str(rig.path("5-ring")))
     assert rig.files() == sorted(f"{n}{end}" for n in names for end in (".ckpt", ".json"))
+
+
+def test_what_an_exception_leaves_pushes_out_no_whole_one(rig: Rig) -> None:
+    for _ in range(2):
+        rig.saved()
+    for _ in range(3):
+        rig.saved("auto", left_by="OSError")
+    rig.store.close()
+    assert [m.id for m, _ in rig.store.list()] == ["5-auto", "4-auto", "2-ring", "1-ring"]
+
+
+def test_what_an_exception_leaves_does_not_let_go_of_where_the_branch_began(rig: Rig) -> None:
+    for _ in range(2):
+        rig.saved()
+    rig.store.begin_branch(1, "1-ring")
+    for _ in range(3):
+        rig.saved("auto", left_by="OSError")
+    rig.saved("manual", left_by="OSError")  # of a kind that stays
+    rig.store.begin_branch(2, "1-ring")
+    rig.saved("auto", left_by="OSError")
+    rig.store.close()
+    last = rig.store.last()
+    assert last is not None
+    assert last[0].id == "1-ring"
 
 
 def test_a_file_that_somebody_took_away_does_not_keep_the_other_half(rig: Rig) -> None:

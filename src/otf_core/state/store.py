@@ -403,9 +403,12 @@ class CheckpointStore:
     def _drop_oldest(self) -> None:
         with self._lock:
             ring = [m for m in self._known.values() if m.kind in RING and not m.pinned]
-            if not any(m.branch == self._branch for m in self._known.values()):
-                ring = [m for m in ring if m.id != self._base]
-            gone = ring[: max(0, len(ring) - self._keep)]
+            # What an exception has left is none to go on from: it takes no other's place.
+            left = [m for m in ring if m.left_by]
+            whole = [m for m in ring if not m.left_by]
+            if not any(m.branch == self._branch and not m.left_by for m in self._known.values()):
+                whole = [m for m in whole if m.id != self._base]
+            gone = [m for each in (whole, left) for m in each[: max(0, len(each) - self._keep)]]
             for manifest in gone:
                 del self._known[manifest.id]
         for manifest in gone:

@@ -41,6 +41,9 @@ class Run(Protocol):
     def save(self, kind: str, *, pinned: bool = False) -> Pending:
         """Copy the state now, write it in the background; CommandError where it cannot be."""
 
+    def changed(self) -> None:
+        """The run is no longer what the last checkpoint holds."""
+
     def put(self, state: dict[str, Any], base: str | None) -> None:
         """Put another state in place."""
 
@@ -89,6 +92,7 @@ class History:
 
         def take_back(by: Ticket) -> dict[str, Any]:
             undone = self._steering.undo(applied, self._step())
+            self._run.changed()
             self._tell_param(undone.path, undone.old, undone.new, by="undo", request=by)
             return {undone.path: undone.new}
 
@@ -165,6 +169,7 @@ class History:
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=name, allowed=least)
         old = {"max_steps": now.max_steps, "max_epochs": now.max_epochs}
         self._delegate.extend(given)
+        self._run.changed()
 
         def take_back(_: Ticket) -> dict[str, Any]:
             position = self._run.position()
@@ -174,6 +179,7 @@ class History:
                 detail = f"{name} was {limit} before, {reached} are done; it cannot be put back."
                 raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
             self._delegate.extend({name: -1 if limit is None else limit})
+            self._run.changed()
             return {name: limit}
 
         self._remember(ticket, now.step, take_back)
