@@ -750,6 +750,7 @@ class Session:
         here = self._delegate.environment()
         if found := refuse_elsewhere(state, here, self.options.env):
             self.exactness = self.exactness.worse([f"resumed with {'; '.join(found)}"], [])
+        self.exactness = self.exactness.worse(state["otf"].get("reasons", ()), [])
         if left_by := state["otf"].get("left_by"):
             why = f"resumed from what {left_by} had left in the middle of a batch"
             self.exactness = self.exactness.worse([why], [])
@@ -870,6 +871,7 @@ class Session:
             "run_id": self.run_id,
             "step": self._position.step,
             "left_by": left_by,
+            "reasons": list(self.exactness.reasons),
             "steering": self.steering.state(),
             "environment": {**environment(), **self._delegate.environment()},
             **state["otf"],

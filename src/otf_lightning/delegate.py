@@ -201,7 +201,7 @@ class LightningFrameworkDelegate:
         state = snapshot.capture(self._trainer, pool, part=part)
         exact = state["otf"]["exact"]
         exact["given"] = script.unchanged_in(exact, self._given)
-        self._report.leaves_out(exact["unknown"])
+        self._report.leaves_out(exact["unknown"], exact["apart"])
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)

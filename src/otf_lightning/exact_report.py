@@ -35,6 +35,8 @@ from otf_lightning.positions import DATA_OWN
 
 # Callback -> what of it no snapshot has.
 OUTSIDE: Final[Mapping[type[Callback], str]] = {Timer: "the time that max_time counts"}
+# Not part of the model: changes are seen by what they hold.
+_HOLDERS: Final = (torch.nn.Module, torch.optim.Optimizer)
 PRINT_BYTES: Final = 64 * 1024
 LIBRARIES: Final = frozenset({"torch", "torchmetrics", "lightning", "pytorch_lightning"})
 # What is called and not changed by it, what other parts store, and what decides no number.
@@ -45,8 +47,6 @@ NO_STATE: Final = (
     types.BuiltinFunctionType,
     types.ModuleType,
     functools.partial,
-    torch.nn.Module,
-    torch.optim.Optimizer,
     L.Trainer,
     Logger,
     io.IOBase,
@@ -69,6 +69,7 @@ class ExactReport:
 
     def __init__(self) -> None:
         self._seen: dict[str, bytes | None] = {}
+        self._first: set[str] | None = None  # attributes that there were at the first look
         self._changed: dict[str, str] = {}  # where -> its type
         self._left_out: list[str] = []
 
@@ -81,20 +82,29 @@ class ExactReport:
         ]
         return why, [*_of_clocks(trainer), *untold, *self._left_out]
 
-    def leaves_out(self, unknown: Iterable[str]) -> None:
-        """What a capture had to leave out, as ``place: type``."""
+    def leaves_out(self, unknown: Iterable[str], apart: Iterable[str]) -> None:
+        """What a capture had to leave out, as ``place: type``, and what it had to take apart."""
         self._left_out = [name for name in unknown if not name.startswith(NOT_READ)]
+        self._left_out += [
+            f"{name}, which shares memory with another tensor and comes back alone"
+            for name in apart
+        ]
 
     def _look_at_attributes(self, trainer: L.Trainer) -> list[str]:
         """Those of which nobody can tell whether they change."""
         untold = []
         for name, value, only_changes in _unknown(trainer):
             kind, now = type(value).__name__, _print_of(value)
+            new = name not in self._seen and self._first is not None and not only_changes
             before, self._seen[name] = self._seen.get(name, now), now
-            if before != now:
+            # What was None at first, say, and is an object that cannot be stored by now.
+            if before != now or (new and self._first is not None and name in self._first):
                 self._changed[name] = kind
-            elif now is None and not only_changes:
+            elif (now is None or new) and not only_changes and name not in self._changed:
                 untold.append(f"{name} ({kind})")
+        if self._first is None:
+            owners = _owners(trainer)
+            self._first = {f"{where}.{name}" for where, owner in owners for name in vars(owner)}
         return untold
 
 
@@ -138,6 +148,10 @@ def _unknown(trainer: L.Trainer) -> Iterator[tuple[str, Any, bool]]:
         for name, value in enc.refused(owner):
             if isinstance(value, NO_STATE) or id(value) in elsewhere:
                 continue
+            if isinstance(value, _HOLDERS):
+                if not (library or _has_hooks(owner)):
+                    yield f"{where}.{name}", value, True
+                continue
             yield f"{where}.{name}", value, library or callable(value)
     data = trainer.datamodule
     # One with a state_dict of its own has said what its state is.
@@ -158,7 +172,8 @@ def _owners(trainer: L.Trainer) -> Iterator[tuple[str, Any]]:
 
 def _kept_elsewhere(trainer: L.Trainer) -> set[int]:
     """Ids of what the positions of the loaders hold, whoever else has it as an attribute."""
-    found = [trainer.datamodule]
+    found = [trainer.datamodule, *trainer.lightning_module.modules(), *trainer.optimizers]
+    found += [trainer.strategy.model]
     for loader in inside.fit_loaders(trainer):
         found.append(loader)
         if isinstance(loader, DataLoader):
@@ -171,12 +186,31 @@ def _print_of(value: Any) -> bytes | None:
 
     Pickled, and thrown away: whatever leads to a model, a tensor or much else is not looked at.
     """
+    if isinstance(value, _HOLDERS):
+        return _print_of(_tensors(value))
     print_ = _Print()
     try:
         _Prints(print_, protocol=5).dump(value)
     except Exception:  # noqa: BLE001 -- border: the user's objects may raise anything
         return None
     return print_.digest.digest()
+
+
+def _tensors(holder: Any) -> list[tuple[int, int]]:
+    """Which tensors it holds, and how often each was written."""
+    if isinstance(holder, torch.optim.Optimizer):
+        values = [v for state in holder.state.values() for v in state.values()]
+    else:
+        values = [*holder.parameters(), *holder.buffers()]
+        for module in holder.modules():
+            values += getattr(module, "metric_state", {}).values()
+    return [(id(v), v._version) for v in values if isinstance(v, torch.Tensor)]  # noqa: SLF001 -- how torch counts writes
+
+
+def _has_hooks(owner: Any) -> bool:
+    """Whether a callback says itself what of it is state."""
+    hooks = ("state_dict", "on_save_checkpoint")
+    return isinstance(owner, Callback) and any(is_overridden(h, owner, Callback) for h in hooks)
 
 
 class _Print:

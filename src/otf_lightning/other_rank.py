@@ -35,18 +35,18 @@ def agree_on_origin(trainer: L.Trainer, find: Callable[[], Origin | None]) -> Or
     """Where the run goes on, as rank 0 has found it; called on all ranks at once.
 
     Raises:
-        OtfError: what ``find`` raised, on every rank.
+        OtfError, OSError: what ``find`` raised on rank 0; a ResumeError on the others.
     """
     if trainer.world_size == 1:
         return find()
     told: dict[str, str | None] = {}
-    error: OtfError | None = None
+    error: Exception | None = None
     if trainer.is_global_zero:
         try:
             if (origin := find()) is not None:
                 run_dir = str(origin.run_dir) if origin.run_dir is not None else None
                 told = {"path": str(origin.path), "run_dir": run_dir}
-        except OtfError as caught:
+        except (OtfError, OSError) as caught:
             error, told = caught, {"error": str(caught)}
     told = trainer.strategy.broadcast(told, src=0)
     if said := told.get("error"):

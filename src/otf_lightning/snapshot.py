@@ -93,6 +93,7 @@ def capture(
     exact = {part.name: part.capture(taking) for part in PARTS if part.capture is not None}
     exact["format"] = FORMAT
     exact["unknown"] = taking.enc.unknown
+    exact["apart"] = taking.enc.apart
     copied, left_out = loadable(_own(stock, trainer) if part else stock, "checkpoint", pool)
     needed = [name for name in left_out if name.startswith(NEEDED)]
     if needed:

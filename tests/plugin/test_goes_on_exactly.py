@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from otf_core.state import store
 from otf_core.state.keeper import ResumeError
-from otf_core.state.run_folder import RunIsLiveError
+from otf_core.state.run_folder import RunIsLiveError, find_checkpoint
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _fit, _train, _trainer, _val, digits
@@ -221,6 +223,40 @@ def test_a_run_that_dies_behind_a_rollback_goes_on_from_what_was_put_in_place(
     events = journal_of(dead / "p" / "r", 1)
     assert next(e for e in events if e["type"] == "checkpoint_loaded")["step"] == went["step"]
     assert unlogged(digest.of(trainer)) == unlogged(expected)
+
+
+def test_what_came_from_elsewhere_is_kept_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the disk is behind: one checkpoint is on its way, the undo point comes second."""
+    may_write, write = threading.Event(), store.write_checkpoint
+    may_write.set()
+
+    def slow(*args: Any) -> Any:
+        assert may_write.wait(20)
+        return write(*args)
+
+    monkeypatch.setattr(store, "write_checkpoint", slow)
+    torch.manual_seed(3)
+    barrier = Barrier(4, 8, 10, 13)
+    with fitting(lambda c: _fit(c, Net()), tmp_path, barrier, project="p", run_name="r") as fit:
+        early = Path(pause_in(fit, barrier, 4)["ckpt"])
+        other = shutil.copy(early, tmp_path / "other.ckpt")
+        fit.dashboard.request("resume")
+        barrier.wait_for(8)
+        may_write.clear()
+        fit.dashboard.send("save_ckpt")
+        barrier.let_go(8)
+        barrier.wait_for(10)
+        load = fit.dashboard.send("load_ckpt", {"path": str(other)})
+        barrier.let_go(10)
+        later = threading.Timer(0.3, may_write.set)
+        later.start()
+        assert fit.dashboard.reply_to(load)["data"]["step"] == 5
+        found = find_checkpoint(tmp_path, "p", "r")
+        assert found is not None
+        assert found[1].step == 5
+        later.join()
 
 
 @pytest.mark.parametrize("refusals", [1, 2])

@@ -172,3 +172,79 @@ def test_what_could_not_be_put_back_is_a_reason(tmp_path: Path) -> None:
     _fit([ours(tmp_path, resume="auto")], Steps(None), max_epochs=3)
 
     assert told(tmp_path)["reasons"] == ["Steps.held: Phase could not be put back"]
+
+
+class Shadow(L.Callback):
+    """Holds a network of its own; what it does with it is told by the flags."""
+
+    def __init__(self, *, moves: bool) -> None:
+        self.net, self.moves = torch.nn.Linear(4, 4), moves
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.moves:
+            with torch.no_grad():
+                self.net.weight.mul_(0.9)
+
+
+class SavedShadow(Shadow):
+    def state_dict(self) -> dict[str, Any]:
+        return self.net.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.net.load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize(
+    ("callback", "reasons"),
+    [
+        (lambda: Shadow(moves=False), []),
+        (lambda: SavedShadow(moves=True), []),
+        (
+            lambda: Shadow(moves=True),
+            ["callback Shadow.net (Linear) changes, and cannot be stored"],
+        ),
+    ],
+)
+def test_a_network_that_is_none_of_the_models(
+    callback: Callable[[], L.Callback], reasons: list[str], tmp_path: Path
+) -> None:
+    _fit([ours(tmp_path), callback()], Net())
+    assert told(tmp_path)["reasons"] == reasons
+
+
+class Lazy(L.Callback):
+    def __init__(self) -> None:
+        self.helper: Any = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 4:
+            self.helper = Opaque()
+            self.found = Opaque()
+
+
+def test_what_was_none_and_cannot_be_stored_by_now_has_changed(tmp_path: Path) -> None:
+    _fit([ours(tmp_path), Lazy()], Net())
+    report = told(tmp_path)
+    assert report["reasons"] == ["callback Lazy.helper (Opaque) changes, and cannot be stored"]
+
+
+class Views(L.Callback):
+    def __init__(self) -> None:
+        self.history = torch.zeros(6)
+        self.window = self.history[:3]
+        self.alone, self.none = torch.zeros(2), torch.zeros(0)
+        self.same = self.alone
+
+
+def test_tensors_that_share_memory_are_an_exception(tmp_path: Path) -> None:
+    _fit([ours(tmp_path), Views()], Net())
+    [what] = told(tmp_path)["reasons"]
+    assert what == "Views.window, which shares memory with another tensor and comes back alone"
+
+
+def test_a_run_that_goes_on_from_what_is_not_exact_is_not(tmp_path: Path) -> None:
+    _fit([ours(tmp_path)], Steps(Opaque(), count), max_epochs=1)
+    before = told(tmp_path)
+    assert not before["exact"]
+    _fit([ours(tmp_path, resume="auto")], Steps(Opaque()), max_epochs=2)
+    assert told(tmp_path) == before

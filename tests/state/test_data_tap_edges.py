@@ -641,6 +641,26 @@ def test_a_worker_that_has_no_more_lets_go_of_the_pipe_before_it_ends(
     os.close(write)
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_worker_takes_its_run_for_dead_when_its_parent_is_another(
+    dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent may be a fork server, and not the trainer."""
+    ends: list[Any] = []
+    monkeypatch.setattr(worker_stamps, "Finalize", lambda _, call, **__: ends.append(call))
+    monkeypatch.setattr(worker_stamps.worker, "_IterableDatasetStopIteration", None)
+    parent = [4711]
+    monkeypatch.setattr(os, "getppid", lambda: parent[0])
+    begin = worker_stamps.Begin(Stamp(len, {}, None), None, {})
+    begin.results = multiprocessing.get_context("fork").Queue()
+    begin(0)
+    parent[0] = 1 if dead else 4711
+    [end] = ends
+    end()
+    assert begin.results._joincancelled is dead
+    begin.results.close()
+
+
 class ShortInWorker0(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()

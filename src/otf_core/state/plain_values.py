@@ -113,6 +113,9 @@ class Encoder:
         self._open: set[int] = set()  # ids of the containers around
         self._left = SMALL
         self.unknown: list[str] = []
+        self.apart: list[str] = []  # ``Class.attribute``: shares memory, and comes back alone
+        self._storages: dict[int, torch.Tensor] = {}
+        self._shares = False
 
     def __call__(self, x: Any) -> Any:
         if not self._open:
@@ -177,6 +180,9 @@ class Encoder:
         if self._small or not stored or x.grad_fn is not None:
             raise UnsupportedValueError(type(x).__name__)
         copy = self._take(x.detach())
+        if x.numel() and type(x) is torch.Tensor:
+            first = self._storages.setdefault(x.untyped_storage().data_ptr(), x)
+            self._shares = self._shares or first is not x
         if x.device.type == "cpu" and not x.requires_grad:
             return copy
         return {TAG: "tensor", "v": copy, "d": str(x.device), "g": x.requires_grad}
@@ -236,8 +242,11 @@ class Encoder:
         out: dict[str, Any] = {}
         for name, value in self._state_of(obj):
             out[name] = {TAG: "left"}
+            self._shares = False
             with contextlib.suppress(UnsupportedValueError):
                 out[name] = self(value)
+            if self._shares:
+                self.apart.append(f"{type(obj).__name__}.{name}")
         return out
 
     def refused(self, obj: Any) -> Iterator[tuple[str, Any]]:

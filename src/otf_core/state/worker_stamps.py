@@ -136,9 +136,10 @@ class Begin:
     ) -> None:
         self._stamp, self._init_fn, self._stands = stamp, init_fn, stands
         self.results: Any = None  # the queue of the batches, as soon as there is one
-        self._parent = os.getpid()
+        self._parent = 0
 
     def __call__(self, worker_id: int) -> None:
+        self._parent = os.getppid()  # not the trainer where a fork server is between them
         Finalize(None, self._ends, exitpriority=0)  # before the queue waits for its thread
         if self._init_fn is not None:
             self._init_fn(worker_id)

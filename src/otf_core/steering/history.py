@@ -11,6 +11,7 @@ All of it runs on the training thread, at the gate.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -27,6 +28,7 @@ from otf_core.state.store import CheckpointStore, Pending
 from otf_core.steering.params import AppliedParam, Steering
 
 MAX_DONE: Final = 1000
+WAIT_S: Final = 20.0  # for the disk, where something comes from elsewhere
 NEAREST: Final = 6  # checkpoints named where the asked one is not there
 
 
@@ -38,7 +40,7 @@ class Run(Protocol):
     def position(self) -> Position:
         """Where the run stands."""
 
-    def save(self, kind: str, *, pinned: bool = False) -> Pending:
+    def save(self, kind: str, *, wait_s: float = 0.0) -> Pending:
         """Copy the state now, write it in the background; CommandError where it cannot be."""
 
     def changed(self) -> None:
@@ -230,12 +232,12 @@ class History:
         before_step, before = self._step(), self._values()
         kept = self._store.get(name)
         own = kept is not None and os.path.realpath(kept[1]) == os.path.realpath(path)
-        with self._store.writing_later():
-            point = self._keep_now("undo point")
+        with self._store.writing_later() if own else contextlib.nullcontext():
+            point = self._keep_now("undo point", wait_s=0.0 if own else WAIT_S)
             failed = self._put(state, name if own else None)
             if failed is None:
                 if not own:
-                    self._keep_now("what was loaded")  # it is this run's past from here on
+                    self._adopt()
                 return self._gone_to(ticket, name, path, before_step, before, point)
         raise self._put_right(point, failed, name) from failed
 
@@ -285,10 +287,18 @@ class History:
             return error
         return None
 
-    def _keep_now(self, what: str) -> Pending | None:
+    def _adopt(self) -> None:
+        """Make what came from elsewhere the run's past: on the disk before the answer."""
+        kept = self._keep_now("what was loaded", wait_s=WAIT_S)
+        if kept is not None and not (kept.wait(WAIT_S) and kept.error is None):
+            why = kept.error.detail if kept.error is not None else "the disk has not written it yet"
+            text = f"what was loaded is not kept: {why}"
+            self._run.emit("log", level="warning", phase="info", text=text)
+
+    def _keep_now(self, what: str, *, wait_s: float = 0.0) -> Pending | None:
         """How the run is now; None where it cannot be kept, which is said."""
         try:
-            return self._run.save("ring")
+            return self._run.save("ring", wait_s=wait_s)
         except CommandError as error:
             text = f"{what} is not kept: {error.detail}"
             self._run.emit("log", level="warning", phase="info", text=text)
