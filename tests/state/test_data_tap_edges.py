@@ -296,13 +296,20 @@ def test_a_copy_and_a_pickle_of_a_tapped_loader_are_loaders_without_the_tap() ->
         assert "_otf_tap" not in vars(other)
 
 
+class Named(Squares):
+    def __init__(self) -> None:
+        self.name = "squares"
+
+
 def test_a_loader_that_is_made_from_the_class_of_a_tapped_one_has_a_tap_of_its_own() -> None:
-    one = tap(loader(Squares()))  # Lightning makes loaders anew, with type(loader)(...)
+    one = tap(loader(Named()))  # Lightning makes loaders anew, with type(loader)(...)
     iterator = iter(one)
-    other = type(one)(Squares(), batch_size=4)
+    other = type(one)(Named(), batch_size=4)
     assert tapped(other)
     assert position(other)["iterator"] is None
     assert position(one)["iterator"]["n"] == 0
+    assert other._otf.given == one._otf.given
+    assert other._otf.given["dataset"] == {"name": "squares"}
     del iterator
 
 

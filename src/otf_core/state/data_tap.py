@@ -114,8 +114,8 @@ class OwnIter:
 class _Tap:
     """The part of a tapped loader that is ours, one for each."""
 
-    def __init__(self) -> None:
-        self.given: Given = {}  # what the script has in data set and samplers
+    def __init__(self, given: Given) -> None:
+        self.given = given  # what the script has in data set and samplers
         self.pending: Position | None = None
         self.ready: Iter | None = None  # made, and not yet fetched by an __iter__ of the user's
         self.watch = Watch()
@@ -170,7 +170,8 @@ def _tapped_class(cls: Any) -> Any:
         @property
         def _otf(self) -> _Tap:
             if "_otf_tap" not in vars(self):
-                object.__setattr__(self, "_otf_tap", _Tap())  # the class may have a __setattr__
+                # The class may have a __setattr__.
+                object.__setattr__(self, "_otf_tap", _Tap(_given(self)))
             return cast("_Tap", vars(self)["_otf_tap"])
 
         def _get_iterator(self) -> Iter:
@@ -236,7 +237,7 @@ def tap(loader: Loader) -> Loader:
     """Gives a DataLoader otf_state and otf_load, in place; ``why_not`` says which stay as is."""
     if not tapped(loader) and not has_own_state(loader) and why_not(loader) is None:
         object.__setattr__(loader, "__class__", _tapped_class(type(loader)))
-        cast("Any", loader)._otf.given = _given(loader)
+        _ = cast("Any", loader)._otf  # looks at what the script has given, before it is read
     return loader
 
 
