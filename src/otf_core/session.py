@@ -115,6 +115,7 @@ class Session:
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
+        self._alone = world_size == 1
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self._lock: run_folder.RunLock | None = None
@@ -315,7 +316,7 @@ class Session:
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.recorder.flush()
         self.keeper.end()
-        if self._world_size > 1:
+        if not self._alone:
             return  # a test on one rank would leave the others waiting
         asked, connected = self._after_fit, self.channel.mode
         held = asked == "hold" or (asked == "auto" and connected == "legacy")
@@ -331,7 +332,7 @@ class Session:
     def leave(self, why: str) -> None:
         """The process is about to end: keep the run as it is between two batches."""
         self._told_to_end = True
-        if self._world_size > 1:
+        if not self._alone:
             self.keeper.tell_newest()  # where the other ranks stand is not known
             return
         self._look()
@@ -357,7 +358,7 @@ class Session:
         self.keeper.ended()
         if status == "failed":
             self._tell_how_it_goes_on(left_by)
-        elif status == "interrupted" and self._world_size > 1 and not self._told_to_end:
+        elif status == "interrupted" and not self._alone and not self._told_to_end:
             self.keeper.tell_newest()  # Ctrl-C is nobody's to wait with there
         with self.state.lock:
             self.state.move(status)
@@ -400,13 +401,6 @@ class Session:
     def lost(self, link: Any) -> None:
         """A connection is gone; whoever asks again over the next one gets his answer."""
 
-    def _tell_how_it_goes_on(self, left_by: str) -> None:
-        whole = self._began_training and self._world_size == 1 and self.history.torn is None
-        if left_by and whole:
-            self.keeper.failed(left_by)
-        else:
-            self.keeper.tell_newest()
-
     def save(
         self, kind: str, *, pinned: bool = False, left_by: str = "", wait_s: float = 0.0
     ) -> Pending:
@@ -423,8 +417,7 @@ class Session:
         """
         now = (self._position.step, self._position.batch_idx, self._changes)
         # Other ranks cannot know what has become of the last one: there each is made anew.
-        alone = self._world_size == 1
-        if alone and self._last_save is not None and self._last_save[0] == now:
+        if self._alone and self._last_save is not None and self._last_save[0] == now:
             same = self._last_save[1]
             if same.error is None:
                 if pinned:
@@ -440,7 +433,7 @@ class Session:
             pinned=pinned,
             exact=lambda: self.exactness.exact and not left_by,
             left_by=left_by,
-            wait_s=wait_s if alone else math.inf,
+            wait_s=wait_s if self._alone else math.inf,
         )
         self._last_save = now, pending
         return pending
@@ -701,7 +694,7 @@ class Session:
     def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The first safe point: the loaders are made, no batch was fetched."""
         self._began_training = True
-        if self._world_size == 1:  # the other ranks would go on
+        if self._alone:  # else the other ranks would go on
             self._interrupt.on()
         self.keeper.begin()
         self._look_for_what_is_not_exact()
@@ -724,6 +717,13 @@ class Session:
         if self._interrupt.asked:
             self.leave("Ctrl-C")
             raise KeyboardInterrupt
+
+    def _tell_how_it_goes_on(self, left_by: str) -> None:
+        whole = self._began_training and self._alone and self.history.torn is None
+        if left_by and whole:
+            self.keeper.failed(left_by)
+        else:
+            self.keeper.tell_newest()
 
     def _deserted(self) -> bool:
         """Whether nobody has looked at the held end for so long that it need not be held."""

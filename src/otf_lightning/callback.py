@@ -138,13 +138,14 @@ class OnTheFlyCallback(L.Callback):
         """Begin the run on every rank; True where it goes on from what ``fit`` was given."""
         assert self._delegate is not None
         self._opened = True
-        ours = exact_state_in(given) is not None if given is not None else False
-        _refuse_for_ranks(trainer, self._every, given if ours else self._asked_origin(given))
+        ours = given is not None and exact_state_in(given) is not None
+        asked = given if ours else self._asked_origin(given)
+        _refuse_for_ranks(trainer, self._every, asked)
         project, run_name = self._names(pl_module)
         origin = agree_on_origin(
             trainer,
             lambda: find_origin(
-                given if ours else self._asked_origin(given),
+                asked,
                 save_dir=self._save_dir.absolute(),
                 project=project,
                 run_name=run_name,

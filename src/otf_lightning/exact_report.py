@@ -39,7 +39,7 @@ OUTSIDE: Final[Mapping[type[Callback], str]] = {Timer: "the time that max_time c
 _HOLDERS: Final = (torch.nn.Module, torch.optim.Optimizer)
 PRINT_BYTES: Final = 64 * 1024
 LIBRARIES: Final = frozenset({"torch", "torchmetrics", "lightning", "pytorch_lightning"})
-# What is called and not changed by it, what other parts store, and what decides no number.
+# What is called and not changed by it, and what decides no number.
 NO_STATE: Final = (
     type,
     types.FunctionType,
@@ -69,7 +69,7 @@ class ExactReport:
 
     def __init__(self) -> None:
         self._seen: dict[str, bytes | None] = {}
-        self._first: set[str] | None = None  # attributes that there were at the first look
+        self._there: set[str] = set()  # attributes at the first look; no owner is without any
         self._changed: dict[str, str] = {}  # where -> its type
         self._left_out: list[str] = []
 
@@ -92,19 +92,19 @@ class ExactReport:
 
     def _look_at_attributes(self, trainer: L.Trainer) -> list[str]:
         """Those of which nobody can tell whether they change."""
-        untold = []
+        untold, there = [], self._there
         for name, value, only_changes in _unknown(trainer):
             kind, now = type(value).__name__, _print_of(value)
-            new = name not in self._seen and self._first is not None and not only_changes
+            new = bool(there) and name not in self._seen and not only_changes
             before, self._seen[name] = self._seen.get(name, now), now
             # What was None at first, say, and is an object that cannot be stored by now.
-            if before != now or (new and self._first is not None and name in self._first):
+            if before != now or (new and name in there):
                 self._changed[name] = kind
             elif (now is None or new) and not only_changes and name not in self._changed:
                 untold.append(f"{name} ({kind})")
-        if self._first is None:
+        if not there:
             owners = _owners(trainer)
-            self._first = {f"{where}.{name}" for where, owner in owners for name in vars(owner)}
+            self._there = {f"{where}.{name}" for where, owner in owners for name in vars(owner)}
         return untold
 
 

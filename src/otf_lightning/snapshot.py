@@ -190,16 +190,12 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
 
 
 def apply(trainer: L.Trainer, state: dict[str, Any]) -> tuple[list[str], list[Settled]]:
-    """Put a snapshot back in place; it is used up by it.
+    """Put a snapshot back in place that ``check`` has found fit; it is used up by it.
 
     Returns:
         ``Class.attribute: type`` of what was stored and could not be put back; and where the
         script has other data sets and samplers than it had.
-
-    Raises:
-        CommandError: see ``check``; the run is untouched then.
     """
-    check(trainer, state)
     exact = state["otf"]["exact"]
     giving = Giving(trainer, state, exact, Decoder(skip=MODULE_OWN))
     connector: Any = trainer._checkpoint_connector

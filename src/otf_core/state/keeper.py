@@ -226,8 +226,8 @@ class Keeper:
 
     def leave(self, why: str) -> None:
         """The process was told to end: save, wait for the file, say how the run goes on."""
-        saved = self._quietly("auto", wait_s=LEAVING_S)
-        if saved is not None and saved.wait(LEAVING_S) and saved.error is None:
+        saved = self._on_disk("auto")
+        if saved is not None:
             self._run.say(f"{why}: saved step {saved.step:,}; {resume_command(saved.path)}")
             return
         self._run.say(f"{why}: step {self._run.position().step:,} could not be saved in time")
@@ -242,8 +242,8 @@ class Keeper:
         step = self._run.position().step
         whole = self._last()
         if whole is None or whole[0].step < step:
-            saved = self._quietly("auto", left_by=left_by, wait_s=LEAVING_S)
-            if saved is not None and saved.wait(LEAVING_S) and saved.error is None:
+            saved = self._on_disk("auto", left_by=left_by)
+            if saved is not None:
                 self._run.say(
                     f"{left_by}: step {step:,} is kept as it was left, in the middle of a batch; "
                     f"it goes on from there, not exactly: {resume_command(saved.path)}"
@@ -273,6 +273,12 @@ class Keeper:
         text = f"resumed from step {step:,} ({name})"
         self._run.emit("log", level="info", phase="info", text=text)
         self._run.say(text)
+
+    def _on_disk(self, kind: str, **how: Any) -> Pending | None:
+        """Save, and wait for the file; None where it is not there in time."""
+        saved = self._quietly(kind, wait_s=LEAVING_S, **how)
+        complete = saved is not None and saved.wait(LEAVING_S) and saved.error is None
+        return saved if complete else None
 
     def _quietly(self, kind: str, **how: Any) -> Pending | None:
         """Save; where that cannot be, training goes on and it is said, a busy disk once."""
