@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import lightning as L
 import torch
-from rich.console import Console
 
-from otf_core.session import AFTER_FIT, Session, SessionOptions
-from otf_core.state.keeper import (
-    Every,
-    Origin,
-    ResumeError,
-    Schedule,
-    every,
-    exact_state_in,
-    find_origin,
-)
-from otf_core.state.run_folder import run_name_of
+from otf_core.opening import RunOptions, tell_epoch
+from otf_core.session import Session
+from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
-from otf_lightning import inside, loggers, spawn
+from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.other_rank import OtherRank, agree_on_origin, cannot_save
-
-DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
-TELEMETRY: Final = ("full", "basic", "off")
 
 # With several ranks a hold or a change on one of them would leave the others waiting in a
 # collective; strategies that carry control over all ranks come in a later version.
@@ -91,24 +78,21 @@ class OnTheFlyCallback(L.Callback):
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
-        _allowed("telemetry", telemetry, TELEMETRY)
-        _allowed("after_fit", after_fit, AFTER_FIT)
-        self._every = every(checkpoint_every)
-        if ":" not in dashboard:
-            _allowed("dashboard", dashboard, (*DASHBOARDS, "host:port"))
-        if keep_checkpoints < 1:
-            msg = f"keep_checkpoints was asked to be {keep_checkpoints!r}; allowed: 1 or more"
-            raise ValueError(msg)
-        for name, seconds in (("max_pause", max_pause), ("max_hold", max_hold)):
-            if seconds is not None and not seconds > 0:
-                msg = f"{name} was asked to be {seconds!r}; allowed: seconds > 0"
-                raise ValueError(msg)
-        self._project, self._run_name = project, run_name
-        self._save_dir, self._dashboard = Path(save_dir), dashboard
-        self._test_dataloaders, self._resume = test_dataloaders, resume
-        self._after_fit, self._max_hold = after_fit, max_hold
-        self._keep_checkpoints, self._max_pause = keep_checkpoints, max_pause
-        self._telemetry, self._pause_at_start = telemetry, pause_at_start
+        self._options = RunOptions(
+            project=project,
+            run_name=run_name,
+            save_dir=save_dir,
+            dashboard=dashboard,
+            resume=resume,
+            keep_checkpoints=keep_checkpoints,
+            checkpoint_every=checkpoint_every,
+            telemetry=telemetry,
+            after_fit=after_fit,
+            max_hold=max_hold,
+            pause_at_start=pause_at_start,
+            max_pause=max_pause,
+        )
+        self._test_dataloaders = test_dataloaders
         self._session: Session | None = None
         self._opened = False
         self._recorder: StepRecorder | None = None  # None also where no step is told
@@ -140,17 +124,9 @@ class OnTheFlyCallback(L.Callback):
         self._opened = True
         ours = given is not None and exact_state_in(given) is not None
         asked = given if ours else self._asked_origin(given)
-        _refuse_for_ranks(trainer, self._every, asked)
-        project, run_name = self._names(pl_module)
-        origin = agree_on_origin(
-            trainer,
-            lambda: find_origin(
-                asked,
-                save_dir=self._save_dir.absolute(),
-                project=project,
-                run_name=run_name,
-            ),
-        )
+        _refuse_for_ranks(trainer, self._options.every, asked)
+        model = type(pl_module).__name__
+        origin = agree_on_origin(trainer, lambda: self._options.origin(model, asked))
         if trainer.is_global_zero:
             self._open_session(trainer, pl_module, origin)
         if trainer.world_size > 1:
@@ -160,13 +136,9 @@ class OnTheFlyCallback(L.Callback):
                 self._open_other_rank(trainer, origin, saves=saves)
         return ours
 
-    def _names(self, pl_module: L.LightningModule) -> tuple[str, str]:
-        project = run_name_of(self._project or _script_name())
-        return project, run_name_of(self._run_name or type(pl_module).__name__)
-
     def _open_other_rank(self, trainer: L.Trainer, origin: Origin | None, *, saves: bool) -> None:
         assert self._delegate is not None
-        schedule = Schedule(self._every)
+        schedule = Schedule(self._options.every)
         other = OtherRank(self._delegate, schedule, origin, saves=saves, env=os.environ)
 
         # As on rank 0: a learning-rate finder runs the same loop for itself.
@@ -183,29 +155,12 @@ class OnTheFlyCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, origin: Origin | None
     ) -> None:
         assert self._delegate is not None
-        project, run_name = self._names(pl_module)
         if origin is not None and (found := exact_state_in(origin.path)) is not None:
             loggers.go_on(trainer, found.get("loggers", []), found["step"])
-        dashboard = self._dashboard
-        if dashboard == "spawn":
-            dashboard = spawn.start_dashboard(self._save_dir)
-        device = trainer.strategy.root_device
+        device, model = trainer.strategy.root_device, type(pl_module).__name__
         self._session = Session(
             self._delegate,
-            SessionOptions(
-                project=project,
-                run_name=run_name,
-                save_dir=self._save_dir,
-                dashboard=dashboard,
-                keep_checkpoints=self._keep_checkpoints,
-                max_pause_s=self._max_pause,
-                pause_at_start=self._pause_at_start and trainer.world_size == 1,
-                telemetry=self._telemetry,
-                origin=origin,
-                every=self._every,
-                after_fit=self._after_fit,
-                max_hold_s=self._max_hold,
-            ),
+            self._options.session_options(model, origin, world_size=trainer.world_size),
             steering=Steering(self._delegate),
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
@@ -214,9 +169,9 @@ class OnTheFlyCallback(L.Callback):
             cannot_save=cannot_save(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
-        if self._telemetry != "off":
+        if self._options.telemetry != "off":
             self._recorder = self._session.recorder
-        self._session.start(meta={"model": type(pl_module).__name__})
+        self._session.start(meta={"model": model})
         if trainer.barebones:
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
             self._session.emit("log", level="info", phase="info", text=text)
@@ -228,7 +183,7 @@ class OnTheFlyCallback(L.Callback):
 
     def _asked_origin(self, given: Any) -> str | Path | None:
         """What ``resume=`` or the environment says; not beside a checkpoint of somebody else's."""
-        asked = self._resume if self._resume is not None else os.environ.get("OTF_RESUME") or None
+        asked = self._options.asked_origin()
         if asked is not None and given is not None:
             msg = (
                 f"resume was asked from {asked}, and fit(ckpt_path={str(given)!r}) with another "
@@ -309,10 +264,7 @@ class OnTheFlyCallback(L.Callback):
         if self._epoch_ended is None:
             return
         epoch, self._epoch_ended = self._epoch_ended, None
-        found = session.recorder.latest
-        session.emit("epoch_end", epoch=epoch, val_loss=found.get("val_loss"))
-        if not session.connected:
-            _say_epoch(session, epoch, found)
+        tell_epoch(session, epoch)
 
     def _lrs(self) -> list[Any]:
         assert self._delegate is not None
@@ -423,25 +375,3 @@ def _refuse_for_ranks(trainer: L.Trainer, every: Every, origin: Any) -> None:
 
 def _params_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
     return (p for group in optimizer.param_groups for p in group["params"])
-
-
-def _script_name() -> str:
-    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
-    return "notebook" if name in ("", "-c", "ipykernel_launcher", "__main__") else name
-
-
-def _say_epoch(session: Session, epoch: int, found: Mapping[str, Any]) -> None:
-    """One line an epoch for those who watch the terminal."""
-    shown = ((name, found.get(name)) for name in ("loss", "val_loss", "accuracy"))
-    values = ", ".join(f"{name} {value:.4g}" for name, value in shown if value is not None)
-    step = found.get("step", 0)
-    line = f"otf: {session.run_id} epoch {epoch} ended at step {step:,}"
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"{line}: {values}" if values else line, markup=False, style="dim"
-    )
-
-
-def _allowed(name: str, asked: Any, allowed: tuple[Any, ...]) -> None:
-    if asked not in allowed:
-        msg = f"{name} was asked to be {asked!r}; allowed: {', '.join(map(str, allowed))}"
-        raise ValueError(msg)

@@ -26,9 +26,9 @@ from rich.table import Table
 
 from otf_core import protocol
 from otf_core.client import Client
+from otf_core.spawn import launch
 from otf_lightning.callback import OnTheFlyCallback
 from otf_lightning.digits import Digits, LitDigits
-from otf_lightning.spawn import launch
 
 FIRST_STEP: Final = 25  # the visitor lets the run get going
 REPLY_S: Final = 120.0

@@ -1,0 +1,170 @@
+"""How a run is opened, whatever drives it: what a user may choose, and the options of its session.
+
+Rule: a value that is not allowed is refused when it is given, before anything of a run exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rich.console import Console
+
+from otf_core import spawn
+from otf_core.session import AFTER_FIT, Session, SessionOptions
+from otf_core.state.keeper import Every, Origin, every, find_origin
+from otf_core.state.run_folder import run_name_of
+
+DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
+TELEMETRY: Final = ("full", "basic", "off")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a user may choose of a run; every value works untouched.
+
+    Attributes:
+        project: folder of the run below ``save_dir``; the script's name if None.
+        run_name: the model's class name if None; a taken name gets ``-2``, ``-3`` …
+        save_dir: where runs are kept.
+        dashboard: "auto" (one that runs on this machine, else keep looking, quietly), "spawn"
+            (start one and print its URL), "stdio", "off", or "host:port". ``OTF_DASHBOARD`` and
+            ``OTF_TOKEN`` say the same from outside.
+        resume: "auto" (the newest complete checkpoint of this project and run name; none: start
+            fresh), or a path. ``OTF_RESUME`` says the same from outside.
+        keep_checkpoints: how many automatic checkpoints are kept.
+        checkpoint_every: an int is steps, ``"10min"`` is time; None for never.
+        telemetry: "full", "basic" (nothing that has to be computed), "off" (no values per step).
+        after_fit: what is done when training would end. "return"; "test", then return; "hold":
+            test, then wait until resumed, stopped or ``max_hold``, or until 60 s after the last
+            dashboard has left; "auto": hold for a VS Code dashboard, else return. With nobody
+            connected it always returns.
+        max_hold: seconds that the end is held at most.
+        pause_at_start: hold before the first batch.
+        max_pause: seconds after which a forgotten pause is ended, and said; None for never.
+
+    Raises:
+        ValueError: a value that is not allowed; it says what is.
+    """
+
+    project: str | None = None
+    run_name: str | None = None
+    save_dir: str | Path = "otf_runs"
+    dashboard: str = "auto"
+    resume: str | Path | None = None
+    keep_checkpoints: int = 5
+    checkpoint_every: int | str | None = None
+    telemetry: Literal["full", "basic", "off"] = "full"
+    after_fit: Literal["auto", "return", "test", "hold"] = "auto"
+    max_hold: float = 1800
+    pause_at_start: bool = False
+    max_pause: float | None = None
+
+    def __post_init__(self) -> None:
+        _allowed("telemetry", self.telemetry, TELEMETRY)
+        _allowed("after_fit", self.after_fit, AFTER_FIT)
+        every(self.checkpoint_every)
+        if ":" not in self.dashboard:
+            _allowed("dashboard", self.dashboard, (*DASHBOARDS, "host:port"))
+        if self.keep_checkpoints < 1:
+            asked = self.keep_checkpoints
+            msg = f"keep_checkpoints was asked to be {asked!r}; allowed: 1 or more"
+            raise ValueError(msg)
+        for name, seconds in (("max_pause", self.max_pause), ("max_hold", self.max_hold)):
+            if seconds is not None and not seconds > 0:
+                msg = f"{name} was asked to be {seconds!r}; allowed: seconds > 0"
+                raise ValueError(msg)
+
+    @property
+    def every(self) -> Every:
+        """How often a checkpoint is made."""
+        return every(self.checkpoint_every)
+
+    def names(self, model: str) -> tuple[str, str]:
+        """Project and run name as folders have them.
+
+        Args:
+            model: the name of the model's class.
+        """
+        return run_name_of(self.project or script_name()), run_name_of(self.run_name or model)
+
+    def asked_origin(self) -> str | Path | None:
+        """What the run is to go on from: as ``resume`` says, or the environment."""
+        return self.resume if self.resume is not None else os.environ.get("OTF_RESUME") or None
+
+    def origin(self, model: str, asked: str | Path | None = None) -> Origin | None:
+        """The checkpoint from which the run goes on; None: it begins.
+
+        Args:
+            asked: in place of what the options say.
+
+        Raises:
+            ResumeError: there is no such file.
+        """
+        project, run_name = self.names(model)
+        return find_origin(
+            asked if asked is not None else self.asked_origin(),
+            save_dir=Path(self.save_dir).absolute(),
+            project=project,
+            run_name=run_name,
+        )
+
+    def session_options(
+        self, model: str, origin: Origin | None, *, world_size: int = 1
+    ) -> SessionOptions:
+        """What the session is given; starts a dashboard where one is to be spawned.
+
+        Raises:
+            RuntimeError: it did not start.
+        """
+        project, run_name = self.names(model)
+        save_dir, dashboard = Path(self.save_dir), self.dashboard
+        if dashboard == "spawn":
+            dashboard = spawn.start_dashboard(save_dir)
+        return SessionOptions(
+            project=project,
+            run_name=run_name,
+            save_dir=save_dir,
+            dashboard=dashboard,
+            keep_checkpoints=self.keep_checkpoints,
+            max_pause_s=self.max_pause,
+            pause_at_start=self.pause_at_start and world_size == 1,
+            telemetry=self.telemetry,
+            origin=origin,
+            every=self.every,
+            after_fit=self.after_fit,
+            max_hold_s=self.max_hold,
+        )
+
+
+def script_name() -> str:
+    """What the user runs, for the name of the project."""
+    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    return "notebook" if name in ("", "-c", "ipykernel_launcher", "__main__") else name
+
+
+def tell_epoch(session: Session, epoch: int) -> None:
+    """An epoch has ended; told on stderr where nobody is connected, one line an epoch."""
+    found = session.recorder.latest
+    session.emit("epoch_end", epoch=epoch, val_loss=found.get("val_loss"))
+    if not session.connected:
+        _say_epoch(session.run_id, epoch, found)
+
+
+def _say_epoch(run_id: str, epoch: int, found: Mapping[str, Any]) -> None:
+    shown = ((name, found.get(name)) for name in ("loss", "val_loss", "accuracy"))
+    values = ", ".join(f"{name} {value:.4g}" for name, value in shown if value is not None)
+    line = f"otf: {run_id} epoch {epoch} ended at step {found.get('step', 0):,}"
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"{line}: {values}" if values else line, markup=False, style="dim"
+    )
+
+
+def _allowed(name: str, asked: Any, allowed: tuple[Any, ...]) -> None:
+    if asked not in allowed:
+        msg = f"{name} was asked to be {asked!r}; allowed: {', '.join(map(str, allowed))}"
+        raise ValueError(msg)
