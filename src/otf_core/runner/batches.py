@@ -173,6 +173,14 @@ def seed_workers(loader: Any) -> None:
         loader.worker_init_fn = loader.worker_init_fn or seeds.pl_worker_init_function
 
 
+def close_workers(loader: Any) -> None:
+    """End the workers that a loader keeps between two iterations; it may be iterated again."""
+    pool = getattr(loader, "_iterator", None)
+    if pool is not None and hasattr(pool, "_shutdown_workers"):
+        pool._shutdown_workers()  # noqa: SLF001 -- torch has no other way
+        loader._iterator = None  # noqa: SLF001 -- as above
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the samplers that want to know."""
     batch_sampler = getattr(loader, "batch_sampler", None)

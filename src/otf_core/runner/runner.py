@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from otf_core.opening import RunOptions
+from otf_core.runner.batches import close_workers
 from otf_core.runner.control import controlled
 from otf_core.runner.hooks import framework_base, names_parameter, overridden
 from otf_core.runner.module import attached
@@ -189,6 +190,8 @@ class Runner:
                     run.data_hooks["on_exception"](exception)
                 _leave_device(run, home)
                 raise
+            finally:
+                run.enter(None)
         return result
 
     def _between_hooks(self, run: Run, work: Callable[[], Any], home: torch.device) -> Any:
@@ -324,8 +327,10 @@ def _leave_device(run: Run, home: torch.device) -> None:
         optimizers_to(run.optimizers, home)
         for part in run.parts:
             part.to(home)
+    run.fit_loop.batches.end()
     for loop in (run.validation, run.testing):
         loop.teardown()
-    run.fit_loop.batches.end()
+    for loaders in (run.fit_loop.loaders, run.validation.loaders, run.testing.loaders):
+        for loader in loaders or ():
+            close_workers(loader)
     run.book.to_cpu()
-    run.enter(None)
