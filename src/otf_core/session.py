@@ -477,6 +477,8 @@ class Session:
         self._rewound = True
         self.changed()
         self._position = self._delegate.position()
+        kept = self.store.get(base) if base is not None else None
+        self.actions.stands_elsewhere(self._position.step, kept[1] if kept is not None else None)
         self._record.run_gen = max(self._record.run_gen, self.emitter.run_gen) + 1
         self.emitter.begin_generation(self._record.run_gen)
         self._record.branch, self._record.base = self._record.branch + 1, base

@@ -998,6 +998,22 @@ def test_a_validation_of_no_batches_is_refused(rig: Rig, limit: int) -> None:
 # Real threads.
 
 
+def test_where_another_state_was_put_in_place_a_pause_is_told_of_that_one(rig: Rig) -> None:
+    rig.send("pause", "p")
+
+    def moved() -> None:
+        rig.actions.stands_elsewhere(5, "five.ckpt")
+        rig.send("pause", "again")
+        rig.send("resume", "r")
+
+    rig.step(moved)
+    assert rig.reply("again") == {
+        "status": "paused", "step": 5, "ckpt": "five.ckpt", "applied_step": 5,
+    }  # fmt: skip
+    rig.actions.stands_elsewhere(0, None)  # nobody is told: it goes on
+    assert rig.reply("p")["step"] == 1
+
+
 class LoudEvent:
     """Tells when the training thread stands; the file of the pause is there at once."""
 

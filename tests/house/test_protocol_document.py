@@ -23,6 +23,7 @@ from otf_core.rendezvous import Rendezvous
 from otf_core.state.run_folder import RunRecord
 from otf_core.state.store import Manifest
 from otf_core.telemetry.metrics import METRICS
+from otf_core.testing.conformance import fields
 from otf_lightning import OnTheFlyCallback
 from otf_lightning.digits import Digits, LitDigits
 from tests.house.documents import names, read, section, table
@@ -99,6 +100,19 @@ def test_every_field_of_a_train_step_is_a_row_with_its_unit_and_cadence() -> Non
     rows = table(section(DOCUMENT, "trainStep"), "field")
     written = [(row["field"].strip("`"), row["unit"], row["cadence"]) for row in rows]
     assert written == [(m.name, m.unit, m.cadence) for m in METRICS]
+
+
+def test_the_conformance_kit_asks_for_the_fields_of_the_document() -> None:
+    assert list(fields.TRAIN_STEP) == [m.name for m in METRICS]
+    for kind, written in fields.EVENT_FIELDS.items():
+        if kind != "trainStep":
+            always, optional = names(EVENTS[kind]["fields besides the stamps"])
+            asked = set(written.split())
+            assert asked == always | {f"{name}?" for name in optional}, kind
+    left_out = EVENTS.keys() - fields.EVENT_FIELDS.keys()
+    later = {name for name, row in EVENTS.items() if "not yet" in row["fields besides the stamps"]}
+    of_a_connection = {name for name, spec in protocol.EVENTS.items() if not spec.journaled}
+    assert left_out == later | of_a_connection
 
 
 def test_the_numbers_in_the_text_are_those_of_the_code() -> None:

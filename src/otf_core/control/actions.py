@@ -212,6 +212,17 @@ class ConsoleAction:
                 self._state.move("pausing", reason=cause, request_id=request_id)
         self.wake()
 
+    def stands_elsewhere(self, step: int, ckpt: str | None) -> None:
+        """Another state was put in place: whoever asks for a pause now is told of that one.
+
+        Args:
+            ckpt: the file that it was; None where it is none of the run's.
+        """
+        with self._state.lock:
+            if self._paused_reply is not None:
+                moved = {"step": step, "applied_step": step, "ckpt": ckpt}
+                self._paused_reply = {**self._paused_reply, **moved}
+
     def _lets_go(self) -> bool:
         return self._leaving() or (self.gate.causes == ("after_fit",) and self._deserted())
 

@@ -1,0 +1,203 @@
+"""What is set is what trains, and taken back it never was; an evaluation leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otf_core.testing.conformance.running import ANOTHER_SEED, Found, Running, as_if_killed
+from otf_core.testing.conformance.suite import END, FIRST, WITHIN, Suite
+
+
+class Changing(Suite):
+    """Parameters, limits, validation and test."""
+
+    @pytest.mark.parametrize("place", [FIRST, WITHIN, END])
+    def test_a_rate_that_is_set_is_the_one_of_a_script_that_has_it(
+        self, place: str, tmp_path: Path
+    ) -> None:
+        self.needs("set_param", "pause")
+        batch, value = self.batch(place), 0.00375
+        with self.running(tmp_path, hold=(batch,)) as run:
+            step = run.pause_in(batch)["step"]
+            self._set(run, value)
+            run.resume()
+            found = run.found()
+            [told] = [e for e in run.events("param_changed") if e["path"] == "lr"]
+        assert (told["applied_step"], told["by"]) == (step, "user")
+        assert _each(told["new"], value)
+        self._trained_with(batch, value, found)
+
+    def test_a_rate_that_was_set_outlives_the_process(self, tmp_path: Path) -> None:
+        self.needs("set_param", "pause", "save_ckpt")
+        batch, value = self.batch(WITHIN), 0.00375
+        with self.running(tmp_path / "run", hold=(batch,)) as run:
+            run.pause_in(batch)
+            self._set(run, value)
+            path = run.ask("save_ckpt")["path"]
+            path = as_if_killed(path, tmp_path / "run", tmp_path / "disk")
+        with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
+            found = again.found()
+        assert found.weights == self.bare(lr_from=(batch + 1, value)).weights
+        assert set(found.probe.lrs) == {value}
+
+    def test_a_rate_is_set_for_a_step_to_come(self, tmp_path: Path) -> None:
+        self.needs("set_param")
+        value = 0.00375
+        with self.running(tmp_path, pause_at_start=True) as run:
+            run.dashboard.expect("paused")
+            change = {"path": "lr", "value": value, "mode": "override", "at_step": 3}
+            asked = run.dashboard.send("set_param", change)
+            run.dashboard.expect("accepted", request_id=asked, waits_for="step 3")
+            run.resume()
+            data = run.dashboard.reply_to(asked)["data"]
+            assert data["applied_step"] == 3
+            found = run.found()
+        self._trained_with(2, value, found)
+
+    def test_a_rate_that_was_set_is_undone(self, tmp_path: Path) -> None:
+        self.needs("set_param", "undo", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            before = self._row(run, "lr")["value"]
+            self._set(run, 0.00375)
+            assert run.ask("undo")["undone"]["cmd"] == "set_param"
+            assert self._row(run, "lr")["value"] == before
+            run.resume()
+            self.same(run.found())
+
+    def test_everything_set_to_what_it_is_nothing_changes(self, tmp_path: Path) -> None:
+        self.needs("set_param", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            rows = run.ask("list_params")["params"]
+            for row in rows:
+                if row["value"] is not None and not isinstance(row["value"], list):
+                    run.ask("set_param", path=row["path"], value=row["value"])
+            assert run.ask("list_params")["params"] == rows
+            assert {"lr", "after_fit"} <= {row["path"] for row in rows}
+            run.resume()
+            self.same(run.found())
+
+    def test_a_value_that_cannot_be_is_refused_and_nothing_changes(self, tmp_path: Path) -> None:
+        self.needs("set_param", "pause")
+        batch = self.batch(WITHIN)
+        refusals: dict[str, Mapping[str, Any]] = {
+            "value": {"path": "lr", "value": -1.0},
+            "path": {"path": "learning_rate_of_nobody", "value": 1.0},
+            "at_step": {"path": "lr", "value": 0.1, "at_step": 0},
+        }
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            for field, payload in refusals.items():
+                reply = run.refused("set_param", **payload)
+                assert reply["field"] == field, reply
+            run.resume()
+            self.same(run.found())
+            assert not run.events("param_changed")
+
+    @pytest.mark.parametrize("cmd", ["validate_now", "test_now"])
+    @pytest.mark.parametrize("place", [FIRST, END])
+    def test_an_evaluation_leaves_no_trace(self, place: str, cmd: str, tmp_path: Path) -> None:
+        self.needs(cmd, "pause")
+        batch = self.batch(place)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            step = run.pause_in(batch)["step"]
+            found, again = (run.ask(cmd) for _ in range(2))
+            assert found["metrics"], "it has found nothing"
+            assert found["metrics"] == again["metrics"]
+            assert found["step"] == run.ask("status")["step"] == step
+            assert run.ask("status")["state"] == "paused"
+            assert run.probe.batches == batch + 1, "it has trained"
+            run.resume()
+            self.same_state(run.found())
+            assert run.losses() == self.losses(tmp_path / "watched")
+
+    @pytest.mark.parametrize("cmd", ["validate_now", "test_now"])
+    def test_an_evaluation_under_way_leaves_no_trace(self, cmd: str, tmp_path: Path) -> None:
+        self.needs(cmd)
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.probe.wait_for(batch)
+            asked = run.dashboard.send(cmd)
+            run.dashboard.expect("accepted", request_id=asked)
+            run.probe.let_go(batch)
+            assert run.dashboard.reply_to(asked)["ok"]
+            self.same_state(run.found())
+            states = [event["state"] for event in run.events("state")]
+        action = "validating" if cmd == "validate_now" else "testing"
+        assert states == ["running", action, "running", "finished"]
+
+    def test_made_longer_it_is_the_run_that_had_always_been(self, tmp_path: Path) -> None:
+        self.needs("extend", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            self._extend(run)
+            run.resume()
+            found = run.found()
+        self.same(found, self.bare(epochs=3))
+
+    def test_made_longer_at_its_end_it_is_the_run_that_had_always_been(
+        self, tmp_path: Path
+    ) -> None:
+        self.needs("extend", "after_fit")
+        with self.running(tmp_path, after_fit="hold") as run:
+            run.dashboard.expect("state", state="paused", reason="after_fit")
+            run.dashboard.expect("paused")
+            self._extend(run)
+            run.resume()
+            run.dashboard.expect("state", state="paused", reason="after_fit")
+            run.dashboard.expect("paused")
+            run.resume()
+            found = run.found()
+        self.same_state(found, self.bare(epochs=3))
+
+    def test_made_longer_and_undone_it_is_the_run_that_it_was(self, tmp_path: Path) -> None:
+        self.needs("extend", "undo", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            before = {name: run.ask("status")[name] for name in ("max_steps", "max_epochs")}
+            self._extend(run)
+            run.ask("undo")
+            assert {name: run.ask("status")[name] for name in before} == before
+            run.resume()
+            self.same(run.found())
+
+    def _extend(self, run: Running) -> None:
+        """By an epoch, in the unit that the run has."""
+        status = run.ask("status")
+        if status["max_epochs"] is not None:
+            asked = {"max_epochs": status["max_epochs"] // 2 * 3}
+        else:
+            asked = {"max_steps": status["max_steps"] // 2 * 3}
+        data = run.ask("extend", **asked)
+        assert asked.items() <= data.items()
+
+    def _set(self, run: Running, value: float) -> None:
+        """The rate of every group, held from now on; it is read back."""
+        data = run.ask("set_param", path="lr", value=value, mode="override")
+        assert _each(data["new"], value)
+        assert not _each(data["old"], value)
+        assert _each(self._row(run, "lr")["value"], value)
+
+    def _row(self, run: Running, path: str) -> dict[str, Any]:
+        rows = run.ask("list_params")["params"]
+        found: dict[str, Any] = next(row for row in rows if row["path"] == path)
+        return found
+
+    def _trained_with(self, batch: int, value: float, found: Found) -> None:
+        expected = self.bare(lr_from=(batch + 1, value))
+        assert found.probe.lrs == expected.probe.lrs, "the steps have used another rate"
+        assert found.weights == expected.weights
+
+
+def _each(found: Any, value: float) -> bool:
+    values = found if isinstance(found, list) else [found]
+    return bool(values) and all(v == value for v in values)
