@@ -158,6 +158,16 @@ class Changing(Suite):
             found = run.found()
         self.same_state(found, self.bare(epochs=3))
 
+    def test_made_longer_it_stays_so_in_another_process(self, tmp_path: Path) -> None:
+        self.needs("extend", "pause", "save_ckpt")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path / "run", hold=(batch,)) as run:
+            step = run.pause_in(batch)["step"]
+            self._extend(run)
+            path = as_if_killed(run.ask("save_ckpt")["path"], tmp_path / "run", tmp_path / "disk")
+        with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
+            self.same_from(step, again.found(), self.bare(epochs=3))
+
     def test_made_longer_and_undone_it_is_the_run_that_it_was(self, tmp_path: Path) -> None:
         self.needs("extend", "undo", "pause")
         batch = self.batch(WITHIN)

@@ -22,7 +22,7 @@ class GoingBack(Suite):
     def test_a_checkpoint_is_the_file_that_it_is_said_to_be(self, tmp_path: Path) -> None:
         self.needs("save_ckpt")
         batch = self.batch(WITHIN)
-        with self.running(tmp_path, hold=(batch,)) as run:
+        with self.running(tmp_path, hold=(batch, batch + 1)) as run:
             run.probe.wait_for(batch)
             asked = run.dashboard.send("save_ckpt")
             run.dashboard.expect("accepted", request_id=asked)
@@ -32,8 +32,10 @@ class GoingBack(Suite):
             content = path.read_bytes()
             manifest = json.loads(path.with_suffix(".json").read_text())
             saved = run.dashboard.expect("checkpoint_saved", id=data["id"])
+            run.pause_in(batch + 1)
             listed = run.ask("list_checkpoints")["checkpoints"]
-            run.found()
+            run.resume()
+            self.same(run.found())
         told = {"id": data["id"], "step": batch + 1, "kind": "manual", "left_by": ""}
         kept = {"run_id": "run", "pinned": True, "exact": self._exact()}
         disk = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -131,6 +133,21 @@ class GoingBack(Suite):
             assert run.ask("undo")["now"] == {"step": from_step}
             found = self._to_its_end(run)
         self.same(found)
+
+    def test_a_rollback_under_way_undone_it_is_where_it_was(self, tmp_path: Path) -> None:
+        self.needs("rollback", "pause", "undo")
+        first, second = self.batch(FIRST), self.batch(START)
+        with self.running(tmp_path, hold=(first, second)) as run:
+            step = run.pause_in(first)["step"]
+            run.resume()
+            run.probe.wait_for(second)
+            back = run.dashboard.send("rollback", {"step": step})
+            asked = run.dashboard.send("undo", {"request_id": back})
+            run.dashboard.expect("accepted", request_id=asked)
+            run.probe.let_go(second)
+            assert run.dashboard.reply_to(back)["data"]["step"] == step
+            assert run.dashboard.reply_to(asked)["data"]["now"] == {"step": second + 1}
+            self.same(run.found())
 
     def test_reset_it_begins_anew_and_is_the_same(self, tmp_path: Path) -> None:
         self.needs("reset_session", "pause")
