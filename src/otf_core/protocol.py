@@ -102,13 +102,14 @@ class ValidateNow(Payload):
 
 
 class SetParam(Payload):
-    """One of ``value`` and ``mul`` is given."""
+    """One of ``value``, ``mul`` and ``release`` is given; the last gives it back to the script."""
 
     path: str
     value: float | int | bool | str | msgspec.UnsetType | None = msgspec.UNSET
     mul: float | msgspec.UnsetType = msgspec.UNSET
     at_step: int | None = None
     mode: Literal["scale", "override"] | None = None
+    release: bool = False
 
 
 class Rollback(Payload):

@@ -1,9 +1,8 @@
 """Validation and test inside fit, leaving the training bit for bit as it was.
 
-Parked and put back: RNG and every generator object of the fit's loaders, module attributes and
-modes (metrics that training and test share are among them), buffers, what was logged, the
-trainer's own state, and the data module's attributes. Callbacks are not parked in a test: what
-their test hooks gather is meant to stay.
+Parked and put back beside what ``otf_core.state.parked`` does: what was logged, the trainer's own
+state, and the data module's attributes. Callbacks are not parked in a test: what their test hooks
+gather is meant to stay.
 """
 
 from __future__ import annotations
@@ -20,14 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from otf_core.control.delegate import Evaluation, OnBatch
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.state.plain_values import Decoder, Encoder
-from otf_core.state.rng import (
-    GENERATORS,
-    generator_state,
-    parked_rng,
-    pools_aside,
-    set_generator_state,
-)
+from otf_core.state.parked import parked
 from otf_core.telemetry.canonical import canonicalize_metrics
 from otf_lightning import inside
 from otf_lightning.inside import MODULE_OWN
@@ -139,54 +131,18 @@ def _run(loop: Any, probe: BatchProbe) -> Evaluation:
 
 @contextlib.contextmanager
 def _parked(trainer: L.Trainer) -> Iterator[None]:
-    module, datamodule = trainer.lightning_module, trainer.datamodule
-    enc = Encoder(lambda t: t.clone(), skip=MODULE_OWN)
-    attributes = {name: enc.attributes(m) for name, m in module.named_modules()}
-    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    modules, datamodule = {"": trainer.lightning_module}, trainer.datamodule
     log = inside.log_state(trainer)
     val_time = inside.last_val_time(trainer)
     data = dict(vars(datamodule)) if datamodule is not None else {}
-    generators = [(g, generator_state(g)) for g in _generators(trainer)]
-    with parked_rng(), pools_aside(inside.fit_loaders(trainer)):
+    with parked(modules, list(inside.fit_loaders(trainer)), skip=MODULE_OWN):
         try:
             yield
         finally:
-            dec = Decoder(skip=MODULE_OWN)
-            for name, m in module.named_modules():
-                if name in attributes:
-                    dec.attributes(m, attributes[name])
-            with torch.no_grad():
-                for name, b in module.named_buffers():
-                    if name in buffers and b.shape == buffers[name].shape:
-                        b.copy_(buffers[name])
             inside.set_log_state(trainer, log)
             inside.set_last_val_time(trainer, val_time)
             if datamodule is not None:
                 vars(datamodule).update(data)
-            for generator, state in generators:
-                set_generator_state(generator, state)
-
-
-def _generators(trainer: L.Trainer) -> list[Any]:
-    """Generator objects that decide the fit's data: of loaders, samplers and data sets."""
-    found: dict[int, Any] = {}
-    for loader in inside.fit_loaders(trainer):
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        owners = [
-            loader,
-            getattr(loader, "sampler", None),
-            batch_sampler,
-            getattr(batch_sampler, "sampler", None),
-        ]
-        dataset = getattr(loader, "dataset", None)
-        while dataset is not None and hasattr(dataset, "__dict__"):
-            owners.append(dataset)
-            dataset = vars(dataset).get("dataset")
-        for owner in owners:
-            for value in vars(owner).values() if hasattr(owner, "__dict__") else ():
-                if isinstance(value, GENERATORS):
-                    found[id(value)] = value
-    return list(found.values())
 
 
 @contextlib.contextmanager

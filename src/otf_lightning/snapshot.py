@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loops.loop import _Loop
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.state import parts
 from otf_core.state.given import Settled
 from otf_core.state.host_pool import HostPool
 from otf_core.state.plain_checkpoint import loadable
@@ -169,24 +169,11 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
             "; each goes on where it stood, so allowed: as many; the run is as it was."
         )
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
-    module = trainer.lightning_module
-    here = {name: list(p.shape) for name, p in module.named_parameters()}
-    there = {name: list(shape) for name, shape in exact["parameters"].items()}
-    if here != there:
-        names = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
-        told = ", ".join(
-            f"{n} {there.get(n, 'none')} (here {here.get(n, 'none')})" for n in names[:5]
-        )
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        detail = f"The checkpoint is of another model: {told}{more}; the run is as it was."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
-    for what, mine, theirs in (
-        ("optimizers", len(trainer.optimizers), len(exact["optimizers"])),
-        ("learning-rate schedules", len(trainer.lr_scheduler_configs), len(state["lr_schedulers"])),
-    ):
-        if mine != theirs:
-            detail = f"The checkpoint has {theirs} {what}, this run {mine}; the run is as it was."
-            raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    parts.refuse_another_model(exact["parameters"], _parameters(trainer))
+    parts.refuse_another_number("optimizers", len(exact["optimizers"]), len(trainer.optimizers))
+    parts.refuse_another_number(
+        "learning-rate schedules", len(state["lr_schedulers"]), len(trainer.lr_scheduler_configs)
+    )
 
 
 def apply(trainer: L.Trainer, state: dict[str, Any]) -> tuple[list[str], list[Settled]]:
@@ -273,81 +260,31 @@ def _give_counters(giving: Giving, saved: Any) -> None:
     giving.trainer.should_stop = saved["should_stop"]
 
 
+def _modules(trainer: L.Trainer) -> parts.Modules:
+    return {"": trainer.lightning_module}
+
+
+def _parameters(trainer: L.Trainer) -> parts.Params:
+    return parts.named_parameters(_modules(trainer))
+
+
 def _take_optimizers(taking: Taking) -> list[dict[str, Any]]:
-    """The parameters' names, group by group; the rest is in the checkpoint's own states."""
-    names = {p: name for name, p in taking.trainer.lightning_module.named_parameters()}
-    return [
-        {
-            "groups": [[names[p] for p in group["params"]] for group in optimizer.param_groups],
-            # The step of most optimizers, wherever the parameters are.
-            "on_host": sorted(
-                {
-                    key
-                    for values in optimizer.state.values()
-                    for key, value in values.items()
-                    if isinstance(value, torch.Tensor) and value.is_cpu
-                }
-            ),
-        }
-        for optimizer in taking.trainer.optimizers
-    ]
+    """The rest is in the checkpoint's own states."""
+    return parts.take_optimizers(taking.trainer.optimizers, _parameters(taking.trainer))
 
 
 def _give_optimizers(giving: Giving, saved: Any) -> None:
-    """By name. Not load_state_dict: it casts to the parameter's dtype and refuses other groups."""
-    params = dict(giving.trainer.lightning_module.named_parameters())
-    states = giving.stock["optimizer_states"]
-    for optimizer, row, state in zip(giving.trainer.optimizers, saved, states, strict=True):
-        members = [[params[name] for name in names] for names in row["groups"]]
-        live = optimizer.param_groups
-        del live[len(members) :]
-        live += [{} for _ in range(len(members) - len(live))]
-        for group, own, of_group in zip(live, state["param_groups"], members, strict=True):
-            values = {key: _where(group.get(key), v) for key, v in own.items() if key != "params"}
-            group.clear()
-            group.update({**values, "params": of_group})
-        ordered = [param for of_group in members for param in of_group]
-        optimizer.state.clear()
-        for index, values in state["state"].items():
-            param = ordered[index]
-            optimizer.state[param] = {
-                key: value if key in row["on_host"] else _where(param, value)
-                for key, value in values.items()
-            }
-
-
-def _where(beside: Any, value: Any) -> Any:
-    """The value on the device of what it belongs to."""
-    if isinstance(value, torch.Tensor) and isinstance(beside, torch.Tensor):
-        return value.to(beside.device)
-    return value
+    states, trainer = giving.stock["optimizer_states"], giving.trainer
+    parts.give_optimizers(trainer.optimizers, saved, states, _parameters(trainer))
 
 
 def _take_buffers(taking: Taking) -> dict[str, Any]:
     known = taking.stock["state_dict"]
-    named = taking.trainer.lightning_module.named_buffers()
-    return {name: taking.enc(b.detach()) for name, b in named if name not in known}
+    return parts.take_buffers(_modules(taking.trainer), taking.enc, known)
 
 
 def _give_buffers(giving: Giving, saved: Any) -> None:
-    buffers = dict(giving.trainer.lightning_module.named_buffers())
-    with torch.no_grad():
-        for name, value in saved.items():
-            buffers[name].copy_(giving.dec(value))
-
-
-def _take_parameters(taking: Taking) -> dict[str, list[int]]:
-    named = taking.trainer.lightning_module.named_parameters()
-    return {name: list(p.shape) for name, p in named}
-
-
-def _take_requires_grad(taking: Taking) -> dict[str, bool]:
-    return {n: p.requires_grad for n, p in taking.trainer.lightning_module.named_parameters()}
-
-
-def _give_requires_grad(giving: Giving, saved: Any) -> None:
-    for name, p in giving.trainer.lightning_module.named_parameters():
-        p.requires_grad_(saved[name])
+    parts.give_buffers(_modules(giving.trainer), giving.dec, saved)
 
 
 def _take_gradients(taking: Taking) -> dict[str, Any]:
@@ -356,12 +293,11 @@ def _take_gradients(taking: Taking) -> dict[str, Any]:
     reads = type(module).on_before_zero_grad is not L.LightningModule.on_before_zero_grad
     if not (reads or not module.automatic_optimization or fit._should_accumulate()):
         return {}
-    return {n: taking.enc(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+    return parts.take_gradients(_parameters(taking.trainer), taking.enc)
 
 
 def _give_gradients(giving: Giving, saved: Any) -> None:
-    for name, p in giving.trainer.lightning_module.named_parameters():
-        p.grad = giving.dec(saved[name]) if name in saved else None
+    parts.give_gradients(_parameters(giving.trainer), giving.dec, saved)
 
 
 def callbacks_with_state(trainer: L.Trainer) -> dict[str, L.Callback]:
@@ -377,13 +313,11 @@ def callbacks_with_state(trainer: L.Trainer) -> dict[str, L.Callback]:
 
 
 def _take_callbacks(taking: Taking) -> dict[str, Any]:
-    return {n: taking.enc.attributes(c) for n, c in callbacks_with_state(taking.trainer).items()}
+    return parts.take_attributes(callbacks_with_state(taking.trainer), taking.enc)
 
 
 def _give_callbacks(giving: Giving, saved: Any) -> None:
-    for name, callback in callbacks_with_state(giving.trainer).items():
-        if name in saved:
-            giving.dec.attributes(callback, saved[name])
+    parts.give_attributes(callbacks_with_state(giving.trainer), giving.dec, saved)
 
 
 def _take_momenta(taking: Taking) -> dict[str, dict[str, Any]]:
@@ -412,14 +346,12 @@ def _give_data(giving: Giving, saved: Any) -> None:
 
 
 def _take_modules(taking: Taking) -> dict[str, Any]:
-    named = taking.trainer.lightning_module.named_modules()
-    return {name: taking.enc.attributes(m) for name, m in named}
+    return parts.take_attributes(parts.named_modules(_modules(taking.trainer)), taking.enc)
 
 
 def _give_modules(giving: Giving, saved: Any) -> None:
-    for name, module in giving.trainer.lightning_module.named_modules():
-        if name in saved:
-            giving.dec.attributes(module, saved[name])
+    named = parts.named_modules(_modules(giving.trainer))
+    parts.give_attributes(named, giving.dec, saved)
 
 
 def _take_logged(taking: Taking) -> dict[str, Any]:
@@ -432,7 +364,11 @@ def _give_logged(giving: Giving, saved: Any) -> None:
 
 
 PARTS: Final[tuple[Part, ...]] = (
-    Part("parameters", _take_parameters, lambda _giving, _saved: None),  # for ``check`` alone
+    Part(  # for ``check`` alone
+        "parameters",
+        lambda taking: parts.take_shapes(_parameters(taking.trainer)),
+        lambda _giving, _saved: None,
+    ),
     Part("datamodule", None, _datamodule),
     Part("model", None, _model),
     Part("callback states", None, _callback_states),
@@ -448,7 +384,11 @@ PARTS: Final[tuple[Part, ...]] = (
         lambda giving, _: remake_loaders(giving.trainer, giving.exact["positions"]),
     ),
     Part("buffers", _take_buffers, _give_buffers),
-    Part("requires_grad", _take_requires_grad, _give_requires_grad),
+    Part(
+        "requires_grad",
+        lambda taking: parts.take_requires_grad(_parameters(taking.trainer)),
+        lambda giving, saved: parts.give_requires_grad(_parameters(giving.trainer), saved),
+    ),
     Part("gradients", _take_gradients, _give_gradients),
     Part("callback attributes", _take_callbacks, _give_callbacks),
     Part("averaging momenta", _take_momenta, _give_momenta),

@@ -134,6 +134,7 @@ async def test_json_is_the_data_of_the_reply(tmp_path: Path, runtime: Path) -> N
         (["test", "--label", "final"], {"label": "final"}),
         (["note", "text", "--step", "7"], {"text": "text", "step": 7}),
         (["set", "after_fit", "hold"], {"path": "after_fit", "value": "hold"}),
+        (["resume", "lr"], {"path": "lr", "release": True}),
         (["undo"], {}),
         (["undo", "r-1", "--restore"], {"request_id": "r-1", "restore": True}),
         (["extend", "--epochs", "30"], {"max_epochs": 30}),

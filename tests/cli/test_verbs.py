@@ -202,3 +202,9 @@ SESSION: dict[str, Any] = {
 )
 def test_a_state_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
     assert state_sentence(SESSION | change, 1000.0 + 3 * 3600) == sentence
+
+
+def test_a_released_value_is_said_with_what_holds_now() -> None:
+    data = {"path": "lr", "old": 0.5, "new": 0.1, "applied_step": 7}
+    said = sentences.resumed("digits", data, {})
+    assert said == "Gave lr of digits back to the script: 0.5 → 0.1, applied at step 7"

@@ -29,6 +29,10 @@ def paused(name: str, data: Any, session: Mapping[str, Any]) -> str:
 
 
 def resumed(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- the table's shape
+    if "path" in data:
+        change = f"{number(data.get('old'))} → {number(data.get('new'))}"
+        step = number(data.get("applied_step"))
+        return f"Gave {data['path']} of {name} back to the script: {change}, applied at step {step}"
     if data.get("changed") is False:
         return f"{name} was training already, at step {number(data.get('step'))}"
     return f"Resumed {name} at step {number(data.get('step'))}"

@@ -99,6 +99,11 @@ def _set(given: Payload) -> tuple[str, Payload]:
     return "set_param", given
 
 
+def _resume(given: Payload) -> tuple[str, Payload]:
+    """With a name it is a value that goes on as the script has it."""
+    return ("set_param", {**given, "release": True}) if given else ("resume", {})
+
+
 def _roll_back(given: Payload) -> tuple[str, Payload]:
     """A number is a step, what looks like a file is one, all else is a checkpoint's id."""
     to = str(given["to"])
@@ -129,7 +134,12 @@ VERBS: Final[tuple[Verb, ...]] = (
         "pause", "pause", "Hold the run after the batch; it saves a checkpoint.", sentences.paused,
         (Arg("reason", "Why, for the record.", ("--reason",)), _AT_STEP),
     ),
-    Verb("resume", "resume", "Let a held run go on.", sentences.resumed),
+    Verb(
+        "resume", "resume", "Let a held run go on; with NAME, give that value back to the script.",
+        sentences.resumed,
+        (Arg("path", "A value that was set: otf resume lr.", shown="NAME", required=False),),
+        request=_resume,
+    ),
     Verb("save", "save_ckpt", "Save a checkpoint.", sentences.saved),
     Verb(
         "validate", "validate_now", "Run the validation loop now.", sentences.validated,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -70,6 +70,16 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
+
+
+def of_kernels(device: torch.device, allowed: str) -> Iterator[str]:
+    """Why the kernels of this device make a resume inexact.
+
+    Args:
+        allowed: how they are made deterministic there.
+    """
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        yield f"kernels of CUDA may not be deterministic ({allowed})"
 
 
 def refuse_elsewhere(

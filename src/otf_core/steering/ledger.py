@@ -165,6 +165,9 @@ class Ledger:
         ceilings: key -> what its scaled values are cut to.
     """
 
+    # A change under a schedule scales what remains of it, unless somebody asks otherwise.
+    default_mode: Mode = "scale"
+
     def __init__(self, ceilings: Mapping[str, float]) -> None:
         self._ceilings = ceilings
         self._edits: dict[Slot, Edit] = {}
@@ -185,6 +188,10 @@ class Ledger:
         edit = self._edits.get(slot)
         return edit if edit and slot.exists() and edit.stands(slot.raw()) else None
 
+    def used(self, slot: Slot) -> Raw:
+        """What the next step uses."""
+        return slot.raw()
+
     def put(self, asked: Mapping[Slot, tuple[Mode, float]]) -> None:
         """Edit these slots; a slot that was edited keeps its shadow.
 
@@ -202,16 +209,17 @@ class Ledger:
         self._write(made)
 
     def put_back(self, before: Mapping[Slot, Edit | None]) -> None:
-        """Undo: these slots get the edit that they had, on the schedule as it is now."""
+        """These slots get the edit that they had, or none, on the schedule as it is now."""
         self._sweep(before)
         made: dict[Slot, Edit] = {}
         freed: list[tuple[Slot, Raw]] = []
         for slot, edit in before.items():
-            now = self._edits.pop(slot)
+            now = self._edits.pop(slot, None)
+            shadow = now.shadow if now is not None else detached(slot.raw())
             if edit is None:
-                freed.append((slot, now.shadow))
+                freed.append((slot, shadow))
             else:
-                made[slot] = dataclasses.replace(edit, shadow=now.shadow)
+                made[slot] = dataclasses.replace(edit, shadow=shadow)
         for slot, shadow in freed:
             slot.write(shadow)
         self._edits.update(made)

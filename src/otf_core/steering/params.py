@@ -24,7 +24,7 @@ from torch.optim import Optimizer, RMSprop
 
 from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
 from otf_core.protocol import SetParam
-from otf_core.steering.ledger import Edit, Ledger, Mode, Slot, on_host
+from otf_core.steering.ledger import Edit, Ledger, Loss, Mode, Raw, Slot, on_host
 
 Owner: TypeAlias = Literal["optimizer", "scheduler", "trainer", "data", "model", "user"]
 Value: TypeAlias = float | int | bool | str | None
@@ -59,7 +59,7 @@ PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
 )
 # The bounds hold for what a scaled schedule comes to later as well, when nobody looks: a cycle's
 # 0.8 set to 0.9 would take its 0.95 above 1, and a warm-up caught at 1e-8 can be scaled by 1e5.
-_CEILINGS: Final = {name: PARAMS[name].high for name in ("lr", "momentum", "beta1")}
+CEILINGS: Final = {name: PARAMS[name].high for name in ("lr", "momentum", "beta1")}
 CLIP_MAX: Final = 1000.0  # 0 is no clipping; above a norm of 1,000 nothing is clipped in practice
 
 _ONE: Final = re.compile(r"optim\.(0|[1-9]\d{0,5})\.groups\.(0|[1-9]\d{0,5})\.(\w+)")
@@ -112,7 +112,7 @@ class AppliedParam:
         old, new: read back from where the training reads them.
         owner, mode: a list only where the groups differ.
         until: the step at which something is known to write it again; None: nothing is.
-        undo: for ``Steering.undo``.
+        undo, released: for ``Steering.undo``.
     """
 
     path: str
@@ -125,13 +125,14 @@ class AppliedParam:
     undo: Mapping[Slot, Edit | None] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
+    released: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     def to_wire(self) -> dict[str, Any]:
         """The reply's data."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "undo"
+            if field.name not in ("undo", "released")
         }
 
 
@@ -148,12 +149,35 @@ class Overwritten:
     step: int
 
 
-class Steering:
-    """Lists and sets what can be steered in a run; training thread only, at a safe point."""
+class Edits(Protocol):
+    """How edits of parameter groups are made to last; ``Ledger`` is one."""
 
-    def __init__(self, tunable: Tunable) -> None:
+    default_mode: Mode
+
+    def __bool__(self) -> bool: ...
+    def __iter__(self) -> Iterator[Slot]: ...
+    def get(self, slot: Slot) -> Edit | None: ...
+    def used(self, slot: Slot) -> Raw: ...
+    def put(self, asked: Mapping[Slot, tuple[Mode, float]]) -> None: ...
+    def put_back(self, before: Mapping[Slot, Edit | None]) -> None: ...
+    def losses(self) -> builtins.list[Loss]: ...
+    def state(self) -> dict[Slot, dict[str, Any]]: ...
+    def load(self, state: Mapping[Slot, Mapping[str, Any]]) -> None: ...
+    def intercepts(self, scheduler: Any) -> bool: ...
+    def intercept(self, scheduler: Any, optimizer: Optimizer) -> None: ...
+    def close(self) -> None: ...
+
+
+class Steering:
+    """Lists and sets what can be steered in a run; training thread only, at a safe point.
+
+    Args:
+        edits: how they last; by default scheduler steps are led through a ``Ledger``.
+    """
+
+    def __init__(self, tunable: Tunable, edits: Edits | None = None) -> None:
         self._tunable = tunable
-        self._ledger = Ledger(_CEILINGS)
+        self._ledger: Edits = Ledger(CEILINGS) if edits is None else edits
         self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
         self._script: dict[str, Value] = {}  # path of a knob -> what the script has there
         self._added: dict[str, Knob] = {}
@@ -183,7 +207,8 @@ class Steering:
             {
                 "path": path,
                 "kind": "float",
-                "value": _agreed([read(slot.raw()) for slot in slots]),
+                "value": _agreed([read(self._ledger.used(slot)) for slot in slots]),
+                **self._scripts_own(slots, read),
                 "pending": waiting.get(path),
                 "min": PARAMS[slots[0].key].low,
                 "max": PARAMS[slots[0].key].high,
@@ -207,6 +232,16 @@ class Steering:
             )
         return rows
 
+    def _scripts_own(
+        self, slots: Sequence[Slot], read: Callable[[Any], float | None]
+    ) -> dict[str, Any]:
+        """What script and schedule by themselves would use, where an edit stands."""
+        edits = [self._ledger.get(slot) for slot in slots]
+        if not any(edits):
+            return {}
+        own = [e.shadow if e else slot.raw() for e, slot in zip(edits, slots, strict=True)]
+        return {"script": _agreed([read(value) for value in own])}
+
     def check(self, request: SetParam, step: int) -> None:
         """Refuse what cannot be applied; changes nothing and waits for no device.
 
@@ -222,7 +257,9 @@ class Steering:
                 ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step}
             )
         knob = self._knobs().get(request.path)
-        if knob is not None:
+        if request.release:
+            self._plan_release(request, knob)
+        elif knob is not None:
             self._plan_knob(request, knob)
         else:
             self._plan(request, on_host)
@@ -230,6 +267,8 @@ class Steering:
     def apply(self, request: SetParam, step: int) -> AppliedParam:
         """Set it now, whatever ``at_step`` says; all of it, or nothing and a CommandError."""
         knob = self._knobs().get(request.path)
+        if request.release:
+            return self._release(request, knob, step)
         if knob is not None:
             return self._set_knob(request.path, knob, self._plan_knob(request, knob), step)
         asked = self._plan(request, float)
@@ -238,7 +277,7 @@ class Steering:
             slot: edit and dataclasses.replace(edit)
             for slot, edit in ((slot, self._ledger.get(slot)) for slot in asked)
         }
-        old = [float(slot.raw()) for slot in asked]
+        old = [float(self._ledger.used(slot)) for slot in asked]
         self._ledger.put(asked)
         return self._applied(request.path, old, before, step, [m for m, _ in asked.values()])
 
@@ -252,17 +291,63 @@ class Steering:
             knob = self._knobs()[applied.path]
             return self._set_knob(applied.path, knob, applied.old, step)
         lost = [slot for slot in applied.undo if self._ledger.get(slot) is None]
-        if lost:
+        if lost and not applied.released:
             detail = (
                 f"{applied.path} was asked to be put back, {self._path(lost[0])} has been written "
                 "by the training script since; allowed: to set it anew."
             )
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        old = [float(slot.raw()) for slot in applied.undo]
+        old = [float(self._ledger.used(slot)) for slot in applied.undo]
         self._ledger.put_back(applied.undo)
         modes = [edit.mode if edit else "override" for edit in applied.undo.values()]
         before = dict.fromkeys(applied.undo)
         return self._applied(applied.path, old, before, step, modes)
+
+    def _plan_release(self, request: SetParam, knob: Knob | None) -> builtins.list[Slot]:
+        """The slots that are to be the script's again; none for a knob.
+
+        Raises:
+            CommandError: nothing is held there, or more than the release was asked.
+        """
+        given = [
+            name
+            for name, value, unset in (
+                ("value", request.value, msgspec.UNSET),
+                ("mul", request.mul, msgspec.UNSET),
+                ("mode", request.mode, None),
+            )
+            if value is not unset
+        ]
+        if given:
+            detail = (
+                f"{request.path} was asked to be released with {', '.join(given)}; allowed: none."
+            )
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="release")
+        if knob is not None:
+            slots, held = [], request.path in self._held
+        else:
+            slots = [s for s in self._find(request.path) if self._ledger.get(s) is not None]
+            held = bool(slots)
+        if not held:
+            detail = (
+                f"{request.path} was asked to be released; nothing is set there, it is as the "
+                "script has it."
+            )
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        return slots
+
+    def _release(self, request: SetParam, knob: Knob | None, step: int) -> AppliedParam:
+        """Give it back to the script, as the script and its schedule have it by now."""
+        slots = self._plan_release(request, knob)
+        if knob is not None:
+            applied = self._set_knob(request.path, knob, self._script.pop(request.path), step)
+            del self._held[request.path]
+            return applied
+        before = {s: dataclasses.replace(e) for s in slots if (e := self._ledger.get(s))}
+        old = [float(self._ledger.used(slot)) for slot in slots]
+        self._ledger.put_back(dict.fromkeys(slots))
+        applied = self._applied(request.path, old, before, step, [e.mode for e in before.values()])
+        return dataclasses.replace(applied, released=True)
 
     def watch(self, step: int) -> builtins.list[Overwritten]:
         """What the script has written over since the last call; cheap, and free without edits.
@@ -326,7 +411,7 @@ class Steering:
         modes: Sequence[Mode],
     ) -> AppliedParam:
         owners = ["scheduler" if self._is_scheduled(slot) else "optimizer" for slot in before]
-        new = [float(slot.raw()) for slot in before]
+        new = [float(self._ledger.used(slot)) for slot in before]
         several = len(new) > 1
         return AppliedParam(
             path,
@@ -402,7 +487,7 @@ class Steering:
         param = PARAMS[slots[0].key]
         plan: dict[Slot, tuple[Mode, float]] = {}
         for slot in slots:
-            old = read(slot.raw())
+            old = read(self._ledger.used(slot))
             # A value that is not read stands as 0, so that only the factor is checked.
             value = _number(request, 0.0 if old is None else old, param.low, param.high)
             self._check_optimizer(request, slot, value)
@@ -417,12 +502,13 @@ class Steering:
     ) -> Mode:
         # A factor of 1e308 or more is no factor: a warm-up that starts all but at 0.
         possible = shadow is None or (shadow != 0 and math.isfinite(value / shadow))
-        if not self._is_scheduled(slot):
+        holds = self._ledger.default_mode == "override"  # then whoever writes it can be scaled
+        if not (holds or self._is_scheduled(slot)):
             found = f"no scheduler owns {self._path(slot)}"
         elif not possible:
             found = f"the schedule of {self._path(slot)} stands at {shadow}"
         else:
-            return request.mode or ("override" if old == 0 else "scale")
+            return request.mode or ("override" if old == 0 else self._ledger.default_mode)
         if request.mode == "scale":
             detail = f"{request.path} was asked to scale its schedule, {found}; allowed: override."
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["override"])

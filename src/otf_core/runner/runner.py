@@ -1,0 +1,309 @@
+"""Runner: fit, validate and test for a module with Lightning's hooks, or for plain pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from otf_core.runner.hooks import framework_base, names_parameter, overridden
+from otf_core.runner.module import attached
+from otf_core.runner.optim import optimizers_to
+from otf_core.runner.options import Options
+from otf_core.runner.plain import PlainModule, TrainingStep
+from otf_core.runner.progress import ProgressBar, wanted
+from otf_core.runner.refusals import (
+    ARGUMENTS,
+    CALLS,
+    RunnerError,
+    refuse,
+    refuse_arguments,
+)
+from otf_core.runner.run import Run, device_of, modules_of
+from otf_core.state.rng import parked_rng
+
+REMOVED = ("training_epoch_end", "validation_epoch_end", "test_epoch_end")
+
+
+class Runner:
+    """Trains a LightningModule, any object with its hooks, or a model with an optimizer and a loss.
+
+    What it does is bit for bit what Lightning 2.6 does with the same module; what it does not is
+    in ``refusals.REFUSALS``, and is refused by name.
+
+    Args:
+        callbacks: of ``RunnerCallback``.
+        options: the fields of ``Options``: ``max_epochs``, ``max_steps``, ``device``,
+            ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val`` …
+
+    Raises:
+        RunnerUnsupportedError: an argument of Lightning's Trainer that the Runner has not got.
+        RunnerError: a value that is out of range.
+    """
+
+    def __init__(self, *, callbacks: Any = (), **options: Any) -> None:
+        names = {field.name for field in dataclasses.fields(Options)}
+        others = {name: value for name, value in options.items() if name not in names}
+        refuse_arguments(others, ARGUMENTS, "Runner")
+        self.options = Options(**options)
+        self.callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        for callback in self.callbacks:
+            if framework_base(callback) is not None:
+                refuse("Lightning callback", type(callback).__name__)
+        self.run: Run | None = None
+        self._fitted: Run | None = None
+
+    def fit(
+        self,
+        model: Any,
+        *,
+        datamodule: Any = None,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+        optimizer: Any = None,
+        loss_fn: Callable[..., Any] | None = None,
+        scheduler: Any = None,
+        training_step: TrainingStep | None = None,
+        **others: Any,
+    ) -> None:
+        """Train; on the training thread.
+
+        Args:
+            model: with ``training_step`` and ``configure_optimizers``; or any model, with
+                ``optimizer=`` and ``loss_fn=`` or ``training_step=(model, batch, batch_idx)``.
+            datamodule: or loaders, or the hooks of the model for them.
+            test_loader: for a test that is asked for meanwhile.
+
+        Raises:
+            RunnerUnsupportedError: something that the Runner does not do.
+            RunnerError: what was given does not go together.
+        """
+        refuse_arguments(others, CALLS, "fit")
+        if self._fitted is not None:
+            refuse("second fit")
+        pieces = (optimizer, loss_fn, scheduler, training_step)
+        loaders = {
+            "train_dataloader": train_loader,
+            "val_dataloader": val_loader,
+            "test_dataloader": test_loader,
+        }
+        module = _module(model, *pieces)
+        run = self._fitted = self._new(module, "fit", datamodule, loaders)
+        self._execute(run, lambda: _fit(run))
+
+    def validate(
+        self, model: Any = None, *, datamodule: Any = None, val_loader: Any = None, **others: Any
+    ) -> list[dict[str, Any]]:
+        """Validate; what was logged, as numbers, of each loader. Raises as fit does."""
+        refuse_arguments(others, CALLS, "validate")
+        return self._evaluate("validate", model, datamodule, {"val_dataloader": val_loader})
+
+    def test(
+        self, model: Any = None, *, datamodule: Any = None, test_loader: Any = None, **others: Any
+    ) -> list[dict[str, Any]]:
+        """Test; what was logged, as numbers, of each loader. Raises as fit does."""
+        refuse_arguments(others, CALLS, "test")
+        return self._evaluate("test", model, datamodule, {"test_dataloader": test_loader})
+
+    def predict(self, *_: Any, **__: Any) -> NoReturn:
+        """Is refused."""
+        refuse("predict")
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """What was logged last, by name; empty before the first run."""
+        return self.run.callback_metrics if self.run is not None else {}
+
+    def _evaluate(
+        self, fn: str, model: Any, datamodule: Any, loaders: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        fitted = self._fitted
+        if fitted is not None and model in (None, getattr(fitted.module, "model", None)):
+            model = fitted.module
+            if datamodule is None and not any(v is not None for v in loaders.values()):
+                datamodule, loaders = fitted.datamodule, fitted.given_loaders
+        if model is None:
+            msg = f"{fn} was asked without a model, and nothing was fitted; allowed: {fn}(model)"
+            raise RunnerError(msg)
+        counters = fitted.counters if fitted is not None else None
+        run = self._new(model, fn, datamodule, loaders, counters)
+        loop = run.validation if fn == "validate" else run.testing
+        if loop.step_name not in run.hooks:
+            msg = f"{fn} was asked, but {type(model).__name__} has no {loop.step_name}"
+            raise RunnerError(msg)
+        results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
+        return [{name: value.item() for name, value in part.items()} for part in results]
+
+    def _new(
+        self,
+        module: Any,
+        fn: str,
+        datamodule: Any,
+        loaders: dict[str, Any],
+        counters: Any = None,
+    ) -> Run:
+        given = [name for name, loader in loaders.items() if loader is not None]
+        if datamodule is not None and set(given) - {"test_dataloader"}:
+            msg = f"{fn} was given a datamodule and loaders; allowed: one of them"
+            raise RunnerError(msg)
+        run = self.run = Run(
+            self.options,
+            module,
+            fn=fn,
+            datamodule=datamodule,
+            loaders=loaders,
+            counters=counters,
+        )
+        bar = [ProgressBar()] if fn == "fit" and wanted(self.options.progress) else []
+        run.listen([*self.callbacks, *bar])
+        return run
+
+    def _execute(self, run: Run, work: Callable[[], Any]) -> Any:
+        home = device_of(run.parts)
+        with attached(run):
+            try:
+                result = self._between_hooks(run, work, home)
+            except BaseException as exception:
+                for listener in run.listeners.get("on_exception", ()):
+                    listener(run, exception)
+                if "on_exception" in run.data_hooks:
+                    run.data_hooks["on_exception"](exception)
+                _leave_device(run, home)
+                raise
+        return result
+
+    def _between_hooks(self, run: Run, work: Callable[[], Any], home: torch.device) -> Any:
+        check(run)
+        stage = run.fn
+        for name in ("prepare_data", "setup"):
+            arguments = {"stage": stage} if name == "setup" else {}
+            if name == "setup":
+                _say_device(run)
+            if name in run.data_hooks:
+                run.data_hooks[name](**arguments)
+            run.hook(name, **arguments)
+        if "configure_model" in run.hooks:
+            with run.device:
+                run.hook("configure_model")
+        run.parts = modules_of(run.module)
+        run.find_hooks()
+        _enter_device(run)
+        if stage == "fit":
+            run.configure_optimizers()
+            run.hook("on_fit_start")
+        run.zero_grad()
+        result = work()
+        _leave_device(run, home)
+        if stage == "fit":
+            run.hook("on_fit_end")
+        if "teardown" in run.data_hooks:
+            run.data_hooks["teardown"](stage=stage)
+        run.hook("teardown", stage=stage)
+        return result
+
+
+def _module(
+    model: Any,
+    optimizer: Any,
+    loss_fn: Any,
+    scheduler: Any,
+    training_step: Any,
+) -> Any:
+    """The object with hooks: the model, or what plain pieces make of it."""
+    own = overridden(model, "training_step") is not None
+    pieces = [optimizer, loss_fn, scheduler, training_step]
+    if not any(piece is not None for piece in pieces):
+        return model
+    if own:
+        msg = (
+            f"{type(model).__name__} has a training_step, and was given optimizer=, loss_fn=, "
+            "scheduler= or training_step= as well; allowed: its hooks or plain pieces"
+        )
+        raise RunnerError(msg)
+    return PlainModule(model, optimizer, loss_fn, training_step, scheduler)
+
+
+def _fit(run: Run) -> None:
+    with parked_rng():
+        if run.validation.enabled and run.num_sanity_val_steps > 0:
+            with run.in_stage("sanity"):
+                run.validation.evaluate()
+                run.book.reset_results()
+                run.book.forget()
+    run.fit_loop.fit()
+
+
+def check(run: Run) -> None:
+    """Refuse at the start what can be seen there.
+
+    Raises:
+        RunnerUnsupportedError: by its name.
+        RunnerError: a hook is missing that the Runner cannot do without.
+    """
+    module, name = run.module, type(run.module).__name__
+    original = getattr(module, "_orig_mod", None)
+    if original is not None and framework_base(original) is not None:
+        refuse("compiled LightningModule")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        world_size = torch.distributed.get_world_size()
+        if world_size > 1:
+            refuse("several processes", f"found {world_size}")
+    for hook in (*REMOVED, "configure_sharded_model"):
+        if overridden(module, hook) is not None:
+            refuse(hook, name)
+    steps = [
+        run.hooks[s] for s in ("training_step", "validation_step", "test_step") if s in run.hooks
+    ]
+    for parameter in ("dataloader_iter", "optimizer_idx"):
+        if any(names_parameter(step, parameter) for step in steps):
+            refuse(parameter, name)
+    if found := run.hook("configure_callbacks"):
+        refuse("configure_callbacks", f"{name} returned {found!r}")
+    if run.fn != "fit":
+        return
+    if not run.automatic:
+        if run.gradient_clip_val:
+            refuse("clipping by hand")
+        if run.accumulate_grad_batches != 1:
+            refuse("accumulation by hand")
+    for hook in ("training_step", "configure_optimizers"):
+        if hook not in run.hooks:
+            msg = (
+                f"fit was asked, but {name} has no {hook}; allowed: a module with training_step "
+                "and configure_optimizers, or optimizer= and loss_fn= or training_step="
+            )
+            raise RunnerError(msg)
+    if not run.has_loader("train_dataloader"):
+        msg = f"fit was asked, but nobody has a loader to train with; allowed: train_loader=, or the hook train_dataloader of {name} or of the data module"  # noqa: E501
+        raise RunnerError(msg)
+
+
+def _say_device(run: Run) -> None:
+    """Lightning's modules know in setup which device they will be on."""
+    for part in run.parts:
+        for module in part.modules():
+            if any(kind.__name__ == "_DeviceDtypeModuleMixin" for kind in type(module).__mro__):
+                vars(module)["_device"] = run.device
+
+
+def _enter_device(run: Run) -> None:
+    if run.device.type == "cuda":
+        torch.cuda.set_device(run.device)
+    for part in run.parts:
+        part.to(run.device)
+
+
+def _leave_device(run: Run, home: torch.device) -> None:
+    """Back to where the model came from."""
+    if home != run.device:
+        optimizers_to(run.optimizers, home)
+        for part in run.parts:
+            part.to(home)
+    for loop in (run.validation, run.testing):
+        loop.teardown()
+    run.fit_loop.batches.end()
+    run.book.to_cpu()
+    run.enter(None)

@@ -1,0 +1,339 @@
+"""Sees a script's steps, and meets it between two of them; training thread only.
+
+Rule 1: a *step* is all that was trained between two safe points: two optimizers on one batch, or
+an accumulation with its micro-batches, are one.
+Rule 2: the safe point is before the next ``next(loader)``, or, where no loader drives the loop, at
+the head of the loop that encloses the step. Nothing of the script is half way there.
+Rule 3: only the thread that first stepped is served; a forked child never is.
+Rule 4: torch's functions are the originals again when ``attached`` ends.
+"""
+
+# ruff: noqa: SLF001 -- the private names of torch and sys are listed in PRIVATE
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import CodeType, FrameType
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import torch
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from otf_core.script import marks
+from otf_core.script.run import is_ours
+from otf_core.transport import at_fork
+
+# What is used beyond the documentation: owner -> names.
+PRIVATE: Final = {
+    "torch.utils.data.dataloader": ("_BaseDataLoaderIter",),
+    "_BaseDataLoaderIter": ("_dataset", "_index_sampler", "_num_yielded"),
+    "sys": ("_getframe",),
+}
+
+# More optimizer steps than this on one batch, and the loader is not what drives the loop: one
+# batch taken out and trained on for ever, or all batches collected first. WGAN's critic takes 5.
+MAX_STEPS_PER_BATCH: Final = 8
+
+Kind = Literal["loader", "head"]
+
+
+class Place(NamedTuple):
+    """A line in a living frame; by id, since a reference would keep its tensors alive."""
+
+    frame_id: int
+    code: CodeType
+    line: int
+
+
+class Control(Protocol):
+    """What stands behind the driver; called on the training thread."""
+
+    def begins(self, frame: FrameType) -> None:
+        """Something is about to be trained for the first time: gradients are there."""
+
+    def before_step(self, optimizer: Optimizer, *, nested: bool) -> None:
+        """Its gradients are complete; nested: it steps inside the step of another one (SAM)."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """It has stepped, or raised some time ago; the inner one first."""
+
+    def fetching(self) -> None:
+        """A batch of the loader is about to be fetched."""
+
+    def fed(self, batch: Any) -> None:
+        """It is there."""
+
+    def safe_point(self, frame: FrameType) -> None:
+        """Between two steps; ``frame`` is the one that asks for the next batch or has the loop."""
+
+
+class Resume(Protocol):
+    """What waits for the place from which a run goes on."""
+
+    def arrived(self, frame: FrameType) -> bool:
+        """Whether this is the place: the script asks for a batch, or is at the head of a loop."""
+
+    def refuse(self, what: str) -> None:
+        """Something trains before the place was reached; must raise."""
+
+
+class ScriptDriver:
+    """Counts steps, and tells ``control`` of them.
+
+    Args:
+        say: one sentence for the person; never on stdout, which is the script's.
+    """
+
+    def __init__(self, control: Control, say: Callable[[str], None]) -> None:
+        self.step = 0  # finished rounds: all that was trained between two safe points is one
+        self.optimizer_steps = 0
+        self.loss: torch.Tensor | None = None  # of the last backward; read it as late as possible
+        self.optimizers: list[Optimizer] = []  # in the order of their first step
+        self.kind: Kind | None = None  # of the safe point, once known
+        self.passes = 0  # over the loader that is trained on, begun
+        self.resume: Resume | None = None  # set before the script begins
+        self._control, self._say = control, say
+        self._thread_id: int | None = None
+        self._inside: list[Optimizer] = []  # optimizers that step inside one another (SAM)
+        self._since_batch: dict[int, int] = {}
+        self._fed = False  # the last answer of a loader was a batch, not its end
+        self._feeding: Callable[[], _BaseDataLoaderIter | None] = _nothing  # it came from there
+        self._dataset_id: int | None = None  # of the loader that is trained on
+        self._trained = False
+        self._by_backward = False  # a script without any optimizer
+        self._stepped_at: list[Place] = []
+        at_fork(self._leave_child_alone)
+
+    @property
+    def trained(self) -> bool:
+        """Whether something was trained since the last safe point."""
+        return self._trained
+
+    @property
+    def feeding(self) -> _BaseDataLoaderIter | None:
+        """The iterator that the batch came from which was trained on last."""
+        return self._feeding()
+
+    @property
+    def thread_id(self) -> int | None:
+        """Of the thread that trains; None before the first step."""
+        return self._thread_id
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Put the hooks in, and take them out again; torch is as before afterwards."""
+        next_batch = _BaseDataLoaderIter.__next__
+        backward: Callable[..., None] = torch.Tensor.backward
+
+        def __next__(it: _BaseDataLoaderIter) -> object:  # noqa: N807 -- the name in a traceback
+            if self._trained:
+                if self.kind == "loader" and self._is_mine():
+                    self._arrive(sys._getframe(1))
+            elif self.resume is not None:
+                self._look_for_place(sys._getframe(1))
+            self._since_batch.clear()
+            self._fed = False
+            if self._inside and self._is_mine():
+                self._forget_inside()
+            mine = torch.is_grad_enabled() and self._thread_id in (None, threading.get_ident())
+            if mine:
+                self._control.fetching()
+            batch = next_batch(it)
+            self._fed = True
+            if mine:
+                self._was_fed(it)
+                self._control.fed(batch)
+            return batch
+
+        def watched_backward(loss: torch.Tensor, *args: object, **kwargs: object) -> None:
+            self._before_backward(loss)
+            backward(loss, *args, **kwargs)
+            if self._by_backward and self._is_mine():
+                self._note_training(sys._getframe(1))
+
+        with ExitStack() as undo:
+            undo.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+            undo.callback(register_optimizer_step_post_hook(self._after_step).remove)
+            undo.callback(setattr, torch.Tensor, "backward", backward)
+            undo.callback(setattr, _BaseDataLoaderIter, "__next__", next_batch)
+            undo.callback(marks.put_in, due=False, head=lambda _first, _last: None)
+            torch.Tensor.backward = watched_backward  # type: ignore[assignment]
+            _BaseDataLoaderIter.__next__ = __next__  # type: ignore[assignment,method-assign]
+            marks.put_in(due=self.resume is not None, head=self._at_head)
+            yield
+
+    def begin_at(self, state: dict[str, Any], optimizers: list[Optimizer]) -> None:
+        """The run goes on as ``state`` says, with this process's optimizers in the same order."""
+        self.step, self.optimizer_steps = state["step"], state["optimizer_steps"]
+        self.kind, self.passes = state["kind"], state["passes"]
+        self._by_backward = state["by_backward"]
+        self.optimizers = optimizers
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed driver has to know; plain values. The optimizers go by their order."""
+        return {
+            "step": self.step,
+            "optimizer_steps": self.optimizer_steps,
+            "kind": self.kind,
+            "passes": self.passes,
+            "by_backward": self._by_backward,
+        }
+
+    def batches_done(self) -> int:
+        """Of the pass that is under way; 0 without a loader."""
+        it = self._feeding()
+        return it._num_yielded if it is not None else 0
+
+    # From torch.
+
+    def _before_step(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        if self._thread_id is None:
+            self._begin(sys._getframe(1), type(optimizer).__name__)
+        if not self._is_mine():
+            return
+        if optimizer in self._inside:  # its last step raised, and the script went on
+            self._forget_inside(self._inside.index(optimizer))
+        nested = bool(self._inside)
+        self._inside.append(optimizer)
+        self._control.before_step(optimizer, nested=nested)
+
+    def _after_step(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        if not self._is_mine() or not self._inside:
+            return
+        self._control.after_step(self._inside.pop())
+        if self._inside:
+            return
+        self.optimizer_steps += 1
+        if not any(known is optimizer for known in self.optimizers):
+            self.optimizers.append(optimizer)
+            if self._by_backward:  # backwards before there was an optimizer were not the training
+                self._by_backward, self.kind = False, self._kind_now()
+        count = self._since_batch[id(optimizer)] = self._since_batch.get(id(optimizer), 0) + 1
+        if self.kind == "loader" and count > MAX_STEPS_PER_BATCH:
+            self.kind, self.step = "head", self.step + count - 1
+            self._say(f"{count} steps on one batch: the loop is met at its head from here on")
+        self._note_training(sys._getframe(1), last=optimizer is self.optimizers[-1])
+
+    def _forget_inside(self, first: int = 0) -> None:
+        while len(self._inside) > first:
+            self._control.after_step(self._inside.pop())
+
+    def _before_backward(self, loss: torch.Tensor) -> None:
+        if self._thread_id is None:
+            if _optimizer_was_made():  # its first step decides; micro-batches may come before it
+                self.loss = loss.detach()
+                return
+            self._by_backward = True
+            self._begin(sys._getframe(2), "backward")
+        if self._is_mine():
+            self.loss = loss.detach()
+
+    def _begin(self, frame: FrameType, what: str) -> None:
+        if self.resume is not None:
+            self.resume.refuse(what)
+        self._thread_id = threading.get_ident()
+        self.kind = self._kind_now()
+        self.passes = 1 if self.kind == "loader" else 0
+        self._control.begins(frame)
+
+    def _kind_now(self) -> Kind:
+        return "loader" if self._fed else "head"
+
+    def _note_training(self, frame: FrameType, *, last: bool = True) -> None:
+        self._trained = True
+        if self.kind == "head":
+            if last:
+                self._stepped_at = list(_places(frame))
+                marks.put_in(due=True)
+        elif self._dataset_id is None and (it := self._feeding()) is not None:
+            self._dataset_id = id(it._dataset)
+
+    def _was_fed(self, it: _BaseDataLoaderIter) -> None:
+        if self._dataset_id is None or self._dataset_id == id(it._dataset):
+            self._feeding = weakref.ref(it)
+            if it._num_yielded == 1 and self._thread_id is not None:
+                self.passes += 1
+
+    # The safe point.
+
+    def _at_head(self, first: int, last: int) -> None:
+        """At the head of a loop: a safe point if the last step was made inside this very loop."""
+        frame = sys._getframe(1)
+        if self.resume is not None:
+            self._look_for_place(frame)
+            return
+        here = (id(frame), frame.f_code)
+        if self._is_mine() and any(
+            (at.frame_id, at.code) == here and first <= at.line <= last for at in self._stepped_at
+        ):
+            self._arrive(frame)
+
+    def _arrive(self, frame: FrameType) -> None:
+        self._trained = False
+        if self.kind == "head":
+            marks.put_in(due=False)
+        self.step += 1
+        self._control.safe_point(frame)
+
+    def _look_for_place(self, frame: FrameType) -> None:
+        assert self.resume is not None
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if self.resume.arrived(frame):
+            self.resume = None
+            marks.put_in(due=False)
+            self._thread_id = threading.get_ident()
+            self._control.safe_point(frame)
+
+    def _is_mine(self) -> bool:
+        """False in a forked worker and on any thread but the first that stepped."""
+        return self._thread_id == threading.get_ident()
+
+    def _leave_child_alone(self) -> None:
+        self._thread_id, self.resume = -1, None
+        marks.put_in(due=False)
+
+
+def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
+    """The script's frames from ``<module>`` to this one, those of libraries among them.
+
+    On a thread of the script's there is no ``<module>``: then from its first frame on.
+    """
+    found: list[FrameType] = []
+    while frame is not None:
+        if not is_ours(frame):
+            found.append(frame)
+        frame = frame.f_back
+    found.reverse()
+    first = next((n for n, each in enumerate(found) if each.f_globals is main), 0)
+    return found[first:]
+
+
+def _places(frame: FrameType | None) -> Iterator[Place]:
+    while frame is not None:
+        yield Place(id(frame), frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+
+
+def _nothing() -> None:
+    return None
+
+
+def _optimizer_was_made() -> bool:
+    """Whether there ever was one in this process: torch wraps the ``step`` of its class then."""
+    waiting = Optimizer.__subclasses__()
+    while waiting:
+        each = waiting.pop()
+        if getattr(vars(each).get("step"), "hooked", False):
+            return True
+        waiting += each.__subclasses__()
+    return False
