@@ -152,16 +152,13 @@ def of_rank(state: dict[str, Any], rank: int) -> dict[str, Any]:
 
 
 def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse a snapshot of another model, or of another number of ranks; nothing is touched.
+    """Refuse a snapshot of another model, framework or number of ranks; nothing is touched.
 
     Raises:
         CommandError: ``bad_payload``, with the names and shapes that differ.
     """
-    exact = (state.get("otf") or {}).get("exact")
-    if not isinstance(exact, Mapping) or exact.get("format") != FORMAT:
-        found = exact.get("format") if isinstance(exact, Mapping) else "none"
-        detail = f"A checkpoint with exact state of format {FORMAT} was asked for, found {found}."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    exact: Any = (state.get("otf") or {}).get("exact")
+    parts.refuse_another_kind(exact, parts.LIGHTNING, FORMAT)
     ranks = 1 + len(state["otf"].get("ranks", ()))
     if ranks != trainer.world_size:
         detail = (

@@ -82,6 +82,20 @@ def with_text(state: Any, settled: Settled) -> Any:
     }
 
 
+def settle_in(exact: dict[str, Any], here: Mapping[str, Given]) -> list[Settled]:
+    """Put this script's text into a snapshot: part of it -> what was given to that part.
+
+    Returns:
+        Where the two differ.
+    """
+    found = []
+    for part, saved in exact.get("given", {}).items():
+        settled = settle(saved, here.get(part, {}))
+        exact[part] = with_text(exact[part], settled)
+        found.append(settled)
+    return found
+
+
 def _of_owner(owner: Any, value: dict[Any, Any], settled: Settled) -> dict[Any, Any]:
     swapped = {
         name: now

@@ -22,6 +22,7 @@ from otf_core.state.plain_values import Decoder, Encoder
 Modules = Mapping[str, nn.Module]
 Params = Mapping[str, torch.Tensor]
 Shapes = Mapping[str, Sequence[int] | None]
+LIGHTNING: Final = "Lightning"  # whose snapshots say no kind
 _TOLD: Final = 5  # of the names that differ
 
 
@@ -57,6 +58,30 @@ def joined(owner: str, name: str) -> str:
 
 
 # Whether a snapshot is of this model.
+
+
+def refuse_another_kind(exact: Any, kind: str, version: int) -> None:
+    """Refuse the exact state of another framework, or of another version of it.
+
+    Raises:
+        CommandError: ``bad_payload``.
+    """
+    if not isinstance(exact, Mapping) or "format" not in exact:
+        detail = f"A checkpoint with exact state of {kind} was asked for, found none."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    found = exact.get("kind", LIGHTNING)
+    if found != kind:
+        detail = (
+            f"The checkpoint is of {str(found)[:100]}, this run is of {kind}; allowed: one of its "
+            "own; the run is as it was."
+        )
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    if exact["format"] != version:
+        detail = (
+            f"A checkpoint with exact state of format {version} was asked for, found "
+            f"{exact['format']}."
+        )
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
 
 
 def take_shapes(params: Params) -> dict[str, list[int] | None]:
