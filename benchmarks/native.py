@@ -90,14 +90,13 @@ def by_runner(telemetry: Literal["full", "off"]) -> Fit:
         module, total = _timed(work)
         runner = Runner(
             max_steps=total,
-            accelerator="cpu",
+            device="cpu",
             log_every_n_steps=1,
-            enable_progress_bar=False,
             save_dir=tmp,
             dashboard="off",
             telemetry=telemetry,
         )
-        runner.fit(module, work.loader())
+        runner.fit(module, train_loader=work.loader())
         return module.clocks.steps(work.warm_up)
 
     return fit
@@ -129,7 +128,7 @@ def runner(*, quick: bool, tmp: Path) -> list[Row]:
         "Runner, telemetry full": by_runner("full"),
         "Lightning": by_lightning,
     }
-    found = _alternate(arms, work, rounds=2 if quick else 10, tmp=tmp)
+    found = _alternate(arms, work, 2 if quick else 10, tmp)
     hand = found["by hand"]
     cost = {name: fits.added(steps, hand) for name, steps in found.items()}
     beside = {
