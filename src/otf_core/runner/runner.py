@@ -54,6 +54,8 @@ class Runner:
             if framework_base(callback) is not None:
                 refuse("Lightning callback", type(callback).__name__)
         self.run: Run | None = None
+        # For whoever controls the fit: to take its seams before anything has happened.
+        self.prepare: Callable[[Run], None] = lambda _run: None
         self._fitted: Run | None = None
 
     def fit(
@@ -93,6 +95,7 @@ class Runner:
         }
         module = _module(model, *pieces)
         run = self._fitted = self._new(module, "fit", datamodule, loaders)
+        self.prepare(run)
         self._execute(run, lambda: _fit(run))
 
     def validate(
@@ -133,7 +136,7 @@ class Runner:
         run = self._new(model, fn, datamodule, loaders, counters)
         loop = run.validation if fn == "validate" else run.testing
         if loop.step_name not in run.hooks:
-            msg = f"{fn} was asked, but {type(model).__name__} has no {loop.step_name}"
+            msg = f"{fn} was asked, but {type(model).__name__} has no {loop.step_name}; allowed: one that has"
             raise RunnerError(msg)
         results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
         return [{name: value.item() for name, value in part.items()} for part in results]
@@ -163,6 +166,7 @@ class Runner:
         return run
 
     def _execute(self, run: Run, work: Callable[[], Any]) -> Any:
+        check(run)
         home = device_of(run.parts)
         with attached(run):
             try:
@@ -179,8 +183,9 @@ class Runner:
         return result
 
     def _between_hooks(self, run: Run, work: Callable[[], Any], home: torch.device) -> Any:
-        check(run)
         stage = run.fn
+        if found := run.hook("configure_callbacks"):
+            refuse("configure_callbacks", f"{type(run.module).__name__} returned {found!r}")
         for name in ("prepare_data", "setup"):
             arguments = {"stage": stage} if name == "setup" else {}
             if name == "setup":
@@ -263,8 +268,6 @@ def check(run: Run) -> None:
     for parameter in ("dataloader_iter", "optimizer_idx"):
         if any(names_parameter(step, parameter) for step in steps):
             refuse(parameter, name)
-    if found := run.hook("configure_callbacks"):
-        refuse("configure_callbacks", f"{name} returned {found!r}")
     if run.fn != "fit":
         return
     if not run.automatic:
