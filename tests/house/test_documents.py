@@ -20,11 +20,8 @@ from otf_lightning.digits import Digits, LitDigits
 from tests.house.documents import ROOT, read, section, table
 
 DOCUMENTS = (
-    "README.md",
-    "CHANGELOG.md",
-    "docs/protocol.md",
-    "docs/architecture.md",
-    "docs/runner.md",
+    *("README.md", "CHANGELOG.md"),
+    *("docs/protocol.md", "docs/architecture.md", "docs/frameworks.md", "docs/runner.md"),
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

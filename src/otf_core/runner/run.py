@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from otf_core.control.delegate import Evaluation, OnBatch
-from otf_core.runner import asked, optim
 from otf_core.runner import batches as data
+from otf_core.runner import optim
 from otf_core.runner.callback import HOOKS as CALLBACK_HOOKS
 from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.counters import Counters
@@ -82,6 +81,7 @@ class Run:
         self.on_step: list[
             Callable[[], None]
         ] = []  # the counters of a module that is no Lightning's
+        self.listening: list[Any] = []
         self.listeners: dict[str, list[Callable[..., Any]]] = {}
         self.sinks: list[Callable[..., Any]] = []
         self.toggle = Toggle(lambda: self.optimizers)
@@ -90,7 +90,7 @@ class Run:
         self.validation = EvaluationLoop(self, "validate")
         self.testing = EvaluationLoop(self, "test")
         self.book.device = self.device
-        self.book.metric_names = self._metric_names
+        self.book.metrics = self._metrics
         self.enter(self.stage)
 
     @property
@@ -132,6 +132,7 @@ class Run:
 
     def listen(self, callbacks: list[Any]) -> None:
         """Call these beside the module."""
+        self.listening += callbacks
         for callback in callbacks:
             for name in CALLBACK_HOOKS:
                 hook = getattr(callback, name, None)
@@ -247,14 +248,6 @@ class Run:
         self.should_stop = True
         self.min_epochs = self.min_steps = None
 
-    def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_validation; at a safe point of a fit."""
-        return asked.run_validation(self, limit_batches, on_batch)
-
-    def run_test(self, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_test; at a safe point of a fit."""
-        return asked.run_test(self, on_batch)
-
     def log_metrics(self, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
         """Tell the callbacks what a logger would be given, as numbers."""
         if not self.sinks:
@@ -286,9 +279,12 @@ class Run:
         else:
             self.zero_grad()
 
-    def _metric_names(self) -> dict[int, str]:
+    def _metrics(self) -> dict[str, Any]:
         return {
-            id(m): name for part in self.parts for name, m in part.named_modules() if is_metric(m)
+            f"{place}.{name}": module
+            for place, part in enumerate(self.parts)
+            for name, module in part.named_modules()
+            if is_metric(module)
         }
 
 
