@@ -21,7 +21,7 @@ from tests.house.documents import ROOT, read, section, table
 
 DOCUMENTS = (
     *("README.md", "CHANGELOG.md"),
-    *("docs/protocol.md", "docs/architecture.md", "docs/frameworks.md"),
+    *("docs/protocol.md", "docs/architecture.md", "docs/frameworks.md", "docs/runner.md"),
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

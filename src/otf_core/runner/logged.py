@@ -352,7 +352,7 @@ class LogBook:
     def _checked(self, name: str, value: Any) -> Any:
         """A scalar tensor of our own, or the Metric."""
         if isinstance(value, torch.Tensor):
-            own = value.clone().detach()
+            own = value.detach().clone()
         elif isinstance(value, numbers.Number):
             return torch.tensor(value, device=self.device, dtype=default_dtype())
         elif is_metric(value):
