@@ -23,6 +23,11 @@ PATIENCE_S: Final = 30.0  # a wait that nothing ends is a failed test, not a hun
 WATCHED_S: Final = 0.1  # how long a run that says it stands is watched
 
 
+# What a framework may lack beside commands: to be held before its first batch, to be held at its
+# end, to tell what it logs.
+ABILITIES: Final = ("pause_at_start", "after_fit", "metrics")
+
+
 class Outcome(NamedTuple):
     """What a run has come to; the kit adds the random numbers' state.
 
@@ -133,6 +138,10 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
 
+    def watch(self, *optimizers: Optimizer) -> None:
+        """Count the steps of these; ``batch`` does, where it is called before the first step."""
+        self._watch(optimizers)
+
     def _watch(self, optimizers: Sequence[Optimizer]) -> None:
         for optimizer in optimizers:
             if not any(optimizer is seen for seen in self._seen):
@@ -165,7 +174,8 @@ class Framework(abc.ABC):
 
     Attributes:
         cannot: commands that its runs cannot carry out, each with words of the reason that a
-            person is to be told. Everything else is expected to work.
+            person is to be told; and of ``ABILITIES`` those that they have not. Everything else
+            is expected to work.
         exactness: the exactness report of the small run.
         patience_s: real seconds after which something that should have come is a failure.
     """
