@@ -92,7 +92,8 @@ class Changing(Suite):
             rows = run.ask("list_params")["params"]
             for row in rows:
                 if row["value"] is not None and not isinstance(row["value"], list):
-                    run.ask("set_param", path=row["path"], value=row["value"])
+                    mode = {"mode": "scale"} if row["owner"] == "scheduler" else {}
+                    run.ask("set_param", path=row["path"], value=row["value"], **mode)
             values = {row["path"]: row["value"] for row in rows}
             now = run.ask("list_params")["params"]
             assert {row["path"]: row["value"] for row in now} == values

@@ -78,7 +78,7 @@ class Probe:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._holds = {n: (threading.Event(), threading.Event()) for n in hold}
-        self._fail, self._rate, self._patience_s = fail, rate, patience_s
+        self._fail, self.rate, self._patience_s = fail, rate, patience_s
         self.error = RuntimeError("the training failed on purpose")
         self.batches = 0  # begun
         self.steps = 0  # batches in which an optimizer has stepped
@@ -154,13 +154,13 @@ class Probe:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
         self._asked_lr = [group["lr"] for group in groups]
-        if self._rate is not None and self._rate.holds(self._steps_before):
+        if self.rate is not None and self.rate.holds(self._steps_before):
             for group in groups:
-                group["lr"] = self._rate.value
+                group["lr"] = self.rate.value
         self.lrs.append(float(groups[0]["lr"]))
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._rate is not None:
+        if self.rate is not None:
             for group, asked in zip(optimizer.param_groups, self._asked_lr, strict=True):
                 group["lr"] = asked
         self.steps = self._steps_before + 1
