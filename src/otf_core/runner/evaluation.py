@@ -59,8 +59,19 @@ class EvaluationLoop:
         if run.fn != "fit":
             for loader in self.loaders:
                 set_epoch(loader, run.counters.epochs_processed)
+<<<<<<< HEAD
         self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in self.loaders]
         self.seen = {}
+=======
+        self.use(self.loaders)
+
+    def use(self, loaders: list[Any]) -> None:
+        """Take the batches from these."""
+        limit = getattr(self.run, self.limit_name)
+        self.loaders = loaders
+        self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in loaders]
+        self._seen = {}
+>>>>>>> 725f60894cf97b3573119365c094b2f11a2fbf6c
 
     def limits(self) -> list[float]:
         """Batches of each loader, fewer in the sanity check."""
