@@ -195,8 +195,8 @@ class Snapshot:
             optimizer.load_state_dict(copy.deepcopy(state))
         run.counters.load(copy.deepcopy(self.counters))
         loop = run.fit_loop
-        loop.batches.reopen()
-        iterator: Any = loop.batches._iterator
+        loop.batches.go_on(iter(loop.loaders[0]))
+        iterator: Any = loop.batches.iterator
         for _ in range(run.counters.fetched):
             next(iterator)
         set_rng(self.rng)

@@ -21,6 +21,7 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runner.batches import close_workers
 from otf_core.runner.evaluation import EvaluationLoop
 from otf_core.runner.logged import Results
+from otf_core.runner.module import modules_by_name, not_state
 from otf_core.state.parked import parked
 from otf_core.state.parts import give_attributes, take_attributes
 from otf_core.state.plain_values import Decoder, Encoder
@@ -122,9 +123,9 @@ def _parked(run: Run, stage: str) -> Iterator[None]:
     data = dict(vars(run.datamodule)) if run.datamodule is not None else {}
     plain = {} if isinstance(run.module, nn.Module) else {"": run.module}
     attributes = take_attributes(plain, Encoder(lambda t: t.clone()))
-    modules = {str(place): part for place, part in enumerate(run.parts)}
+    modules = modules_by_name(run.module, run.parts)
     fit_loaders = [*(run.fit_loop.loaders or ()), *(run.validation.loaders or ())]
-    with parked(modules, fit_loaders):
+    with parked(modules, fit_loaders, skip=not_state(run)):
         try:
             with run.in_stage(stage):
                 yield

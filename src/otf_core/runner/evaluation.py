@@ -59,10 +59,6 @@ class EvaluationLoop:
         if run.fn != "fit":
             for loader in self.loaders:
                 set_epoch(loader, run.counters.epochs_processed)
-<<<<<<< HEAD
-        self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in self.loaders]
-        self.seen = {}
-=======
         self.use(self.loaders)
 
     def use(self, loaders: list[Any]) -> None:
@@ -70,8 +66,7 @@ class EvaluationLoop:
         limit = getattr(self.run, self.limit_name)
         self.loaders = loaders
         self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in loaders]
-        self._seen = {}
->>>>>>> 725f60894cf97b3573119365c094b2f11a2fbf6c
+        self.seen = {}
 
     def limits(self) -> list[float]:
         """Batches of each loader, fewer in the sanity check."""

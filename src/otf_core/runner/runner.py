@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -101,18 +100,14 @@ class Runner:
         }
         module = _module(model, *pieces)
         run = self._fitted = self._new(module, "fit", datamodule, loaders)
-<<<<<<< HEAD
         with controlled(run, self.run_options) as control:
             run.listen([control])
             self._session = control.session
+            self.prepare(run)
             try:
                 self._execute(run, lambda: _fit(run))
             finally:
                 self._session = None
-=======
-        self.prepare(run)
-        self._execute(run, lambda: _fit(run))
->>>>>>> 725f60894cf97b3573119365c094b2f11a2fbf6c
 
     def validate(
         self, model: Any = None, *, datamodule: Any = None, val_loader: Any = None, **others: Any
@@ -158,7 +153,7 @@ class Runner:
         loop = run.validation if fn == "validate" else run.testing
         if loop.step_name not in run.hooks:
             name = type(model).__name__
-            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: a model with one"
+            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: one that has"
             raise RunnerError(msg)
         results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
         return [{name: value.item() for name, value in part.items()} for part in results]
@@ -310,9 +305,6 @@ def check(run: Run) -> None:
                 "and configure_optimizers, or optimizer= and loss_fn= or training_step="
             )
             raise RunnerError(msg)
-    if run.has_loader("val_dataloader") and "validation_step" not in run.hooks:
-        msg = f"there is a loader to validate with, but {name} has no validation_step; none is run"
-        warnings.warn(msg, stacklevel=4)
     if not run.has_loader("train_dataloader"):
         msg = f"fit was asked, but nobody has a loader to train with; allowed: train_loader=, or the hook train_dataloader of {name} or of the data module"  # noqa: E501
         raise RunnerError(msg)
