@@ -115,7 +115,11 @@ class ScriptDelegate:
 
     def exactness(self) -> tuple[Sequence[str], Sequence[str]]:
         """See ControlDelegate.exactness."""
-        return self._reentry.exactness() if self._reentry is not None else (["this version keeps no checkpoints of a script"], ())
+        return (
+            self._reentry.exactness()
+            if self._reentry is not None
+            else (["this version keeps no checkpoints of a script"], ())
+        )
 
     def _needed(self) -> Reentry:
         if self._reentry is None:
