@@ -152,13 +152,13 @@ def tell_epoch(session: Session, epoch: int) -> None:
     found = session.recorder.latest
     session.emit("epoch_end", epoch=epoch, val_loss=found.get("val_loss"))
     if not session.connected:
-        _say_epoch(session.run_id, epoch, found)
+        _say_epoch(session.run_id, epoch, session.position().step, found)
 
 
-def _say_epoch(run_id: str, epoch: int, found: Mapping[str, Any]) -> None:
+def _say_epoch(run_id: str, epoch: int, step: int, found: Mapping[str, Any]) -> None:
     shown = ((name, found.get(name)) for name in ("loss", "val_loss", "accuracy"))
     values = ", ".join(f"{name} {value:.4g}" for name, value in shown if value is not None)
-    line = f"otf: {run_id} epoch {epoch} ended at step {found.get('step', 0):,}"
+    line = f"otf: {run_id} epoch {epoch} ended at step {step:,}"
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"{line}: {values}" if values else line, markup=False, style="dim"
     )

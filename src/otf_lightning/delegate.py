@@ -12,12 +12,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
-from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
 from otf_core.state.gather import gather
 from otf_core.state.given import Given
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
+from otf_core.state.parts import refuse_fixed_length
 from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside, loggers, script, snapshot
 from otf_lightning.exact_report import ExactReport
@@ -252,10 +252,7 @@ class LightningFrameworkDelegate:
         Raises:
             CommandError: ``unsupported``; a schedule has a fixed length.
         """
-        for scheduler, _ in self.schedulers():
-            if name := _of_fixed_length(scheduler):
-                detail = f"extend was asked, but {name} has a fixed length; it would raise."
-                raise CommandError(ErrorCode.UNSUPPORTED, detail)
+        refuse_fixed_length(scheduler for scheduler, _ in self.schedulers())
         for name, value in asked.items():
             setattr(self._owner(name), name, value)
             self._extended[name] = value
@@ -324,11 +321,3 @@ class LightningFrameworkDelegate:
             trainer.gradient_clip_val = value
 
         return {"gradient_clip_val": clip_knob(lambda: trainer.gradient_clip_val, write)}
-
-
-def _of_fixed_length(scheduler: Any) -> str | None:
-    """The name of a schedule that raises behind its last step, also inside another."""
-    if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
-        return type(scheduler).__name__
-    inner = getattr(scheduler, "_schedulers", ())
-    return next((name for each in inner if (name := _of_fixed_length(each))), None)

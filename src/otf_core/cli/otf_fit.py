@@ -1,7 +1,8 @@
 """``otf-fit``: somebody's training script under control, not one line changed.
 
 ``otf-fit [options] train.py …`` or ``-m pkg.train …`` runs it as ``python`` would. Nothing of ours
-ever goes to stdout, and torch is imported when the script does.
+ever goes to stdout, and torch is imported when the script does. ``otf-fit pkg.mod:Class …`` trains
+a module that has no loop of its own.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ class Asked(NamedTuple):
 
 def main() -> None:
     """Run the script; the exit code is the script's."""
+    ours, command = _split(sys.argv[1:])
+    if command and _CLASS.fullmatch(command[0]) and not os.path.exists(command[0]):
+        _train(command[0], [*ours, *command[1:]])
+        return
     asked = parse(sys.argv[1:])
-    if _CLASS.fullmatch(asked.target.name) and not os.path.exists(asked.target.name):
-        _end(
-            f"{asked.target.name}: a class without a script is not run by this version",
-            REFUSED_CODE,
-        )
     host = Host(asked)
     atexit.register(host.close)  # first, so that it runs behind all that the script registers
     with when_imported("torch", host.attach):
@@ -51,6 +51,18 @@ def main() -> None:
             host.ending = error
             raise
         host.ended = True
+
+
+def _train(place: str, args: list[str]) -> None:
+    """A module without a loop, by ours."""
+    from otf_core.runner import command
+
+    try:
+        command.run_module(place, args)
+    except command.UsageError as error:
+        _end(str(error), 2)
+    except command.REFUSALS as error:
+        _end(str(error), REFUSED_CODE)
 
 
 class Host:
@@ -157,7 +169,8 @@ _FLAGS: Final = ("--pause-at-start", "-h", "--help")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="otf-fit",
-        usage="otf-fit [options] [--] train.py …  |  otf-fit [options] [--] -m pkg.train …",
+        usage="otf-fit [options] [--] train.py …  |  otf-fit [options] [--] -m pkg.train …  |  "
+        "otf-fit pkg.mod:Class --data pkg.mod:Data … (--help behind the class)",
         description="Run a PyTorch training script as python would, and see, pause, change and "
         "stop it. Options stand before the script's name.",
         allow_abbrev=False,

@@ -68,7 +68,7 @@ class Batches:
             min(length_of(loader), limit) for loader, limit in zip(loaders, limits, strict=True)
         )
         self.length = None if total == UNKNOWN else int(total)
-        self._iterator: Iterator[Any] | None = None
+        self.iterator: Iterator[Any] | None = None
         self._loader = self._index = 0
 
     def begin(self) -> None:
@@ -80,14 +80,13 @@ class Batches:
         if self.length is None:
             self._fetch_ahead()
 
-    def reopen(self) -> None:
-        """Make the iterator again where ``place`` stands in mid-epoch; for one loader."""
-        self._loader, self._index = 0, self.place.fetched
-        self._open()
+    def go_on(self, iterator: Iterator[Any] | None) -> None:
+        """With the iterator of the one loader that stands where ``place`` does."""
+        self.iterator, self._loader, self._index = iterator, 0, self.place.fetched
 
     def end(self) -> None:
         """Let go of the iterator."""
-        self._iterator = None
+        self.iterator = None
 
     def __next__(self) -> tuple[Any, int, int]:
         """A batch, its number within its loader, and the loader's.
@@ -114,9 +113,9 @@ class Batches:
 
     def _fetch(self) -> tuple[Any, int, int]:
         while self._loader < len(self.loaders):
-            if self._index < self.limits[self._loader] and self._iterator is not None:
+            if self._index < self.limits[self._loader] and self.iterator is not None:
                 try:
-                    batch = next(self._iterator)
+                    batch = next(self.iterator)
                 except StopIteration:
                     pass
                 else:
@@ -130,7 +129,7 @@ class Batches:
 
     def _open(self) -> None:
         there = self._loader < len(self.loaders)
-        self._iterator = iter(self.loaders[self._loader]) if there else None
+        self.iterator = iter(self.loaders[self._loader]) if there else None
 
 
 def check_loader(loader: Any, where: str) -> None:
@@ -172,6 +171,14 @@ def seed_workers(loader: Any) -> None:
     asked = os.environ.get("PL_SEED_WORKERS", "0") not in ("0", "")
     if asked and seeds is not None and isinstance(loader, DataLoader):
         loader.worker_init_fn = loader.worker_init_fn or seeds.pl_worker_init_function
+
+
+def close_workers(loader: Any) -> None:
+    """End the workers that a loader keeps between two iterations; it may be iterated again."""
+    pool = getattr(loader, "_iterator", None)
+    if pool is not None and hasattr(pool, "_shutdown_workers"):
+        pool._shutdown_workers()  # noqa: SLF001 -- torch has no other way
+        loader._iterator = None  # noqa: SLF001 -- as above
 
 
 def set_epoch(loader: Any, epoch: int) -> None:

@@ -35,7 +35,7 @@ class EvaluationLoop:
         self.max_batches: list[float] = []
         self.batches: Batches | None = None
         self.batches_begun = 0
-        self._seen: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
         self._modes: list[tuple[Any, bool]] = []
         self.on_batch: Callable[[Any], None] | None = None  # of an evaluation asked for meanwhile
 
@@ -60,7 +60,7 @@ class EvaluationLoop:
             for loader in self.loaders:
                 set_epoch(loader, run.counters.epochs_processed)
         self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in self.loaders]
-        self._seen = {}
+        self.seen = {}
 
     def limits(self) -> list[float]:
         """Batches of each loader, fewer in the sanity check."""
@@ -125,9 +125,9 @@ class EvaluationLoop:
         if self.on_batch is not None:
             self.on_batch(output)
         if not run.sanity_checking:
-            seen = self._seen.get(dataloader_idx, 0)
+            seen = self.seen.get(dataloader_idx, 0)
             run.log_metrics(step=seen)
-            self._seen[dataloader_idx] = seen + 1
+            self.seen[dataloader_idx] = seen + 1
 
     def _step(self, arguments: tuple[Any, ...]) -> Any:
         run, book = self.run, self.run.book
@@ -166,10 +166,14 @@ class EvaluationLoop:
         if f"on_{word}_model_train" in run.hooks:
             run.hook(f"on_{word}_model_train")
         else:
-            for module, mode in self._modes:
-                module.training = mode
+            self.restore_modes()
         self.teardown()
         return outputs
+
+    def restore_modes(self) -> None:
+        """Every module trains or does not as before; also where an exception came in between."""
+        for module, mode in self._modes:
+            module.training = mode
 
     def teardown(self) -> None:
         """Let go of the iterators and modes."""

@@ -264,7 +264,7 @@ class LogBook:
         self.logged: dict[str, Any] = {}
         self.progress: dict[str, Any] = {}
         self.device = torch.device("cpu")
-        self.metric_names: Callable[[], dict[int, str]] = dict
+        self.metrics: Callable[[], dict[str, Any]] = dict  # those of the module, by name
 
     def log(
         self,
@@ -337,7 +337,8 @@ class LogBook:
             msg = f"log({name!r}) was called, but dataloader_idx is added to the name by itself"
             raise RunnerError(msg)
         is_tensor = isinstance(value, torch.Tensor)
-        if not is_tensor and metric_attribute is None and id(value) not in self.metric_names():
+        own = is_tensor or metric_attribute is not None
+        if not own and all(value is not metric for metric in self.metrics().values()):
             msg = f"log({name!r}) was given a Metric that is no attribute of the module"
             raise RunnerError(msg)
         entry = results[key] = Entry(

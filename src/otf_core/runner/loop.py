@@ -109,7 +109,7 @@ class FitLoop:
 
     def _run_epoch(self) -> bool:
         """The batches that are left of this epoch; True if it was stopped at a safe point."""
-        run, counters = self.run, self.counters
+        run = self.run
         while not self._epoch_done():
             if run.between_batches():
                 run.stop()

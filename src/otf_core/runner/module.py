@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import nn
 
 from otf_core.runner.facade import TrainerFacade
 from otf_core.runner.hooks import framework_base
@@ -87,6 +88,27 @@ def _functions(run: Run) -> dict[str, Any]:
         "toggled_optimizer": run.toggle.toggled,
         "all_gather": functools.partial(_all_gather, run),
     }
+
+
+_VALUES: Final = ("trainer", "device", "logger", "current_epoch", "global_step")
+
+
+def not_state(run: Run) -> frozenset[str]:
+    """Attributes of a module that are not its state.
+
+    Ours, and those of Lightning's class: links to the trainer, caches keyed by ``id()``.
+    """
+    base: Any = framework_base(run.module)
+    of_framework = vars(base()).keys() - {"training"} if base is not None else ()
+    return frozenset((*_functions(run), *_VALUES, *of_framework))
+
+
+def modules_by_name(module: Any, parts: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """One alone has no name; several in an object are named by its attributes."""
+    if len(parts) == 1:
+        return {"": parts[0]}
+    names = {id(value): name for name, value in vars(module).items()}
+    return {names[id(part)]: part for part in parts}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ EVERY_S: Final = 0.1  # drawn no more often; it waits for the device to read wha
 class ProgressBar(RunnerCallback):
     """One line per epoch, drawn by the training thread; no thread of its own."""
 
+    is_otf = True  # its attributes are no part of the run's state
+
     def __init__(self) -> None:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),

@@ -81,6 +81,7 @@ class Run:
         self.on_step: list[
             Callable[[], None]
         ] = []  # the counters of a module that is no Lightning's
+        self.listening: list[Any] = []
         self.listeners: dict[str, list[Callable[..., Any]]] = {}
         self.sinks: list[Callable[..., Any]] = []
         self.toggle = Toggle(lambda: self.optimizers)
@@ -89,7 +90,7 @@ class Run:
         self.validation = EvaluationLoop(self, "validate")
         self.testing = EvaluationLoop(self, "test")
         self.book.device = self.device
-        self.book.metric_names = self._metric_names
+        self.book.metrics = self._metrics
         self.enter(self.stage)
 
     @property
@@ -131,6 +132,7 @@ class Run:
 
     def listen(self, callbacks: list[Any]) -> None:
         """Call these beside the module."""
+        self.listening += callbacks
         for callback in callbacks:
             for name in CALLBACK_HOOKS:
                 hook = getattr(callback, name, None)
@@ -277,9 +279,12 @@ class Run:
         else:
             self.zero_grad()
 
-    def _metric_names(self) -> dict[int, str]:
+    def _metrics(self) -> dict[str, Any]:
         return {
-            id(m): name for part in self.parts for name, m in part.named_modules() if is_metric(m)
+            f"{place}.{name}": module
+            for place, part in enumerate(self.parts)
+            for name, module in part.named_modules()
+            if is_metric(module)
         }
 
 

@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from otf_core.opening import RunOptions
+from otf_core.runner.batches import close_workers
+from otf_core.runner.control import controlled
 from otf_core.runner.hooks import framework_base, names_parameter, overridden
 from otf_core.runner.module import attached
 from otf_core.runner.optim import optimizers_to
@@ -22,6 +25,7 @@ from otf_core.runner.refusals import (
     refuse_arguments,
 )
 from otf_core.runner.run import Run, device_of, modules_of
+from otf_core.session import Session
 from otf_core.state.rng import parked_rng
 
 REMOVED = ("training_epoch_end", "validation_epoch_end", "test_epoch_end")
@@ -35,25 +39,26 @@ class Runner:
 
     Args:
         callbacks: of ``RunnerCallback``.
-        options: the fields of ``Options``: ``max_epochs``, ``max_steps``, ``device``,
-            ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val`` …
+        options: the fields of ``Options`` (``max_epochs``, ``max_steps``, ``device``,
+            ``precision``, ``accumulate_grad_batches``, ``gradient_clip_val`` …) and of
+            ``RunOptions`` (``run_name``, ``dashboard``, ``resume``, ``checkpoint_every`` …).
 
     Raises:
         RunnerUnsupportedError: an argument of Lightning's Trainer that the Runner has not got.
-        RunnerError: a value that is out of range.
+        RunnerError, ValueError: a value that is out of range.
     """
 
     def __init__(self, *, callbacks: Any = (), **options: Any) -> None:
-        names = {field.name for field in dataclasses.fields(Options)}
-        others = {name: value for name, value in options.items() if name not in names}
-        refuse_arguments(others, ARGUMENTS, "Runner")
-        self.options = Options(**options)
+        own, of_run = _taken(Options, options), _taken(RunOptions, options)
+        refuse_arguments(options, ARGUMENTS, "Runner")
+        self.options, self.run_options = Options(**own), RunOptions(**of_run)
         self.callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         for callback in self.callbacks:
             if framework_base(callback) is not None:
                 refuse("Lightning callback", type(callback).__name__)
         self.run: Run | None = None
         self._fitted: Run | None = None
+        self._session: Session | None = None
 
     def fit(
         self,
@@ -80,6 +85,7 @@ class Runner:
         Raises:
             RunnerUnsupportedError: something that the Runner does not do.
             RunnerError: what was given does not go together.
+            ResumeError: the run that was to go on cannot.
         """
         refuse_arguments(others, CALLS, "fit")
         if self._fitted is not None:
@@ -92,7 +98,13 @@ class Runner:
         }
         module = _module(model, *pieces)
         run = self._fitted = self._new(module, "fit", datamodule, loaders)
-        self._execute(run, lambda: _fit(run))
+        with controlled(run, self.run_options) as control:
+            run.listen([control])
+            self._session = control.session
+            try:
+                self._execute(run, lambda: _fit(run))
+            finally:
+                self._session = None
 
     def validate(
         self, model: Any = None, *, datamodule: Any = None, val_loader: Any = None, **others: Any
@@ -111,6 +123,11 @@ class Runner:
     def predict(self, *_: Any, **__: Any) -> NoReturn:
         """Is refused."""
         refuse("predict")
+
+    @property
+    def session(self) -> Session | None:
+        """The session of the fit that is under way; None outside of fit."""
+        return self._session
 
     @property
     def callback_metrics(self) -> dict[str, Any]:
@@ -173,6 +190,8 @@ class Runner:
                     run.data_hooks["on_exception"](exception)
                 _leave_device(run, home)
                 raise
+            finally:
+                run.enter(None)
         return result
 
     def _between_hooks(self, run: Run, work: Callable[[], Any], home: torch.device) -> Any:
@@ -203,6 +222,12 @@ class Runner:
             run.data_hooks["teardown"](stage=stage)
         run.hook("teardown", stage=stage)
         return result
+
+
+def _taken(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass, taken out of what was given."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in options]
+    return {name: options.pop(name) for name in names}
 
 
 def _module(
@@ -302,8 +327,10 @@ def _leave_device(run: Run, home: torch.device) -> None:
         optimizers_to(run.optimizers, home)
         for part in run.parts:
             part.to(home)
+    run.fit_loop.batches.end()
     for loop in (run.validation, run.testing):
         loop.teardown()
-    run.fit_loop.batches.end()
+    for loaders in (run.fit_loop.loaders, run.validation.loaders, run.testing.loaders):
+        for loader in loaders or ():
+            close_workers(loader)
     run.book.to_cpu()
-    run.enter(None)

@@ -229,3 +229,17 @@ def give_attributes(owners: Mapping[str, Any], dec: Decoder, saved: Mapping[str,
     for name, owner in owners.items():
         if name in saved:
             dec.attributes(owner, saved[name])
+
+
+def refuse_fixed_length(schedulers: Iterable[Any]) -> None:
+    """Refuse to make a training longer than one of its schedules.
+
+    Raises:
+        CommandError: ``unsupported``; it would raise behind its last step.
+    """
+    for scheduler in schedulers:
+        if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
+            name = type(scheduler).__name__
+            detail = f"extend was asked, but {name} has a fixed length; it would raise."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
+        refuse_fixed_length(getattr(scheduler, "_schedulers", ()))

@@ -39,14 +39,29 @@ class Outcome(NamedTuple):
     objects: Sequence[Any] = ()
 
 
+class Rate(NamedTuple):
+    """A learning rate that a script would have from a step on, until another.
+
+    Attributes:
+        after, until: steps done; None: to the end.
+    """
+
+    value: float
+    after: int
+    until: int | None = None
+
+    def holds(self, steps: int) -> bool:
+        """Whether the step after so many has it."""
+        return self.after <= steps and (self.until is None or steps < self.until)
+
+
 class Probe:
     """Looks on from inside the training, holds it within a batch, and breaks it where asked.
 
     Args:
         hold: batches, counted from 0, in which the training waits until ``let_go``.
         fail: the batch in which ``error`` is raised.
-        lr_from: (batch, value): from this batch on the optimizers step with this learning rate, as
-            a script would have it. A schedule goes on below.
+        rate: what the optimizers step with, as a script would have it; a schedule goes on below.
     """
 
     def __init__(
@@ -54,16 +69,16 @@ class Probe:
         *,
         hold: Iterable[int] = (),
         fail: int | None = None,
-        lr_from: tuple[int, float] | None = None,
+        rate: Rate | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._holds = {n: (threading.Event(), threading.Event()) for n in hold}
-        self._fail, self._lr_from, self._patience_s = fail, lr_from, patience_s
+        self._fail, self._rate, self._patience_s = fail, rate, patience_s
         self.error = RuntimeError("the training failed on purpose")
         self.batches = 0  # begun
         self.steps = 0  # batches in which an optimizer has stepped
         self.lrs: list[float] = []  # of the first parameter group, at each step of an optimizer
-        self._in_step = False
+        self._steps_before = 0  # this batch
         self._asked_lr: list[Any] = []
         self._seen: list[Optimizer] = []
         self._hooks: list[Any] = []
@@ -77,7 +92,7 @@ class Probe:
             optimizers: torch's own, not a framework's wrappers.
         """
         self._watch(optimizers)
-        batch, self._in_step = self.batches, False
+        batch, self._steps_before = self.batches, self.steps
         self.batches += 1
         if self._stands:
             self._moved.set()
@@ -130,17 +145,16 @@ class Probe:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
         self._asked_lr = [group["lr"] for group in groups]
-        if self._lr_from is not None and self.batches > self._lr_from[0]:
+        if self._rate is not None and self._rate.holds(self._steps_before):
             for group in groups:
-                group["lr"] = self._lr_from[1]
+                group["lr"] = self._rate.value
         self.lrs.append(float(groups[0]["lr"]))
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._lr_from is not None:
+        if self._rate is not None:
             for group, asked in zip(optimizer.param_groups, self._asked_lr, strict=True):
                 group["lr"] = asked
-        self.steps += not self._in_step
-        self._in_step = True
+        self.steps = self._steps_before + 1
 
 
 class Framework(abc.ABC):

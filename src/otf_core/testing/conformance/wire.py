@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from otf_core import protocol
+from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
 from otf_core.testing.conformance.running import Running
 from otf_core.testing.conformance.suite import WITHIN, Suite
@@ -66,10 +67,10 @@ class Wire(Suite):
             return f"no sentence: {reply['detail']!r}"
         if reply["code"] != "unsupported":
             return f"refused with {reply['code']}: {reply['detail']}"
-        declared = self.framework.cannot.get(name)
-        if name in able and declared is None:
-            return f"listed, and unsupported: {reply['detail']}"
-        if declared is not None and declared not in reply["detail"]:
+        declared = {**NOT_IN_THIS_VERSION, **self.framework.cannot}
+        if name not in declared:
+            return f"unsupported, and that is not declared: {reply['detail']}"
+        if declared[name] not in reply["detail"]:
             return f"another reason than declared: {reply['detail']}"
         return None
 
