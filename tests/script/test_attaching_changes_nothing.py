@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.script.rig import Ran, Zygote, environment, ran, shape
+from tests.script.rig import Ran, Zygote, shape
 
 # shape -> what otf says that it has found, and the steps that it tells
 FOUND = {
