@@ -109,6 +109,7 @@ class ScriptDriver:
         self.kind: Kind | None = None  # of the safe point, once known
         self.passes = 0  # over the loader that is trained on, begun
         self.resume: Resume | None = None  # set before the script begins
+        self.asked: _BaseDataLoaderIter | None = None  # at a safe point, for the next batch
         self._control, self._say = control, say
         self._thread_id: int | None = None
         self._inside: list[Optimizer] = []  # optimizers that step inside one another (SAM)
@@ -145,9 +146,9 @@ class ScriptDriver:
         def __next__(it: _BaseDataLoaderIter) -> object:  # noqa: N807 -- the name in a traceback
             if self._trained:
                 if self.kind == "loader" and self._is_mine():
-                    self._arrive(sys._getframe(1))
+                    self._arrive(sys._getframe(1), it)
             elif self.resume is not None:
-                self._look_for_place(sys._getframe(1))
+                self._look_for_place(sys._getframe(1), it)
             self._since_batch.clear()
             self._fed = False
             if self._inside and self._is_mine():
@@ -184,12 +185,18 @@ class ScriptDriver:
             marks.put_in(due=self.resume is not None, head=self._at_head)
             yield
 
-    def begin_at(self, state: dict[str, Any], optimizers: list[Optimizer]) -> None:
+    def begin_at(
+        self, state: dict[str, Any], optimizers: list[Optimizer], feeding: Any = None
+    ) -> None:
         """The run goes on as ``state`` says, with this process's optimizers in the same order."""
         self.step, self.optimizer_steps = state["step"], state["optimizer_steps"]
         self.kind, self.passes = state["kind"], state["passes"]
         self._by_backward = state["by_backward"]
         self.optimizers = optimizers
+        self._trained = False
+        if feeding is not None:
+            self._feeding = weakref.ref(feeding)
+            self._dataset_id = id(feeding._dataset)
 
     def state(self) -> dict[str, Any]:
         """What a resumed driver has to know; plain values. The optimizers go by their order."""
@@ -298,22 +305,34 @@ class ScriptDriver:
         ):
             self._arrive(frame)
 
-    def _arrive(self, frame: FrameType) -> None:
+    def _arrive(self, frame: FrameType, asked: _BaseDataLoaderIter | None = None) -> None:
         self._trained = False
         if self.kind == "head":
             marks.put_in(due=False)
         self.step += 1
-        self._control.safe_point(frame)
+        self._meet(frame, asked)
 
-    def _look_for_place(self, frame: FrameType) -> None:
+    def _meet(self, frame: FrameType, asked: _BaseDataLoaderIter | None) -> None:
+        self.asked = asked
+        try:
+            self._control.safe_point(frame)
+        finally:
+            self.asked = None
+
+    def _look_for_place(self, frame: FrameType, asked: _BaseDataLoaderIter | None = None) -> None:
         assert self.resume is not None
         if threading.current_thread() is not threading.main_thread():
             return
-        if self.resume.arrived(frame):
-            self.resume = None
-            marks.put_in(due=False)
-            self._thread_id = threading.get_ident()
-            self._control.safe_point(frame)
+        self.asked = asked
+        try:
+            if not self.resume.arrived(frame):
+                return
+        finally:
+            self.asked = None
+        self.resume = None
+        marks.put_in(due=False)
+        self._thread_id = threading.get_ident()
+        self._meet(frame, asked)
 
     def _is_mine(self) -> bool:
         """False in a forked worker and on any thread but the first that stepped."""
