@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -139,11 +140,19 @@ class Running:
     pid: int
     folder: Path
     zygote: Zygote
+    code: int | None = None
 
     def wait(self) -> Ran:
         """Until it is over."""
-        code = self.zygote.ended()
-        return ran(code, self.folder)
+        if self.code is None:
+            self.code = self.zygote.ended()
+        return ran(self.code, self.folder)
+
+    def kill(self) -> None:
+        """If it is not over yet."""
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.code = self.zygote.ended()
 
 
 def ran(code: int, folder: Path) -> Ran:
@@ -174,4 +183,7 @@ def controlled(
         with FakeDashboard.on(listener, patience_s=PATIENCE_S) as dashboard:
             session = dashboard.expect("hello")["session_id"]
             dashboard.hello(session_id=session, last_seq=0)
-            yield running, dashboard
+            try:
+                yield running, dashboard
+            finally:
+                running.kill()

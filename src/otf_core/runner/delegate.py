@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
-from otf_core.runner import meanwhile
 from otf_core.runner.hooks import framework_base
 from otf_core.runner.logged_state import LoggedState
 from otf_core.runner.module import modules_by_name, not_state
@@ -122,12 +121,12 @@ class RunnerDelegate:
         self._run.should_stop = False
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
-        """See meanwhile.run_validation."""
-        return meanwhile.run_validation(self._run, limit_batches, on_batch)
+        """See asked.run_validation."""
+        return self._run.run_validation(limit_batches, on_batch)
 
     def run_test(self, on_batch: OnBatch) -> Evaluation:
-        """See meanwhile.run_test."""
-        return meanwhile.run_test(self._run, on_batch)
+        """See asked.run_test."""
+        return self._run.run_test(on_batch)
 
     def leaving(self) -> bool:
         """Whether SIGTERM has come."""
@@ -200,6 +199,7 @@ class RunnerDelegate:
 
     def _follow(self) -> None:
         """The reading is that of the loop's own iterator."""
+        self.ready()
         assert self._reading is not None
         batches, counters = self._run.fit_loop.batches, self._run.counters
         if counters.in_epoch and batches.iterator is not None:

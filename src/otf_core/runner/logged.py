@@ -156,7 +156,10 @@ class Entry:
         if not isinstance(found, torch.Tensor):
             msg = f"{self.name!r} was logged, but compute() gave {found!r}; allowed: a tensor"
             raise RunnerError(msg)
-        return found if self.how.enable_graph else found.detach()
+        # The same object as long as it is the same value, so that it is seen what is new.
+        if self.how.enable_graph or not found.requires_grad:
+            return found
+        return found.detach()
 
     def _compute(self) -> Any:
         if not self.is_tensor:

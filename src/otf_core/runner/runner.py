@@ -57,6 +57,8 @@ class Runner:
             if framework_base(callback) is not None:
                 refuse("Lightning callback", type(callback).__name__)
         self.run: Run | None = None
+        # For whoever controls the fit: to take its seams before anything has happened.
+        self.prepare: Callable[[Run], None] = lambda _run: None
         self._fitted: Run | None = None
         self._session: Session | None = None
 
@@ -101,6 +103,7 @@ class Runner:
         with controlled(run, self.run_options) as control:
             run.listen([control])
             self._session = control.session
+            self.prepare(run)
             try:
                 self._execute(run, lambda: _fit(run))
             finally:
@@ -149,7 +152,8 @@ class Runner:
         run = self._new(model, fn, datamodule, loaders, counters)
         loop = run.validation if fn == "validate" else run.testing
         if loop.step_name not in run.hooks:
-            msg = f"{fn} was asked, but {type(model).__name__} has no {loop.step_name}"
+            name = type(model).__name__
+            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: one that has"
             raise RunnerError(msg)
         results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
         return [{name: value.item() for name, value in part.items()} for part in results]
@@ -179,6 +183,7 @@ class Runner:
         return run
 
     def _execute(self, run: Run, work: Callable[[], Any]) -> Any:
+        check(run)
         home = device_of(run.parts)
         with attached(run):
             try:
@@ -195,8 +200,9 @@ class Runner:
         return result
 
     def _between_hooks(self, run: Run, work: Callable[[], Any], home: torch.device) -> Any:
-        check(run)
         stage = run.fn
+        if found := run.hook("configure_callbacks"):
+            refuse("configure_callbacks", f"{type(run.module).__name__} returned {found!r}")
         for name in ("prepare_data", "setup"):
             arguments = {"stage": stage} if name == "setup" else {}
             if name == "setup":
@@ -285,8 +291,6 @@ def check(run: Run) -> None:
     for parameter in ("dataloader_iter", "optimizer_idx"):
         if any(names_parameter(step, parameter) for step in steps):
             refuse(parameter, name)
-    if found := run.hook("configure_callbacks"):
-        refuse("configure_callbacks", f"{name} returned {found!r}")
     if run.fn != "fit":
         return
     if not run.automatic:

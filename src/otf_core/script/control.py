@@ -78,6 +78,7 @@ class ScriptControl:
         self._watched = True  # not another rank, not a forked child
         self._said = False
         self._stop: Stop | None = None
+        self._tells = options.telemetry != "off"
         self._samples: int | None = None
         self._fetched_s = self._fed_s = time.perf_counter()  # of the batch before the session
         self._loss: torch.Tensor | None = None  # of the last backward that was told
@@ -114,7 +115,7 @@ class ScriptControl:
         """See driver.Control."""
         if self._session is None:
             return
-        if complete:
+        if complete and self._tells:
             self._session.recorder.before_optimizer_step(lambda: _params_of(optimizer))
         self._held.put_in(optimizer)
 
@@ -127,13 +128,14 @@ class ScriptControl:
         if self._session is None:
             self._fetched_s = time.perf_counter()
             return
-        if self.driver.loss is not self._loss:
-            self._end_batch(self._session)  # one of several before an optimizer steps
-        self._session.recorder.fetching()
+        if self._tells:
+            if self.driver.loss is not self._loss:
+                self._end_batch(self._session)  # one of several before an optimizer steps
+            self._session.recorder.fetching()
 
     def fed(self, batch: Any) -> None:
         """See driver.Control."""
-        if self._options.telemetry == "off":
+        if not self._tells:
             return
         self._samples = batch_size(batch)
         if self._session is not None:
@@ -244,6 +246,8 @@ class ScriptControl:
 
     def _end_batch(self, session: Session) -> None:
         self._loss = loss = self.driver.loss
+        if not self._tells:
+            return
         one = loss if loss is not None and loss.numel() == 1 else None
         session.recorder.batch_ended(one, None, self._weights, samples=self._samples or 0)
         self._samples = None

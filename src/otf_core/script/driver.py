@@ -243,7 +243,7 @@ class ScriptDriver:
         if self._inside:
             return
         self.optimizer_steps += 1
-        if not any(known is optimizer for known in self.optimizers):
+        if optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
             if self._by_backward:  # backwards before there was an optimizer were not the training
                 self._by_backward, self.kind = False, self._kind_now()

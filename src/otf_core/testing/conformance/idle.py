@@ -100,6 +100,20 @@ class Idle(Suite):
         assert said["text"] == self.framework.exactness
         assert said["exact"] == (not self.framework.exactness.startswith("not exact"))
 
+    def test_its_beginning_and_its_end_are_kept(self, tmp_path: Path) -> None:
+        self.needs("save_ckpt")
+        with self.running(tmp_path) as run:
+            steps = run.found().probe.steps
+            saved = [(event["kind"], event["step"]) for event in run.events("checkpoint_saved")]
+        end = [] if "after_fit" in self.framework.cannot else [("final", steps)]
+        assert saved == [("auto", 0), *end]
+
+    def test_nothing_is_complained_of(self, tmp_path: Path) -> None:
+        with self.running(tmp_path) as run:
+            run.found()
+            logs = run.events("log")
+        assert not [event["text"] for event in logs if event["level"] != "info"]
+
     def test_two_runs_of_one_process_do_not_meet(self, tmp_path: Path) -> None:
         for _ in range(2):
             with self.running(tmp_path) as run:
