@@ -59,6 +59,7 @@ def test_attaching_changes_nothing_and_every_batch_can_be_gone_on_from(
             assert again.told == told[len(told) - len(again.told) :], n
             assert len(again.told) >= BATCHES - n
             assert again.digest() == digest, n
+        assert exactness_of(tmp_path / "whole")["text"] == "exact"
 
 
 def exactness_of(save_dir: Path) -> Any:

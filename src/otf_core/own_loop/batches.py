@@ -145,10 +145,13 @@ class Batches:
         """
         inner, n = self.reading.iterator, self.reading.n
         self._ready = self._first = None
-        if inner is None:
-            self.current = None
-        elif within and self.current is not None:
+        if within and self.current is not None:
+            if inner is None:  # at an epoch's beginning, where the loop would make one
+                with self.making():
+                    inner = iter(self.reading.loader)
             self.current.inner, self.current.n, self.current.over = inner, n, False
+        elif inner is None:
+            self.current = None
         else:
             self._ready = self._first = self.current = Handed(self, inner, n)
 

@@ -27,6 +27,10 @@ Evaluate = Callable[..., Any]
 class Loop(Protocol):
     """What the delegate needs of the loop."""
 
+    @property
+    def ticked(self) -> bool:
+        """Whether a batch was finished in this process."""
+
     def position(self) -> Position:
         """Where it stands."""
 
@@ -98,7 +102,7 @@ class OwnLoopDelegate:
         """See TrainingState.exactness."""
         why, left_out = self.training.exactness()
         batches = self._batches
-        if batches is not None and not batches.read and self._loop.position().step > 0:
+        if batches is not None and self._loop.ticked and not batches.read:
             why.append(
                 f"the loop reads its {type(batches.reading.loader).__name__} directly, and where "
                 "it stands is not known (for batch in session.batches())"

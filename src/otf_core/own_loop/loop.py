@@ -85,7 +85,8 @@ class OwnLoop:
         self._extended: int | None = None
         self._counts = False  # by ``epochs``
         self._yielded: int | None = None  # the epoch that the loop was given last
-        self._ticked: Handed | None = None  # whose batch the last tick was of
+        self._of_last_tick: Handed | None = None  # whose batch the last tick was of
+        self.ticked = False  # in this process
         self._within = False  # the loop is in its ``for``, at a tick
         self._ended_at: int | None = None  # the step at which the end was kept
         # Of the batch that is under way.
@@ -318,7 +319,7 @@ class OwnLoop:
 
     def _end_epoch(self) -> None:
         ended, self._epoch = self._epoch, self._epoch + 1
-        self._ticks, self._ticked = 0, None
+        self._ticks, self._of_last_tick = 0, None
         if self._batches is not None:
             self._batches.end_epoch()
         if self._session is not None:
@@ -349,13 +350,14 @@ class OwnLoop:
     def _count(self, *, step: bool | None) -> None:
         """What the batch that is done was: of which epoch, and whether it was a step."""
         self._ticks += 1
+        self.ticked = True
         current = self._batches.current if self._batches is not None else None
         if not self._counts and current is not None:
-            if self._ticked is not None and current is not self._ticked:
+            if self._of_last_tick is not None and current is not self._of_last_tick:
                 ended, self._epoch, self._ticks = self._epoch, self._epoch + 1, 1
                 if self._session is not None:
                     self._tell_epoch(self._session, ended)
-            self._ticked = current
+            self._of_last_tick = current
         stepped, self._stepped = self._stepped, 0
         if bool(stepped) if step is None else step:
             self._step += 1
@@ -424,7 +426,7 @@ class OwnLoop:
         Raises:
             CommandError: ``not_allowed_now``.
         """
-        if self._ticks == self._step == 0 and not self._within:
+        if not self.ticked and not self._leaving:
             return  # it has not begun
         batches, now = self._batches, self._epoch
         if batches is None or not (batches.hands or batches.current is not None):
@@ -444,7 +446,7 @@ class OwnLoop:
         """Another state was put in place: read on from there."""
         if self._batches is not None:
             self._batches.go_on(within=self._within)
-            self._ticked = self._batches.current
+            self._of_last_tick = self._batches.current
         self._stepped, self._ended_at, self._kept = 0, None, None
         if self._within and self._yielded not in (None, self._epoch):
             return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -103,8 +104,8 @@ class Runner:
         with controlled(run, self.run_options) as control:
             run.listen([control])
             self._session = control.session
-            self.prepare(run)
             try:
+                self.prepare(run)
                 self._execute(run, lambda: _fit(run))
             finally:
                 self._session = None
@@ -153,7 +154,7 @@ class Runner:
         loop = run.validation if fn == "validate" else run.testing
         if loop.step_name not in run.hooks:
             name = type(model).__name__
-            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: one that has"
+            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: a model with one"
             raise RunnerError(msg)
         results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
         return [{name: value.item() for name, value in part.items()} for part in results]
@@ -305,6 +306,9 @@ def check(run: Run) -> None:
                 "and configure_optimizers, or optimizer= and loss_fn= or training_step="
             )
             raise RunnerError(msg)
+    if run.has_loader("val_dataloader") and "validation_step" not in run.hooks:
+        msg = f"there is a loader to validate with, but {name} has no validation_step; none is run"
+        warnings.warn(msg, stacklevel=4)
     if not run.has_loader("train_dataloader"):
         msg = f"fit was asked, but nobody has a loader to train with; allowed: train_loader=, or the hook train_dataloader of {name} or of the data module"  # noqa: E501
         raise RunnerError(msg)
