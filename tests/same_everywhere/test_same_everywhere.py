@@ -47,6 +47,9 @@ DIFFERS: dict[str, dict[str, str]] = {
         "exactness: not exact because this version keeps no checkpoints of a script": NOT_KEPT,
         "save_ckpt is unsupported": NOT_KEPT,
         "only Lightning: event checkpoint_saved: bytes exact id kind path step": NOT_KEPT,
+        "only Lightning, asked: event checkpoint_saved: bytes exact id kind path step, failed": (
+            NOT_KEPT
+        ),
         "rollback is unsupported": AGAIN,
         "load_ckpt is unsupported": AGAIN,
         "only Lightning, asked: event checkpoint_loaded: from_step id path step": AGAIN,
@@ -96,8 +99,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Seen]:
             exactness = run.ask("status")["exactness"]
             answers = dict(_answers(run, framework))
             run.resume()
+            run.pause_in(LATE)
+            run.ask("stop", save=False)
             run.found()
-            return Seen(told, answers, frozenset(_lines(run)), exactness, params)
+            events = frozenset(_lines(run))
+        with running(framework, tmp_path_factory.mktemp("failed"), fail=IN_EPOCH) as run:
+            run.thread.wait()
+            run.dashboard.expect_end()
+            events |= {f"{line}, failed" for line in _lines(run)}
+        return Seen(told, answers, events, exactness, params)
 
     return look
 
@@ -108,6 +118,8 @@ def _lines(run: Running) -> Iterator[str]:
         yield f"event {kind}: {' '.join(sorted(event.keys() - STAMPS))}"
         if kind == "state":
             yield f"state {event['previous']} to {event['state']} ({event['reason']})"
+        if kind == "trainingFinished":
+            yield f"the end is {event['status']}"
         if kind == "epoch_end" and event["val_loss"] is not None:
             yield "epoch_end has a val_loss"
 
