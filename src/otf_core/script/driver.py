@@ -46,6 +46,9 @@ MAX_STEPS_PER_BATCH: Final = 8
 Kind = Literal["loader", "head"]
 
 
+Lines = tuple[tuple[CodeType, int], ...]
+
+
 class Place(NamedTuple):
     """A line in a living frame; by id, since a reference would keep its tensors alive."""
 
@@ -109,6 +112,7 @@ class ScriptDriver:
         self.kind: Kind | None = None  # of the safe point, once known
         self.passes = 0  # over the loader that is trained on, begun
         self.resume: Resume | None = None  # set before the script begins
+        self.asked: _BaseDataLoaderIter | None = None  # at a safe point, for the next batch
         self._control, self._say = control, say
         self._thread_id: int | None = None
         self._inside: list[Optimizer] = []  # optimizers that step inside one another (SAM)
@@ -117,6 +121,8 @@ class ScriptDriver:
         self._feeding: Callable[[], _BaseDataLoaderIter | None] = _nothing  # it came from there
         self._dataset_id: int | None = None  # of the loader that is trained on
         self._trained = False
+        self._homes: set[Lines] = set()  # where a loader was asked before anything was trained
+        self._passed: Lines | None = None  # where one was asked since, and it was no safe point
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
         at_fork(self._leave_child_alone)
@@ -144,10 +150,12 @@ class ScriptDriver:
 
         def __next__(it: _BaseDataLoaderIter) -> object:  # noqa: N807 -- the name in a traceback
             if self._trained:
-                if self.kind == "loader" and self._is_mine():
-                    self._arrive(sys._getframe(1))
-            elif self.resume is not None:
-                self._look_for_place(sys._getframe(1))
+                if self.kind == "loader" and self._is_mine() and self._is_home(sys._getframe(1)):
+                    self._arrive(sys._getframe(1), it)
+            elif self._thread_id is None:
+                self._homes.add(_lines_of(sys._getframe(1)))
+                if self.resume is not None:
+                    self._look_for_place(sys._getframe(1), it)
             self._since_batch.clear()
             self._fed = False
             if self._inside and self._is_mine():
@@ -184,12 +192,18 @@ class ScriptDriver:
             marks.put_in(due=self.resume is not None, head=self._at_head)
             yield
 
-    def begin_at(self, state: dict[str, Any], optimizers: list[Optimizer]) -> None:
+    def begin_at(
+        self, state: dict[str, Any], optimizers: list[Optimizer], feeding: Any = None
+    ) -> None:
         """The run goes on as ``state`` says, with this process's optimizers in the same order."""
         self.step, self.optimizer_steps = state["step"], state["optimizer_steps"]
         self.kind, self.passes = state["kind"], state["passes"]
         self._by_backward = state["by_backward"]
         self.optimizers = optimizers
+        self._trained = False
+        if feeding is not None:
+            self._feeding = weakref.ref(feeding)
+            self._dataset_id = id(feeding._dataset)
 
     def state(self) -> dict[str, Any]:
         """What a resumed driver has to know; plain values. The optimizers go by their order."""
@@ -229,7 +243,7 @@ class ScriptDriver:
         if self._inside:
             return
         self.optimizer_steps += 1
-        if not any(known is optimizer for known in self.optimizers):
+        if optimizer not in self.optimizers:
             self.optimizers.append(optimizer)
             if self._by_backward:  # backwards before there was an optimizer were not the training
                 self._by_backward, self.kind = False, self._kind_now()
@@ -286,6 +300,17 @@ class ScriptDriver:
         self._trained = False
         self.step += 1
 
+    def _is_home(self, frame: FrameType) -> bool:
+        """Whether a run can go on from where a loader is asked now.
+
+        A second loop of the script's is met as well, from its second turn on; a loader that is
+        asked between two steps now and then is not.
+        """
+        here = _lines_of(frame)
+        home = here in self._homes or here == self._passed
+        self._passed = here if here not in self._homes else None
+        return home
+
     def _at_head(self, first: int, last: int) -> None:
         """At the head of a loop: a safe point if the last step was made inside this very loop."""
         frame = sys._getframe(1)
@@ -298,22 +323,34 @@ class ScriptDriver:
         ):
             self._arrive(frame)
 
-    def _arrive(self, frame: FrameType) -> None:
+    def _arrive(self, frame: FrameType, asked: _BaseDataLoaderIter | None = None) -> None:
         self._trained = False
         if self.kind == "head":
             marks.put_in(due=False)
         self.step += 1
-        self._control.safe_point(frame)
+        self._meet(frame, asked)
 
-    def _look_for_place(self, frame: FrameType) -> None:
+    def _meet(self, frame: FrameType, asked: _BaseDataLoaderIter | None) -> None:
+        self.asked = asked
+        try:
+            self._control.safe_point(frame)
+        finally:
+            self.asked = None
+
+    def _look_for_place(self, frame: FrameType, asked: _BaseDataLoaderIter | None = None) -> None:
         assert self.resume is not None
         if threading.current_thread() is not threading.main_thread():
             return
-        if self.resume.arrived(frame):
-            self.resume = None
-            marks.put_in(due=False)
-            self._thread_id = threading.get_ident()
-            self._control.safe_point(frame)
+        self.asked = asked
+        try:
+            if not self.resume.arrived(frame):
+                return
+        finally:
+            self.asked = None
+        self.resume = None
+        marks.put_in(due=False)
+        self._thread_id = threading.get_ident()
+        self._meet(frame, asked)
 
     def _is_mine(self) -> bool:
         """False in a forked worker and on any thread but the first that stepped."""
@@ -337,6 +374,16 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
     found.reverse()
     first = next((n for n, each in enumerate(found) if each.f_globals is main), 0)
     return found[first:]
+
+
+def _lines_of(frame: FrameType | None) -> Lines:
+    """Of the frames that are not ours: one and the same function may be called by two loops."""
+    found: list[tuple[CodeType, int]] = []
+    while frame is not None:
+        if not is_ours(frame):
+            found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
 
 
 def _places(frame: FrameType | None) -> Iterator[Place]:
