@@ -38,8 +38,6 @@ NOT_BACK: Final = "goes on from a checkpoint by starting again"
 class Script(Framework):
     """tests/script/small/train.py."""
 
-    exactness = "not exact because this version keeps no checkpoints of a script"
-
     def __init__(self, *, width: int = 12) -> None:
         self._width = width
         self.cannot = {
@@ -47,7 +45,6 @@ class Script(Framework):
             **dict.fromkeys(("test_now", "test"), "no test"),
             "validate_now": "validation cannot be called",
             "extend": "limit",
-            "save_ckpt": "keeps no checkpoints",
             "pause_at_start": "it is seen when its first batch is trained",
             "after_fit": "its end is not known before it is over",
             "metrics": "nobody knows what it logs",
@@ -152,6 +149,7 @@ def _run(otf: RunOptions | None, eye: Eye, numbers: Any) -> tuple[Any, Any, Any]
         with when_imported("seen", host.attach):
             run(target)
         host.ended = True
+        host.refuse_if_not_there(None)
     except StopScript as error:
         host.ending = error
     except BaseException as error:

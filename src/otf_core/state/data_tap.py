@@ -301,8 +301,7 @@ def reasons(loader: Any, *, own_iter: bool = True) -> list[str]:
     watch, found = loader._otf.watch if tapped(loader) else Watch(), []
     if loader.num_workers > 1 and not loader.in_order:
         found.append("in_order=False: which batch comes next depends on the speed of the workers")
-    own = inspect.unwrap(type(loader).__iter__) is not DataLoader.__iter__
-    if own_iter and own:
+    if own_iter and inspect.unwrap(type(loader).__iter__) is not DataLoader.__iter__:
         found.append(f"{type(loader).__name__} has an __iter__ of its own, whose state is unknown")
     objects = [*samplers(loader), *nested(loader.dataset)]
     found += [
