@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -419,3 +420,103 @@ def test_an_unfinished_epoch_of_a_range_is_not_counted(tmp_path: Path) -> None:
         assert session.epoch == 0
     with made("ByRange") as loop, loop.attached(save_dir=tmp_path, resume="auto") as session:
         assert (session.epoch, session.batch_idx, session.step) == (0, 2, 2)
+
+
+def test_ctrl_c_lets_the_batch_finish_and_the_run_goes_on_from_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = Loop().bare()
+    loop = Loop()
+    loss = loop.loss
+
+    def interrupted(batch: Any) -> torch.Tensor:
+        if loop.n == 4:
+            signal.raise_signal(signal.SIGINT)
+        return loss(batch)
+
+    loop.loss = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(save_dir=tmp_path)
+    assert loop.n == 5
+    assert "Ctrl-C: saved step 5; OTF_RESUME=" in capsys.readouterr().err
+    again = Loop(seed=9).run(save_dir=tmp_path, resume="auto")
+    assert again.told == bare.told[5:]
+    assert again.digest() == bare.digest()
+
+
+def test_what_is_set_before_the_first_batch_of_a_resumed_loop_holds(tmp_path: Path) -> None:
+    first = Loop()
+    barrier = Barrier(3)
+    with running(first, tmp_path, barrier) as run:
+        barrier.wait_for(3)
+        asked = run.dashboard.send("save_ckpt")
+        barrier.let_go(3)
+        path = run.dashboard.reply_to(asked)["data"]["path"]
+        run.wait()
+    again, rates = Loop(seed=4), []
+    again.at = lambda _: rates.append(again.optimizer.param_groups[0]["lr"])
+    with running(again, tmp_path, resume=path, pause_at_start=True) as run:
+        run.dashboard.expect("paused")
+        change = {"path": "lr", "value": 0.0125, "mode": "override"}
+        assert run.dashboard.request("set_param", change)["ok"]
+        run.dashboard.request("resume")
+        run.wait()
+    assert rates == [0.0125] * 9
+
+
+def test_a_run_that_is_held_at_its_end_is_rolled_back_and_trains_on(tmp_path: Path) -> None:
+    barrier, loop = Barrier(4), Loop()
+    with running(loop, tmp_path, barrier, after_fit="hold") as run:
+        barrier.wait_for(4)
+        asked = run.dashboard.send("save_ckpt")
+        barrier.let_go(4)
+        run.dashboard.reply_to(asked)
+        run.dashboard.expect("state", state="paused", reason="after_fit")
+        assert run.dashboard.request("rollback", {"step": 4})["data"]["from_step"] == 12
+        assert run.dashboard.request("status")["data"]["epoch"] == 0
+        run.dashboard.request("resume")
+        run.dashboard.expect("state", state="paused", reason="after_fit", run_gen=1)
+        run.dashboard.request("resume")
+        run.wait()
+    bare = Loop().bare()
+    assert loop.told == [*bare.told, *bare.told[4:]]
+    assert loop.digest() == bare.digest()
+
+
+def test_a_schedule_of_fixed_length_is_not_extended(tmp_path: Path) -> None:
+    loop = Loop()
+    loop.scheduler = torch.optim.lr_scheduler.OneCycleLR(loop.optimizer, 0.1, total_steps=12)
+    with running(loop, tmp_path, pause_at_start=True) as run:
+        run.dashboard.expect("paused")
+        said = run.dashboard.request("extend", {"max_epochs": 5})["detail"]
+        run.dashboard.request("resume")
+        run.wait()
+    assert said == "extend was asked, but OneCycleLR has a fixed length; it would raise."
+
+
+def test_a_compiled_model_goes_on(tmp_path: Path) -> None:
+    class Compiled(Loop):
+        def build(self) -> None:
+            plain = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+            self.optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+            self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3)
+            self.net = torch.compile(plain, backend="eager")  # type: ignore[assignment]
+
+        def own(self) -> Any:
+            return None
+
+    bare, paths = Compiled().bare(), []
+    loop = Compiled()
+    with loop.attached(save_dir=tmp_path) as session:
+
+        def keep(n: int) -> None:
+            if n == 5:
+                saved = session._session.save("manual", pinned=True)
+                assert saved.wait(30)
+                paths.append(saved.path)
+
+        loop.at = keep
+        loop.train(session)
+    assert loop.digest() == bare.digest()
+    again = Compiled(seed=3).run(save_dir=tmp_path, resume=paths[0])
+    assert again.digest() == bare.digest()
