@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import random
 import re
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ class Host:
     def attach(self) -> None:
         """The script has imported torch: come in behind it."""
         path, folder = sys.path[:], folder_of(self._asked.target)
+        rng = random.getstate()  # rich draws when it is imported
         # Not a module of the script's that is called as one that we need.
         sys.path[:] = [entry for entry in path if entry != folder]
         try:
@@ -87,6 +89,7 @@ class Host:
             from otf_core.script.control import ScriptControl
         finally:
             sys.path[:] = path
+            random.setstate(rng)
         try:
             options = RunOptions(**self._asked.options)
         except ValueError as error:

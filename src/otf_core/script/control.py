@@ -19,7 +19,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from otf_core.opening import RunOptions
+from otf_core.opening import RunOptions, script_name
 from otf_core.script.delegate import NO_REENTRY, UNSUPPORTED, Reentry, ScriptDelegate
 from otf_core.script.driver import ScriptDriver, frames_to
 from otf_core.script.found import Found, class_of, find
@@ -63,7 +63,6 @@ class ScriptControl:
         self.driver = ScriptDriver(self, say)
         self.found = Found()
         self.frame: FrameType | None = None  # the innermost one of the script, at a safe point
-        self.main = vars(sys.modules["__main__"])
         self._held = Held()
         self._delegate = ScriptDelegate(
             self.driver, lambda: self.found, reentry(self) if reentry is not None else None
@@ -83,6 +82,11 @@ class ScriptControl:
     def session(self) -> Session | None:
         """The session, once training was seen."""
         return self._session
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The variables of the script's main module."""
+        return vars(sys.modules["__main__"])
 
     def attach(self) -> None:
         """Put the hooks into torch."""
@@ -174,7 +178,7 @@ class ScriptControl:
             return
         self._look(frame)
         model = self._delegate.model()
-        name = class_of(model) if model is not None else "script"
+        name = class_of(model) if model is not None else script_name()
         device = _device_of(self.found)
         session = Session(
             self._delegate,

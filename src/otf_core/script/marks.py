@@ -47,7 +47,9 @@ def begin(_folder: str) -> None:
     Args:
         _folder: where the script's own modules are.
     """
-    put_in(due=False, head=lambda _first, _last: None)
+    # Where torch was there before the script, the driver has put in its own already.
+    vars(builtins).setdefault(DUE, False)
+    vars(builtins).setdefault(HEAD, lambda _first, _last: None)
 
 
 def put_in(*, due: bool | None = None, head: Callable[[int, int], Any] | None = None) -> None:

@@ -78,14 +78,13 @@ class Wire(Suite):
         """A payload for every command that leaves the run standing; in an order that works."""
         kept = run.ask("list_checkpoints")["checkpoints"]
         newest = kept[0] if kept else {"id": "none", "path": "none"}
-        after_fit = {"path": "after_fit", "value": "return"}
         epochs = run.ask("status")["max_epochs"]
         longer = {"max_steps": 10**6} if epochs is None else {"max_epochs": epochs + 1}
         given: dict[str, dict[str, Any]] = {
             "hello": {"protocol": protocol.PROTOCOL},
             "resume_from": {"seq": 0, "until": 1},
             "ping": {"t": 1.0},
-            "set_param": after_fit,
+            "set_param": {"path": "lr", "mul": 1.0},
             "note": {"text": "here"},
             "attach_context": {"run_id": run.ask("status")["run_id"]},
             "switch_run": {"run_id": "another"},
@@ -145,8 +144,9 @@ class Wire(Suite):
         cannot = {name: why for name, why in self.framework.cannot.items() if name in COMMANDS}
         if not cannot:
             pytest.skip("it can do everything")
-        with self.running(tmp_path, pause_at_start=True) as run:
-            run.dashboard.expect("paused")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
             payloads = self._payloads(run)
             for name, why in cannot.items():
                 reply = run.refused(name, **payloads.get(name, {}))
