@@ -398,6 +398,15 @@ class OwnLog(Net):
         self.log_dict({"end": 2.0})
 
 
+class OwnClip(Net):
+    """Clips in its own way, whatever was asked for."""
+
+    def clip_gradients(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        super().clip_gradients(optimizer, 0.01 if gradient_clip_val is None else 0.2, "value")
+
+
 class Frequencies(Net):
     """A scheduler every second step, and one that only a dict can say."""
 
@@ -652,6 +661,7 @@ SHAPES: dict[str, Shape] = {
     "odd attributes": Shape(models.OddAttributes),
     "asks for the last": Shape(models.AsksForTheLast),
     "own log": Shape(OwnLog),
+    "own clip": Shape(OwnClip),
     "scheduler every second step": Shape(Frequencies),
     "scheduler every second epoch": Shape(ByEpochs, {"max_epochs": 5}),
     "monitors what is not there": Shape(MonitorsNothing, {"val_check_interval": 2}),
