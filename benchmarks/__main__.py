@@ -21,7 +21,16 @@ from typing import Final, Protocol
 import lightning
 import torch
 
-from benchmarks import events, going_back, pausing, saving, start_up, step_cost, tapping
+from benchmarks import (
+    events,
+    going_back,
+    native,
+    pausing,
+    saving,
+    start_up,
+    step_cost,
+    tapping,
+)
 from benchmarks.figures import Row
 
 
@@ -43,6 +52,8 @@ BENCHES: Final[dict[str, Bench]] = {
     "checkpoint_block": saving.checkpoint_block,
     "rollback": going_back.rollback,
     "tap": tapping.loader_tap,
+    "runner": native.runner,
+    "script": native.script,
 }
 
 

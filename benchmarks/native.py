@@ -33,8 +33,9 @@ Fit = Callable[[Workload, Path], Steps]
 class Clocks:
     """When each step began."""
 
-    def __init__(self, steps: int) -> None:
-        self._times, self._count = np.zeros((3, steps)), 0
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._times, self._count = np.zeros((3, total)), 0
 
     def step(self) -> None:
         now = (time.thread_time(), time.perf_counter(), time.process_time())
@@ -42,8 +43,8 @@ class Clocks:
         self._count += 1
 
     def steps(self, warm_up: int) -> Steps:
-        if self._count != self._times.shape[1]:
-            msg = f"{self._times.shape[1]} steps were asked, {self._count} began"
+        if self._count != self.total:
+            msg = f"{self.total} steps were asked, {self._count} began"
             raise AssertionError(msg)
         cpu, wall, process = np.diff(self._times)[:, warm_up:]
         return Steps(cpu, wall, float(process.mean()))
@@ -52,44 +53,44 @@ class Clocks:
 class Timed(fits.Mlp):
     """Notes the time at the start of each step."""
 
-    clocks: Clocks
+    began: Callable[[], None]
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.clocks.step()
+        self.began()
         return super().training_step(batch, batch_idx)
 
 
-def _timed(work: Workload) -> tuple[Timed, int]:
-    total = work.steps + work.warm_up + 1
+def _timed(work: Workload) -> tuple[Timed, Clocks]:
+    clocks = Clocks(work.steps + work.warm_up + 1)
     module = Timed(work.widths)
     module.load_state_dict(work.module().state_dict())
-    module.clocks = Clocks(total)
+    module.began = clocks.step
     gc.collect()
-    return module, total
+    return module, clocks
 
 
 def by_hand(work: Workload, _: Path) -> Steps:
     """The loop that the Runner stands for."""
-    module, total = _timed(work)
+    module, clocks = _timed(work)
     optimizer = module.configure_optimizers()
     for n, (x, y) in enumerate(work.loader()):
-        if n == total:
+        if n == clocks.total:
             break
-        module.clocks.step()
+        clocks.step()
         loss = nn.functional.cross_entropy(module.net(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return module.clocks.steps(work.warm_up)
+    return clocks.steps(work.warm_up)
 
 
 def by_runner(telemetry: Literal["full", "off"]) -> Fit:
     """Ours, with a session and nobody connected."""
 
     def fit(work: Workload, tmp: Path) -> Steps:
-        module, total = _timed(work)
+        module, clocks = _timed(work)
         runner = Runner(
-            max_steps=total,
+            max_steps=clocks.total,
             device="cpu",
             log_every_n_steps=1,
             save_dir=tmp,
@@ -97,17 +98,17 @@ def by_runner(telemetry: Literal["full", "off"]) -> Fit:
             telemetry=telemetry,
         )
         runner.fit(module, train_loader=work.loader())
-        return module.clocks.steps(work.warm_up)
+        return clocks.steps(work.warm_up)
 
     return fit
 
 
 def by_lightning(work: Workload, _: Path) -> Steps:
     """Bare Lightning."""
-    module, total = _timed(work)
+    module, clocks = _timed(work)
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=total,
+        max_steps=clocks.total,
         logger=False,
         log_every_n_steps=1,
         enable_checkpointing=False,
@@ -115,7 +116,7 @@ def by_lightning(work: Workload, _: Path) -> Steps:
         enable_model_summary=False,
     )
     trainer.fit(module, work.loader())
-    return module.clocks.steps(work.warm_up)
+    return clocks.steps(work.warm_up)
 
 
 def runner(*, quick: bool, tmp: Path) -> list[Row]:

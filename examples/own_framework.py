@@ -1,6 +1,6 @@
 """A framework of one's own under control: a trainer as people write it, and what otf needs of it.
 
-docs/frameworks.md explains it line by line.
+docs/frameworks.md says what each part is for.
 """
 
 from __future__ import annotations

@@ -96,6 +96,9 @@ class Session:
         device: as in ``cuda:0``; its index says which GPU is sampled.
         unsupported: commands that this run cannot carry out, each with its reason.
         cannot_save: why no checkpoint can be made of this run; None where they can.
+        guest: the loop is somebody's script: SIGINT is its own, it may catch a stop and go on, and
+            its end is not known before it is over.
+        stop_may_fail: the loop is somebody's who is told of a stop, and may go on.
         say: one line for a person, on stderr.
     """
 
@@ -110,12 +113,14 @@ class Session:
         world_size: int = 1,
         unsupported: Mapping[str, str] | None = None,
         cannot_save: str | None = None,
+        guest: bool = False,
+        stop_may_fail: bool = False,
         say: Callable[[str], None] | None = None,
         dial: Dial | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
-        self._alone = world_size == 1
+        self._alone, self._guest = world_size == 1, guest
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self._lock: run_folder.RunLock | None = None
@@ -181,6 +186,7 @@ class Session:
             leaving=lambda: delegate.leaving() or self._interrupt.asked,
             deserted=self._deserted,
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
+            stop_may_fail=guest or stop_may_fail,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -204,7 +210,8 @@ class Session:
             choices=AFTER_FIT,
             owner="user",
         )
-        steering.add_knob("after_fit", choice)
+        if not guest:
+            steering.add_knob("after_fit", choice)
         self._register()
         self.router.unsupported(NOT_IN_THIS_VERSION)
         self.router.unsupported(unsupported or {})
@@ -352,13 +359,14 @@ class Session:
         self._look()
         self.recorder.abort()
         self.recorder.flush()
+        self.actions.left()
         said = {"finished": "completed", "interrupted": "stopped", "failed": "failed"}[status]
         if status == "finished" and self.actions.stopping:
             said = "stopped"
         self.keeper.ended()
         if status == "failed":
             self._tell_how_it_goes_on(left_by)
-        elif status == "interrupted" and not self._alone and not self._told_to_end:
+        elif status == "interrupted" and (self._guest or not (self._alone or self._told_to_end)):
             self.keeper.tell_newest()  # Ctrl-C is nobody's to wait with there
         with self.state.lock:
             self.state.move(status)
@@ -696,7 +704,7 @@ class Session:
     def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The first safe point: the loaders are made, no batch was fetched."""
         self._began_training = True
-        if self._alone:  # else the other ranks would go on
+        if self._alone and not self._guest:  # else the other ranks would go on
             self._interrupt.on()
         self.keeper.begin()
         self._look_for_what_is_not_exact()

@@ -25,7 +25,9 @@ def test_imports_point_downwards() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("module", ["otf_core.dashboard", "otf_core.cli.otf", "otf_core.client"])
+@pytest.mark.parametrize(
+    "module", ["otf_core.dashboard", "otf_core.cli.otf", "otf_core.client", "otf_core.cli.otf_fit"]
+)
 def test_starts_without_torch(module: str) -> None:
     code = f"import {module}, sys; assert not {{'torch', 'numpy'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -67,3 +67,7 @@ class Wide(Net):
 
 class TestLightning(DelegateSuite):
     framework = Lightning()
+
+
+class TestAccumulating(DelegateSuite):
+    framework = Lightning(accumulate_grad_batches=2, gradient_clip_val=0.5)

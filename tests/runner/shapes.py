@@ -359,8 +359,8 @@ class Data(L.LightningDataModule):
         del self.rows
 
 
-class Tested(Net):
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:  # noqa: PT028
+class IsTested(Net):
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         loss = cross_entropy(self.net(batch[0]), batch[1])
         self.log("test_loss", loss, on_step=True, on_epoch=True)
         return loss
@@ -369,7 +369,7 @@ class Tested(Net):
         self.log("tests", 1.0)
 
 
-class OwnLoaders(Tested):
+class OwnLoaders(IsTested):
     """The loaders are hooks of the module."""
 
     def train_dataloader(self) -> Any:
@@ -400,7 +400,7 @@ SHAPES: dict[str, Shape] = {
     "plain": Shape(Net),
     "no validation": Shape(Net, val=None),
     "loaders of the module, tested": Shape(OwnLoaders, train=None, val=None, after=("validate", "test")),  # type: ignore[arg-type]  # noqa: E501
-    "data module with all hooks, tested": Shape(Tested, datamodule=Data, after=("test",)),
+    "data module with all hooks, tested": Shape(IsTested, datamodule=Data, after=("test",)),
     "one cycle by step": Shape(models.OneCycle, {"max_epochs": 3}),
     "cosine, batch norm": Shape(models.Conv),
     "chained schedulers": Shape(models.Chained),

@@ -82,7 +82,7 @@ def choose_session(sessions: Sequence[Mapping[str, Any]], asked: str | None) -> 
         return fits[0]
     if not fits:
         detail = (
-            "No run is connected to the dashboard. Start one with OnTheFlyCallback(); "
+            "No run is connected to the dashboard. Start one with OnTheFlyCallback() or otf-fit; "
             "runs find the dashboard of otf dashboard by themselves."
         )
         _fail(EXIT_NO_RUN, "no_run", detail)

@@ -106,6 +106,8 @@ class ConsoleAction:
         max_pause_s: a forgotten user's pause ends after so long.
         leaving: whether the process is about to end, so that no pause may hold it.
         deserted: whether nobody is there for whom the end would be held.
+        stop_may_fail: the loop is somebody's who may not leave it: ``stop`` is answered when it has
+            been left (``left``), or refused when it has not (``not_left``).
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class ConsoleAction:
         test_label: str | None = None,
         leaving: Callable[[], bool] | None = None,
         deserted: Callable[[], bool] = lambda: False,
+        stop_may_fail: bool = False,
     ) -> None:
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
@@ -137,6 +140,8 @@ class ConsoleAction:
         self._arrival_over = threading.Event()  # this pause has its file, a resume or a stop
         self._action: str | None = None  # the exclusive action that is running
         self._stop: Ticket | None = None
+        self._stop_may_fail = stop_may_fail
+        self._stopped: dict[str, Any] | None = None  # the answer that waits until it is true
         self._stopping = False
         self._tests = 0
         self._paused_s = 0.0
@@ -406,7 +411,28 @@ class ConsoleAction:
             self.gate.open()
         self._delegate.request_stop()
         ckpt = saved.path if saved is not None else None
-        ticket.reply({"status": "stopping", "step": step, "ckpt": ckpt, "applied_step": step})
+        said = {"status": "stopping", "step": step, "ckpt": ckpt, "applied_step": step}
+        if self._stop_may_fail:
+            self._stopped = said
+        else:
+            ticket.reply(said)
+
+    def left(self) -> None:
+        """The loop has been left; a ``stop`` that waited for it has its answer."""
+        if self._stop is not None and self._stopped is not None:
+            self._stop.reply(self._stopped)
+            self._stopped = None
+
+    def not_left(self, detail: str) -> None:
+        """The loop goes on in spite of a ``stop``, which is refused with this sentence."""
+        with self._state.lock:
+            ticket, self._stop, self._stopped = self._stop, None, None
+            self._stopping = False
+            if self._state.state in ("pausing", "paused"):
+                self._state.move("running")
+        if ticket is not None:
+            ticket.fail(CommandError(ErrorCode.NOT_ALLOWED_NOW, detail))
+        self._emit("log", level="warning", phase="info", text=detail)
 
     @property
     def stopping(self) -> bool:

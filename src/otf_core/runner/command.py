@@ -19,19 +19,17 @@ from jsonargparse import ArgumentParser, Namespace
 from otf_core.errors import OtfError
 from otf_core.opening import RunOptions
 from otf_core.runner.options import Options
+from otf_core.runner.refusals import RunnerError, RunnerUnsupportedError
 from otf_core.runner.runner import Runner
+from otf_core.state.keeper import ResumeError
 
+REFUSALS: Final = (ResumeError, RunnerError, RunnerUnsupportedError)
 PLACE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FLAGS: Final = ("--pause-at-start", "--pause_at_start")
 
 
 class UsageError(OtfError):
     """What was asked on the command line cannot be; says what can."""
-
-
-def is_module(asked: str) -> bool:
-    """Whether an argument names a class rather than a script."""
-    return PLACE.fullmatch(asked) is not None and not os.path.exists(asked)
 
 
 def run_module(place: str, argv: Sequence[str]) -> None:
@@ -44,7 +42,7 @@ def run_module(place: str, argv: Sequence[str]) -> None:
     Raises:
         UsageError: there is no such class.
         SystemExit: 2 where an argument is not allowed; it is said on stderr.
-        ResumeError: the run that was to go on cannot.
+        REFUSALS: the run that was to go on cannot, or the Runner does not do that.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")  # as ``python -m`` has it

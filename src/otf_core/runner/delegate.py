@@ -200,6 +200,7 @@ class RunnerDelegate:
 
     def _follow(self) -> None:
         """The reading is that of the loop's own iterator."""
+        self.ready()
         assert self._reading is not None
         batches, counters = self._run.fit_loop.batches, self._run.counters
         if counters.in_epoch and batches.iterator is not None:

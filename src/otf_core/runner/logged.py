@@ -156,7 +156,10 @@ class Entry:
         if not isinstance(found, torch.Tensor):
             msg = f"{self.name!r} was logged, but compute() gave {found!r}; allowed: a tensor"
             raise RunnerError(msg)
-        return found if self.how.enable_graph else found.detach()
+        # The same object as long as it is the same value, so that it is seen what is new.
+        if self.how.enable_graph or not found.requires_grad:
+            return found
+        return found.detach()
 
     def _compute(self) -> Any:
         if not self.is_tensor:
@@ -349,7 +352,7 @@ class LogBook:
     def _checked(self, name: str, value: Any) -> Any:
         """A scalar tensor of our own, or the Metric."""
         if isinstance(value, torch.Tensor):
-            own = value.clone().detach()
+            own = value.detach().clone()
         elif isinstance(value, numbers.Number):
             return torch.tensor(value, device=self.device, dtype=default_dtype())
         elif is_metric(value):

@@ -152,7 +152,10 @@ def _alone(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited(loop: EvaluationLoop, limit_batches: int | None) -> Iterator[None]:
-    loaders = loop.loaders
+    run, loaders = loop.run, loop.loaders
+    limit = run.limit_val_batches
+    if limit == 0:
+        run.limit_val_batches = 1.0  # the fit does without, this one was asked for
     loop.setup_data()
     before = loop.max_batches
     if limit_batches is not None:
@@ -160,5 +163,6 @@ def _limited(loop: EvaluationLoop, limit_batches: int | None) -> Iterator[None]:
     try:
         yield
     finally:
+        run.limit_val_batches = limit
         # Loaders that the fit has not asked for yet it will ask for when it would have.
         loop.max_batches, loop.loaders = before, loaders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -57,6 +58,8 @@ class Runner:
             if framework_base(callback) is not None:
                 refuse("Lightning callback", type(callback).__name__)
         self.run: Run | None = None
+        # For whoever controls the fit: to take its seams before anything has happened.
+        self.prepare: Callable[[Run], None] = lambda _run: None
         self._fitted: Run | None = None
         self._session: Session | None = None
 
@@ -102,6 +105,7 @@ class Runner:
             run.listen([control])
             self._session = control.session
             try:
+                self.prepare(run)
                 self._execute(run, lambda: _fit(run))
             finally:
                 self._session = None
@@ -149,7 +153,8 @@ class Runner:
         run = self._new(model, fn, datamodule, loaders, counters)
         loop = run.validation if fn == "validate" else run.testing
         if loop.step_name not in run.hooks:
-            msg = f"{fn} was asked, but {type(model).__name__} has no {loop.step_name}"
+            name = type(model).__name__
+            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: a model with one"
             raise RunnerError(msg)
         results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
         return [{name: value.item() for name, value in part.items()} for part in results]
@@ -179,6 +184,7 @@ class Runner:
         return run
 
     def _execute(self, run: Run, work: Callable[[], Any]) -> Any:
+        check(run)
         home = device_of(run.parts)
         with attached(run):
             try:
@@ -195,8 +201,9 @@ class Runner:
         return result
 
     def _between_hooks(self, run: Run, work: Callable[[], Any], home: torch.device) -> Any:
-        check(run)
         stage = run.fn
+        if found := run.hook("configure_callbacks"):
+            refuse("configure_callbacks", f"{type(run.module).__name__} returned {found!r}")
         for name in ("prepare_data", "setup"):
             arguments = {"stage": stage} if name == "setup" else {}
             if name == "setup":
@@ -285,8 +292,6 @@ def check(run: Run) -> None:
     for parameter in ("dataloader_iter", "optimizer_idx"):
         if any(names_parameter(step, parameter) for step in steps):
             refuse(parameter, name)
-    if found := run.hook("configure_callbacks"):
-        refuse("configure_callbacks", f"{name} returned {found!r}")
     if run.fn != "fit":
         return
     if not run.automatic:
@@ -301,6 +306,9 @@ def check(run: Run) -> None:
                 "and configure_optimizers, or optimizer= and loss_fn= or training_step="
             )
             raise RunnerError(msg)
+    if run.has_loader("val_dataloader") and "validation_step" not in run.hooks:
+        msg = f"there is a loader to validate with, but {name} has no validation_step; none is run"
+        warnings.warn(msg, stacklevel=4)
     if not run.has_loader("train_dataloader"):
         msg = f"fit was asked, but nobody has a loader to train with; allowed: train_loader=, or the hook train_dataloader of {name} or of the data module"  # noqa: E501
         raise RunnerError(msg)

@@ -152,18 +152,20 @@ class AutomaticStep(Step):
 
     def _closure(self) -> torch.Tensor | None:
         """Forward, zero_grad, backward; the loss as the optimizer gets it."""
+        if not torch.is_grad_enabled():  # an optimizer that does not see to it
+            with torch.enable_grad():
+                return self._closure()
         batch, batch_idx = self._batch
-        with torch.enable_grad():
-            loss, extra = self._parsed(self.call(batch, batch_idx))
-            seen = None
-            if loss is not None:
-                seen = loss.detach()
-                if self._shown:
-                    seen = seen.clone()
-            if batch_idx % self.run.accumulate_grad_batches == 0:
-                self._zero_grad(batch_idx)
-            if loss is not None:
-                self.backward(loss)
+        loss, extra = self._parsed(self.call(batch, batch_idx))
+        seen = None
+        if loss is not None:
+            seen = loss.detach()
+            if self._shown:
+                seen = seen.clone()
+        if batch_idx % self.run.accumulate_grad_batches == 0:
+            self._zero_grad(batch_idx)
+        if loss is not None:
+            self.backward(loss)
         self._result = seen, extra
         return seen
 

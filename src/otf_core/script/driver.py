@@ -60,8 +60,13 @@ class Control(Protocol):
     def begins(self, frame: FrameType) -> None:
         """Something is about to be trained for the first time: gradients are there."""
 
-    def before_step(self, optimizer: Optimizer, *, nested: bool) -> None:
-        """Its gradients are complete; nested: it steps inside the step of another one (SAM)."""
+    def before_step(self, optimizer: Optimizer, *, complete: bool) -> None:
+        """It is about to step.
+
+        Args:
+            complete: its gradients are; not where a closure makes them, or another optimizer's
+                step is under way (SAM).
+        """
 
     def after_step(self, optimizer: Optimizer) -> None:
         """It has stepped, or raised some time ago; the inner one first."""
@@ -71,6 +76,9 @@ class Control(Protocol):
 
     def fed(self, batch: Any) -> None:
         """It is there."""
+
+    def pass_ended(self) -> None:
+        """The loader that is trained on has no more."""
 
     def safe_point(self, frame: FrameType) -> None:
         """Between two steps; ``frame`` is the one that asks for the next batch or has the loop."""
@@ -147,7 +155,12 @@ class ScriptDriver:
             mine = torch.is_grad_enabled() and self._thread_id in (None, threading.get_ident())
             if mine:
                 self._control.fetching()
-            batch = next_batch(it)
+            try:
+                batch = next_batch(it)
+            except StopIteration:
+                if mine and self._feeding() is it:
+                    self._control.pass_ended()
+                raise
             self._fed = True
             if mine:
                 self._was_fed(it)
@@ -195,16 +208,19 @@ class ScriptDriver:
 
     # From torch.
 
-    def _before_step(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self._thread_id is None:
             self._begin(sys._getframe(1), type(optimizer).__name__)
         if not self._is_mine():
             return
         if optimizer in self._inside:  # its last step raised, and the script went on
             self._forget_inside(self._inside.index(optimizer))
-        nested = bool(self._inside)
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        complete = closure is None and not self._inside
         self._inside.append(optimizer)
-        self._control.before_step(optimizer, nested=nested)
+        self._control.before_step(optimizer, complete=complete)
 
     def _after_step(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         if not self._is_mine() or not self._inside:
@@ -264,6 +280,11 @@ class ScriptDriver:
                 self.passes += 1
 
     # The safe point.
+
+    def count_last(self) -> None:
+        """The script is over, and no safe point came behind its last step."""
+        self._trained = False
+        self.step += 1
 
     def _at_head(self, first: int, last: int) -> None:
         """At the head of a loop: a safe point if the last step was made inside this very loop."""

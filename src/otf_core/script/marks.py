@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType
 from typing import Any, Final
 
@@ -42,19 +41,15 @@ def compile_marked(source: bytes, path: str) -> CodeType:
     return code
 
 
-@contextlib.contextmanager
-def marking(_folder: str | None) -> Iterator[None]:
-    """While a script runs: what its marks ask for is there.
+def begin(_folder: str) -> None:
+    """Before a script runs: what its marks ask for is there.
 
     Args:
         _folder: where the script's own modules are.
     """
-    put_in(due=False, head=lambda _first, _last: None)
-    try:
-        yield
-    finally:
-        for name in (DUE, HEAD):
-            vars(builtins).pop(name, None)
+    # Where torch was there before the script, the driver has put in its own already.
+    vars(builtins).setdefault(DUE, False)
+    vars(builtins).setdefault(HEAD, lambda _first, _last: None)
 
 
 def put_in(*, due: bool | None = None, head: Callable[[int, int], Any] | None = None) -> None:

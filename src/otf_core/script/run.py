@@ -57,16 +57,16 @@ def run(target: Target) -> None:
     """
     main = types.ModuleType("__main__")
     _become_main(main)
-    folder = _folder_of(target)
-    with marks.marking(folder):
-        try:
-            code = _of_module(target, main) if target.module else _of_file(target, main)
-            exec(code, main.__dict__)
-        except (SystemExit, CannotRunError):
-            raise
-        except BaseException as error:
-            _show(error, main)
-            raise
+    # For good: a thread of the script's may live longer than its main module.
+    marks.begin(folder_of(target))
+    try:
+        code = _of_module(target, main) if target.module else _of_file(target, main)
+        exec(code, main.__dict__)
+    except (SystemExit, CannotRunError):
+        raise
+    except BaseException as error:
+        _show(error, main)
+        raise
 
 
 def _become_main(main: types.ModuleType) -> None:
@@ -75,7 +75,8 @@ def _become_main(main: types.ModuleType) -> None:
         sys.modules[name] = main
 
 
-def _folder_of(target: Target) -> str:
+def folder_of(target: Target) -> str:
+    """Where the script's own modules are: what python puts in front of ``sys.path``."""
     if target.module:
         return os.getcwd()
     return str(Path(os.path.join(os.getcwd(), target.name)).resolve().parent)
@@ -94,7 +95,7 @@ def _of_file(target: Target, main: types.ModuleType) -> types.CodeType:
         said = f"{sys.executable}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}"
         raise CannotRunError(said, 2) from error
     if not sys.flags.safe_path:
-        sys.path[0] = _folder_of(target)
+        sys.path[0] = folder_of(target)
     loader = importlib.machinery.SourceFileLoader("__main__", full)
     main.__dict__.update(
         __file__=full, __loader__=loader, __cached__=None, __builtins__=builtins, __annotations__={}

@@ -9,6 +9,7 @@ Rule 3: nothing of the training is touched before ``check`` has found the snapsh
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -245,6 +246,22 @@ class TrainingState:
             [sentence for each in giving.differ for sentence in each.told_numbers],
         )
 
+    @contextlib.contextmanager
+    def small_parts_aside(self) -> Iterator[None]:
+        """What an evaluation of the user's own may touch beside the modules is put back."""
+        pieces = self.pieces
+        taking = Taking(pieces, {}, Encoder(skip=pieces.skip), {})
+        schedules = [copy.deepcopy(s.state_dict()) for s in pieces.schedulers]
+        small = [part for part in PARTS if part.name in ASIDE]
+        saved = {part.name: part.capture(taking) for part in small if part.capture is not None}
+        try:
+            yield
+        finally:
+            whole = {"lr_schedulers": schedules}
+            giving = Giving(pieces, whole, Decoder(skip=pieces.skip), again=False)
+            for part in small:
+                part.apply(giving, saved.get(part.name))
+
     def exactness(self) -> tuple[list[str], list[str]]:
         """Why a resume will not be exact, and what is left out and may matter."""
         pieces = self.pieces
@@ -395,6 +412,7 @@ def _give_positions(giving: Giving, saved: Any) -> None:
 
 
 PLAIN, MODULES, DATA = "plain attributes", "module attributes", "data attributes"
+ASIDE: Final = ("objects", "schedulers", PLAIN, DATA)
 
 PARTS: Final[tuple[Part, ...]] = (
     Part(  # for ``check`` alone

@@ -109,16 +109,21 @@ class StepRecorder:
         self._emitter.drain()
         return dict(self._latest)
 
-    def fetching(self) -> None:
-        """The next batch is about to be fetched."""
-        self._fetch_from_s = self._clock()
+    def fetching(self, at_s: float | None = None) -> None:
+        """The next batch is about to be fetched, or was at ``at_s`` of the clock."""
+        self._fetch_from_s = self._clock() if at_s is None else at_s
 
-    def batch_started(self, module: nn.Module) -> None:
-        """The batch is there; its forward comes."""
+    def batch_started(self, module: nn.Module | None, at_s: float | None = None) -> None:
+        """The batch is there; its forward comes.
+
+        Args:
+            module: where zero activations may be counted; None: nowhere.
+            at_s: when it came, if not now.
+        """
         if self.level == "off":
             return
-        self._began_s = self._clock()
-        if self._due("activation_zero_frac"):
+        self._began_s = self._clock() if at_s is None else at_s
+        if module is not None and self._due("activation_zero_frac"):
             self._tracker.arm(module)
 
     def before_optimizer_step(self, params: Callable[[], Iterable[torch.Tensor]]) -> None:
@@ -128,9 +133,18 @@ class StepRecorder:
                 self._grads.append(grad_norm(params()))
 
     def batch_ended(
-        self, loss: Any, batch: Any, params: Callable[[], Iterable[torch.Tensor]]
+        self,
+        loss: Any,
+        batch: Any,
+        params: Callable[[], Iterable[torch.Tensor]],
+        *,
+        samples: int | None = None,
     ) -> None:
-        """The batch is through, its optimizer step too if there was one."""
+        """The batch is through, its optimizer step too if there was one.
+
+        Args:
+            samples: in the batch, where the batch itself is not kept.
+        """
         if self.level == "off":
             return
         now = self._clock()
@@ -138,7 +152,7 @@ class StepRecorder:
         self._wait_s += self._began_s - self._fetch_from_s
         self._loss = loss
         self._batches += 1
-        self._samples += batch_size(batch) or 0
+        self._samples += (batch_size(batch) if samples is None else samples) or 0
         self._own_s += self._clock() - now
         if self._tracker.armed:
             self._zeros = self._tracker.disarm()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from otf_core.testing.conformance.running import ANOTHER_SEED, Found, Running, as_if_killed
-from otf_core.testing.conformance.suite import END, FIRST, WITHIN, Suite
+from otf_core.testing.conformance.small_run import Rate
+from otf_core.testing.conformance.suite import END, FIRST, START, WITHIN, Suite
 
 
 class Changing(Suite):
@@ -29,34 +30,34 @@ class Changing(Suite):
             [told] = [e for e in run.events("param_changed") if e["path"] == "lr"]
         assert (told["applied_step"], told["by"]) == (step, "user")
         assert _each(told["new"], value)
-        self._trained_with(batch, value, found)
+        self._trained_with(Rate(value, step), found)
 
     def test_a_rate_that_was_set_outlives_the_process(self, tmp_path: Path) -> None:
         self.needs("set_param", "pause", "save_ckpt")
         batch, value = self.batch(WITHIN), 0.00375
         with self.running(tmp_path / "run", hold=(batch,)) as run:
-            run.pause_in(batch)
+            step = run.pause_in(batch)["step"]
             self._set(run, value)
             path = run.ask("save_ckpt")["path"]
             path = as_if_killed(path, tmp_path / "run", tmp_path / "disk")
         with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
             found = again.found()
-        assert found.weights == self.bare(lr_from=(batch + 1, value)).weights
+        assert found.weights == self.bare(rate=Rate(value, step)).weights
         assert set(found.probe.lrs) == {value}
 
     def test_a_rate_is_set_for_a_step_to_come(self, tmp_path: Path) -> None:
         self.needs("set_param")
         value = 0.00375
-        with self.running(tmp_path, pause_at_start=True) as run:
-            run.dashboard.expect("paused")
+        with self.running(tmp_path, hold=(0,)) as run:
+            run.probe.wait_for(0)
             change = {"path": "lr", "value": value, "mode": "override", "at_step": 3}
             asked = run.dashboard.send("set_param", change)
             run.dashboard.expect("accepted", request_id=asked, waits_for="step 3")
-            run.resume()
+            run.probe.let_go(0)
             data = run.dashboard.reply_to(asked)["data"]
             assert data["applied_step"] == 3
             found = run.found()
-        self._trained_with(2, value, found)
+        self._trained_with(Rate(value, 3), found)
 
     def test_a_rate_that_was_set_is_undone(self, tmp_path: Path) -> None:
         self.needs("set_param", "undo", "pause")
@@ -70,6 +71,19 @@ class Changing(Suite):
             run.resume()
             self.same(run.found())
 
+    def test_a_rate_that_is_released_is_as_if_it_had_held_until_then(self, tmp_path: Path) -> None:
+        self.needs("set_param", "pause")
+        first, second = self.batch(WITHIN), self.batch(START)
+        with self.running(tmp_path, hold=(first, second)) as run:
+            step = run.pause_in(first)["step"]
+            self._set(run, 0.00375)
+            run.resume()
+            until = run.pause_in(second)["step"]
+            run.ask("set_param", path="lr", release=True)
+            run.resume()
+            found = run.found()
+        self._trained_with(Rate(0.00375, step, until), found)
+
     def test_everything_set_to_what_it_is_nothing_changes(self, tmp_path: Path) -> None:
         self.needs("set_param", "pause")
         batch = self.batch(WITHIN)
@@ -78,9 +92,13 @@ class Changing(Suite):
             rows = run.ask("list_params")["params"]
             for row in rows:
                 if row["value"] is not None and not isinstance(row["value"], list):
-                    run.ask("set_param", path=row["path"], value=row["value"])
-            assert run.ask("list_params")["params"] == rows
-            assert {"lr", "after_fit"} <= {row["path"] for row in rows}
+                    mode = {"mode": "scale"} if row["owner"] == "scheduler" else {}
+                    run.ask("set_param", path=row["path"], value=row["value"], **mode)
+            values = {row["path"]: row["value"] for row in rows}
+            now = run.ask("list_params")["params"]
+            assert {row["path"]: row["value"] for row in now} == values
+            assert "lr" in values
+            assert ("after_fit" in values) == ("after_fit" not in self.framework.cannot)
             run.resume()
             self.same(run.found())
 
@@ -158,6 +176,16 @@ class Changing(Suite):
             found = run.found()
         self.same_state(found, self.bare(epochs=3))
 
+    def test_made_longer_it_stays_so_in_another_process(self, tmp_path: Path) -> None:
+        self.needs("extend", "pause", "save_ckpt")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path / "run", hold=(batch,)) as run:
+            step = run.pause_in(batch)["step"]
+            self._extend(run)
+            path = as_if_killed(run.ask("save_ckpt")["path"], tmp_path / "run", tmp_path / "disk")
+        with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
+            self.same_from(step, again.found(), self.bare(epochs=3))
+
     def test_made_longer_and_undone_it_is_the_run_that_it_was(self, tmp_path: Path) -> None:
         self.needs("extend", "undo", "pause")
         batch = self.batch(WITHIN)
@@ -192,8 +220,8 @@ class Changing(Suite):
         found: dict[str, Any] = next(row for row in rows if row["path"] == path)
         return found
 
-    def _trained_with(self, batch: int, value: float, found: Found) -> None:
-        expected = self.bare(lr_from=(batch + 1, value))
+    def _trained_with(self, rate: Rate, found: Found) -> None:
+        expected = self.bare(rate=rate)
         assert found.probe.lrs == expected.probe.lrs, "the steps have used another rate"
         assert found.weights == expected.weights
 

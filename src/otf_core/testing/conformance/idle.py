@@ -59,7 +59,8 @@ class Idle(Suite):
         assert [event["epoch"] for event in told] == sorted(event["epoch"] for event in told)
         assert {event["epoch"] for event in told} == {0, 1}
         assert sum(event["batches_per_s"] is not None for event in told) == steps
-        assert any(event["metrics"] for event in told), "what the run logs is not told"
+        metrics = any(event["metrics"] for event in told)
+        assert metrics == ("metrics" not in self.framework.cannot), "what it logs is told, or not"
 
     def test_what_is_told_of_a_step_has_its_fields_and_types(self, tmp_path: Path) -> None:
         with self.running(tmp_path) as run:
@@ -91,14 +92,30 @@ class Idle(Suite):
         assert kinds.index("trainingFinished") > len(kinds) - 4
 
     def test_the_exactness_report_is_that_of_the_run(self, tmp_path: Path) -> None:
-        with self.running(tmp_path, pause_at_start=True) as run:
-            run.dashboard.expect("paused")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.probe.wait_for(batch)
             assert run.ask("status")["exactness"] == self.framework.exactness
-            run.resume()
             run.found()
             said = self._one(run.events(), "exactness")
         assert said["text"] == self.framework.exactness
         assert said["exact"] == (not self.framework.exactness.startswith("not exact"))
+
+    def test_its_beginning_and_its_end_are_kept(self, tmp_path: Path) -> None:
+        self.needs("save_ckpt")
+        with self.running(tmp_path) as run:
+            steps = run.found().probe.steps
+            saved = [(event["kind"], event["step"]) for event in run.events("checkpoint_saved")]
+        end = [] if "after_fit" in self.framework.cannot else [("final", steps)]
+        assert saved == [("auto", 0), *end]
+
+    def test_nothing_is_complained_of(self, tmp_path: Path) -> None:
+        with self.running(tmp_path) as run:
+            run.found()
+            logs = run.events("log")
+        said = [event["text"] for event in logs if event["level"] != "info"]
+        declared = self.framework.cannot.get("save_ckpt")
+        assert not [text for text in said if declared is None or declared not in text]
 
     def test_two_runs_of_one_process_do_not_meet(self, tmp_path: Path) -> None:
         for _ in range(2):

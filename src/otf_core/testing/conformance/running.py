@@ -14,6 +14,7 @@ from otf_core.testing.conformance.small_run import (
     Framework,
     Outcome,
     Probe,
+    Rate,
     exact,
     random_numbers,
     seed,
@@ -188,12 +189,12 @@ def _let_end(thread: RunThread, dashboard: FakeDashboard) -> None:
 def bare(
     framework: Framework,
     *,
-    lr_from: tuple[int, float] | None = None,
+    rate: Rate | None = None,
     number: int = SEED,
     epochs: int = 2,
 ) -> Found:
     """The run without a trace of otf."""
-    probe = Probe(lr_from=lr_from, patience_s=framework.patience_s)
+    probe = Probe(rate=rate, patience_s=framework.patience_s)
     return alone(framework, None, probe, number=number, epochs=epochs)
 
 

@@ -23,6 +23,11 @@ PATIENCE_S: Final = 30.0  # a wait that nothing ends is a failed test, not a hun
 WATCHED_S: Final = 0.1  # how long a run that says it stands is watched
 
 
+# What a framework may lack beside commands: to be held before its first batch, to be held at its
+# end, to tell what it logs.
+ABILITIES: Final = ("pause_at_start", "after_fit", "metrics")
+
+
 class Outcome(NamedTuple):
     """What a run has come to; the kit adds the random numbers' state.
 
@@ -39,14 +44,29 @@ class Outcome(NamedTuple):
     objects: Sequence[Any] = ()
 
 
+class Rate(NamedTuple):
+    """A learning rate that a script would have from a step on, until another.
+
+    Attributes:
+        after, until: steps done; None: to the end.
+    """
+
+    value: float
+    after: int
+    until: int | None = None
+
+    def holds(self, steps: int) -> bool:
+        """Whether the step after so many has it."""
+        return self.after <= steps and (self.until is None or steps < self.until)
+
+
 class Probe:
     """Looks on from inside the training, holds it within a batch, and breaks it where asked.
 
     Args:
         hold: batches, counted from 0, in which the training waits until ``let_go``.
         fail: the batch in which ``error`` is raised.
-        lr_from: (batch, value): from this batch on the optimizers step with this learning rate, as
-            a script would have it. A schedule goes on below.
+        rate: what the optimizers step with, as a script would have it; a schedule goes on below.
     """
 
     def __init__(
@@ -54,16 +74,16 @@ class Probe:
         *,
         hold: Iterable[int] = (),
         fail: int | None = None,
-        lr_from: tuple[int, float] | None = None,
+        rate: Rate | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._holds = {n: (threading.Event(), threading.Event()) for n in hold}
-        self._fail, self._lr_from, self._patience_s = fail, lr_from, patience_s
+        self._fail, self.rate, self._patience_s = fail, rate, patience_s
         self.error = RuntimeError("the training failed on purpose")
         self.batches = 0  # begun
         self.steps = 0  # batches in which an optimizer has stepped
         self.lrs: list[float] = []  # of the first parameter group, at each step of an optimizer
-        self._in_step = False
+        self._steps_before = 0  # this batch
         self._asked_lr: list[Any] = []
         self._seen: list[Optimizer] = []
         self._hooks: list[Any] = []
@@ -77,7 +97,7 @@ class Probe:
             optimizers: torch's own, not a framework's wrappers.
         """
         self._watch(optimizers)
-        batch, self._in_step = self.batches, False
+        batch, self._steps_before = self.batches, self.steps
         self.batches += 1
         if self._stands:
             self._moved.set()
@@ -118,6 +138,10 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
 
+    def watch(self, *optimizers: Optimizer) -> None:
+        """Count the steps of these; ``batch`` does, where it is called before the first step."""
+        self._watch(optimizers)
+
     def _watch(self, optimizers: Sequence[Optimizer]) -> None:
         for optimizer in optimizers:
             if not any(optimizer is seen for seen in self._seen):
@@ -130,17 +154,16 @@ class Probe:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
         self._asked_lr = [group["lr"] for group in groups]
-        if self._lr_from is not None and self.batches > self._lr_from[0]:
+        if self.rate is not None and self.rate.holds(self._steps_before):
             for group in groups:
-                group["lr"] = self._lr_from[1]
+                group["lr"] = self.rate.value
         self.lrs.append(float(groups[0]["lr"]))
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._lr_from is not None:
+        if self.rate is not None:
             for group, asked in zip(optimizer.param_groups, self._asked_lr, strict=True):
                 group["lr"] = asked
-        self.steps += not self._in_step
-        self._in_step = True
+        self.steps = self._steps_before + 1
 
 
 class Framework(abc.ABC):
@@ -151,7 +174,8 @@ class Framework(abc.ABC):
 
     Attributes:
         cannot: commands that its runs cannot carry out, each with words of the reason that a
-            person is to be told. Everything else is expected to work.
+            person is to be told; and of ``ABILITIES`` those that they have not. Everything else
+            is expected to work.
         exactness: the exactness report of the small run.
         patience_s: real seconds after which something that should have come is a failure.
     """

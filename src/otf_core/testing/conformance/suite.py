@@ -29,8 +29,7 @@ class Suite:
     @pytest.fixture(autouse=True)
     def _nothing_of_ours_is_left(self) -> Iterator[None]:
         yield
-        left = [t.name for t in threading.enumerate() if t.name.startswith("otf-")]
-        assert not left, f"threads of the session are left: {left}"
+        assert not threads_left(), "threads of the session are left"
 
     def bare(self, **how: Any) -> Found:
         """The run that nobody touched; made once for each ``how``."""
@@ -104,3 +103,8 @@ class Suite:
             found.probe.lrs[len(found.probe.lrs) - used :]
             == (expected.probe.lrs[len(expected.probe.lrs) - used :])
         )
+
+
+def threads_left() -> list[str]:
+    """Names of the threads of ours that are alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("otf-")]

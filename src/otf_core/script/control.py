@@ -1,0 +1,336 @@
+"""One script's run: opened when training is first seen, told of each step, closed at its end.
+
+Rule 1: attaching changes nothing; what is asked for is done at the safe point.
+Rule 2: the session is closed when the process ends, behind the script's own threads and ``atexit``.
+Rule 3: of several ranks only the first has a session, and only watches.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import torch
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from otf_core.opening import RunOptions, script_name
+from otf_core.script.delegate import NO_REENTRY, UNSUPPORTED, Reentry, ScriptDelegate
+from otf_core.script.driver import ScriptDriver, frames_to
+from otf_core.script.found import Found, class_of, find
+from otf_core.script.held import Held
+from otf_core.script.stop import Stop, StopScript
+from otf_core.session import Session
+from otf_core.state.keeper import Origin
+from otf_core.steering.ledger import Slot
+from otf_core.steering.params import Steering
+from otf_core.telemetry.batch import batch_size
+
+CHANGES: Final = (
+    "pause", "stop", "set_param", "save_ckpt", "validate_now", "attach_context", "undo",
+)  # fmt: skip
+
+
+class ScriptControl:
+    """Stands between a script that is being run and its session; training thread.
+
+    Args:
+        options: what the person has chosen.
+        folder: where the script's own modules are.
+        stop_code: the exit code of a script that was stopped.
+        say: one sentence for the person; never on stdout, which is the script's.
+        reentry: makes what takes the script's state, and puts it back; None where it cannot be.
+        origin: from which the run goes on, where it does.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        folder: str,
+        stop_code: int = 0,
+        say: Callable[[str], None],
+        reentry: Callable[[ScriptControl], Reentry] | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self._options, self._folder, self._stop_code = options, Path(folder), stop_code
+        self._origin, self._say = origin, say
+        self.driver = ScriptDriver(self, say)
+        self.found = Found()
+        self.frame: FrameType | None = None  # the innermost one of the script, at a safe point
+        self._held = Held()
+        self._delegate = ScriptDelegate(
+            self.driver, lambda: self.found, reentry(self) if reentry is not None else None
+        )
+        self._saves = reentry is not None
+        self._session: Session | None = None
+        self._watched = True  # not another rank, not a forked child
+        self._said = False
+        self._stop: Stop | None = None
+        self._samples: int | None = None
+        self._fetched_s = self._fed_s = time.perf_counter()  # of the batch before the session
+        self._loss: torch.Tensor | None = None  # of the last backward that was told
+        self._own_classes: dict[type, bool] = {}
+        self._attached = ExitStack()
+
+    @property
+    def session(self) -> Session | None:
+        """The session, once training was seen."""
+        return self._session
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The variables of the script's main module."""
+        return vars(sys.modules["__main__"])
+
+    def attach(self) -> None:
+        """Put the hooks into torch."""
+        self._attached.enter_context(self.driver.attached())
+
+    def frames(self) -> list[FrameType]:
+        """At a safe point: the script's frames from ``<module>`` to the loop."""
+        return frames_to(self.frame, self.main)
+
+    # What the driver tells.
+
+    def begins(self, frame: FrameType) -> None:
+        """See driver.Control."""
+        self._open(frame)
+
+    def before_step(self, optimizer: Optimizer, *, complete: bool) -> None:
+        """See driver.Control."""
+        if self._session is None:
+            return
+        if complete:
+            self._session.recorder.before_optimizer_step(lambda: _params_of(optimizer))
+        self._held.put_in(optimizer)
+
+    def after_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002 -- the protocol's
+        """See driver.Control."""
+        self._held.take_out()
+
+    def fetching(self) -> None:
+        """See driver.Control."""
+        if self._session is None:
+            self._fetched_s = time.perf_counter()
+            return
+        if self.driver.loss is not self._loss:
+            self._end_batch(self._session)  # one of several before an optimizer steps
+        self._session.recorder.fetching()
+
+    def fed(self, batch: Any) -> None:
+        """See driver.Control."""
+        if self._options.telemetry == "off":
+            return
+        self._samples = batch_size(batch)
+        if self._session is not None:
+            self._session.recorder.batch_started(None)
+        else:
+            self._fed_s = time.perf_counter()
+
+    def pass_ended(self) -> None:
+        """See driver.Control."""
+        if self._session is not None:
+            epoch = max(self.driver.passes - 1, 0)
+            found = self._session.recorder.latest
+            self._session.emit("epoch_end", epoch=epoch, val_loss=found.get("val_loss"))
+
+    def safe_point(self, frame: FrameType) -> None:
+        """See driver.Control; raises StopScript where the script is to end."""
+        if self._session is None and self._watched:
+            self._open(frame)  # the run goes on: nothing was trained yet
+        session = self._session
+        if session is None:
+            return
+        self.frame = frame
+        try:
+            if not self._said:
+                self._look(frame)
+                self._tell_found()
+            self._end_batch(session)
+            stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
+        finally:
+            self.frame = None
+        if self.driver.kind == "head":
+            session.recorder.batch_started(None)
+        if stop or self._stop is not None:
+            self._leave(session)
+
+    def _leave(self, session: Session) -> None:
+        self._stop = self._stop or Stop(self._stop_code)
+        self._stop.ask()
+        refused = self._stop.refusal()
+        self._stop = None
+        session.actions.not_left(refused)
+        self._say(refused)
+
+    # Inside.
+
+    def _open(self, frame: FrameType) -> None:
+        rank, world_size = _ranks()
+        if rank != 0:
+            self._watched = False
+            return
+        self._look(frame)
+        model = self._delegate.model()
+        name = class_of(model) if model is not None else script_name()
+        device = _device_of(self.found)
+        session = Session(
+            self._delegate,
+            self._options.session_options(name, self._origin, world_size=world_size),
+            steering=Steering(self._delegate, self._held),
+            device=str(device),
+            gpu=(device.index or 0) if device.type == "cuda" else None,
+            world_size=world_size,
+            unsupported={**UNSUPPORTED, **_unsupported(world_size)},
+            cannot_save=_cannot_save(world_size, saves=self._saves),
+            guest=True,
+            say=self._say,
+        )
+        session.start(meta={"model": name})
+        session.begin()
+        session.recorder.fetching(self._fetched_s)
+        session.recorder.batch_started(None, self._fed_s)
+        self._session = session
+
+    def _look(self, frame: FrameType) -> None:
+        frames = frames_to(frame, self.main)
+        self.found = find(frames, self.driver.optimizers, self._is_own)
+
+    def _tell_found(self) -> None:
+        self._said = True
+        it = self.driver.feeding if self.driver.kind == "loader" else None
+        loader = _loader_of(it, self.found) if it is not None else None
+        said = self.found.sentence(loader, fed=it is not None)
+        self._say(said)
+        assert self._session is not None
+        self._session.emit("log", level="info", phase="info", text=said)
+
+    def _is_own(self, cls: type) -> bool:
+        known = self._own_classes.get(cls)
+        if known is None:
+            module = sys.modules.get(getattr(cls, "__module__", None) or "")
+            file = getattr(module, "__file__", None)
+            known = module is not None and (
+                vars(module) is self.main
+                or (
+                    file is not None
+                    and Path(file).is_relative_to(self._folder)
+                    and "site-packages" not in file
+                )
+            )
+            self._own_classes[cls] = known
+        return known
+
+    def _end_batch(self, session: Session) -> None:
+        self._loss = loss = self.driver.loss
+        one = loss if loss is not None and loss.numel() == 1 else None
+        session.recorder.batch_ended(one, None, self._weights, samples=self._samples or 0)
+        self._samples = None
+
+    def _weights(self) -> Iterable[torch.Tensor]:
+        models = self.found.models()
+        if models:
+            return (p for _, model in models for p in model.parameters())
+        return (p for _, o in self.found.optimizers for p in _params_of(o))
+
+    def _lrs(self) -> list[Any]:
+        """What the next step uses, of every group."""
+        used = self._held.used if self._held else Slot.raw
+        return [
+            used(Slot(optimizer, n, "lr"))
+            for _, optimizer in self.found.optimizers
+            for n, group in enumerate(optimizer.param_groups)
+            if "lr" in group
+        ]
+
+    def _epoch_of_step(self) -> int:
+        return max(self.driver.passes - 1, 0)
+
+    # The end.
+
+    def close(self, ending: BaseException | None) -> bool:
+        """The script is over; what is left is delivered, and torch is as it was.
+
+        Args:
+            ending: what it ended with, None where it ran to its end.
+
+        Returns:
+            Whether anything was trained.
+        """
+        self._attached.close()
+        session, self._session = self._session, None
+        if session is None:
+            return not self._watched
+        if self.driver.trained:  # there was no safe point behind it any more
+            self.driver.count_last()
+            self._end_batch(session)
+            session.tell_step(lrs=self._lrs, logged=dict, epoch=self._epoch_of_step())
+        status, error = _ended(ending)
+        session.finish(status, error=error)
+        session.close()
+        return True
+
+
+def _ended(ending: BaseException | None) -> tuple[str, str | None]:
+    """How the session is to say it, and with which error."""
+    if ending is None or isinstance(ending, StopScript):
+        return "finished", None
+    if isinstance(ending, KeyboardInterrupt):
+        return "interrupted", None
+    if isinstance(ending, SystemExit):
+        if ending.code in (None, 0):
+            return "finished", None
+        code = ending.code
+        said = f"exit code {code}" if isinstance(code, int) else str(code)[:2000]
+        return "failed", said
+    return "failed", f"{type(ending).__name__}: {ending}"[:2000]
+
+
+def _ranks() -> tuple[int, int]:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _unsupported(world_size: int) -> dict[str, str]:
+    if world_size == 1:
+        return {}
+    reason = (
+        f"This run has {world_size} ranks; holding or changing one of them alone would leave the "
+        "others waiting. This version (0.2.0) only watches such a run."
+    )
+    return dict.fromkeys(CHANGES, reason)
+
+
+def _cannot_save(world_size: int, *, saves: bool) -> str | None:
+    if world_size > 1:
+        return f"This version (0.2.0) keeps no checkpoints of a script with {world_size} ranks."
+    return None if saves else NO_REENTRY
+
+
+def _loader_of(it: Any, found: Found) -> DataLoader[Any] | None:
+    """The loader on the stack that an iterator belongs to."""
+    loaders = [loader for _, loader in found.loaders if loader.dataset is it._dataset]  # noqa: SLF001 -- see driver.PRIVATE
+    exact = [each for each in loaders if each._index_sampler is it._index_sampler]  # noqa: SLF001 -- as above
+    return next(iter((*exact, *loaders)), None)
+
+
+def _device_of(found: Found) -> torch.device:
+    for _, optimizer in found.optimizers:
+        for parameter in _params_of(optimizer):
+            return torch.device(parameter.device)
+    for _, module in found.models():
+        for parameter in module.parameters():
+            return torch.device(parameter.device)
+    return torch.device("cpu")
+
+
+def _params_of(optimizer: Optimizer) -> Iterable[torch.Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])

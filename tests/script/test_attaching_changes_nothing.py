@@ -1,0 +1,60 @@
+"""A script under otf-fit does what it does under python: weights, random numbers, stdout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.script.rig import Ran, Zygote, shape
+
+# shape -> what otf says that it has found, and the steps that it tells
+FOUND = {
+    "plain": ("AdamW over 1 parameter group of Sequential as 'net', loader 1 of 2 ('train')", 12),
+    "amp_scaler": ("SGD over 1 parameter group of Sequential as 'model', loader 1 of 1", 9),
+    "accumulation": ("Adam over 1 parameter group of Linear as 'model', loader 1 of 1", 6),
+    "gan": (
+        "RMSprop over 1 parameter group of Generator as 'gan.g', RMSprop over 1 parameter group of "
+        "Critic as 'gan.c', loader 1 of 1",
+        12,
+    ),
+    "lbfgs": ("LBFGS over 1 parameter group of Sequential as 'model', loader 1 of 1", 6),
+    "two_loaders": (
+        "SGD over 2 parameter groups of Linear as 'net', loader 2 of 2 ('stream')",
+        12,
+    ),
+    "no_loader": ("Adam over 1 parameter group of tensors of no module, no loader", 12),
+    "by_hand": ("no optimizer, Linear as 'model', no loader", 10),
+    "nested": ("SGD over 1 parameter group of Net as 'state['net']', loader 1 of 1 ('data')", 12),
+    "workers": ("Adam over 1 parameter group of Linear as 'model', loader 1 of 1", 8),
+    "tqdm_trainer": (
+        "SGD over 1 parameter group of Linear as 'trainer.model', loader 1 of 1 ('trainer.loader')",
+        15,
+    ),
+    "while_next": ("Adam over 1 parameter group of Linear as 'model', loader 1 of 1", 10),
+    "compiled": ("Adam over 1 parameter group of Sequential as 'net', loader 1 of 1", 6),
+    "sam": ("SAM over 1 parameter group of Linear as 'model', loader 1 of 1", 8),
+}
+
+
+def compare(bare: Ran, under: Ran) -> None:
+    assert (under.code, bare.code) == (0, 0), under.stderr
+    assert bare.digest is not None
+    assert under.digest == bare.digest
+    assert under.stdout == bare.stdout
+    theirs = [line for line in under.stderr.splitlines() if not line.startswith("otf: ")]
+    if not any("epoch" in line for line in theirs):  # a progress bar shows the time
+        assert theirs == bare.stderr.splitlines()
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_script_does_what_it_does_under_python(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    bare = zygote.run("python", shape(name), tmp_path / "bare")
+    under = zygote.run("otf-fit", shape(name), tmp_path / "under")
+    compare(bare, under)
+    said, steps = FOUND[name]
+    [found] = [line for line in under.said if "training found" in line]
+    assert said in found
+    assert under.steps() == list(range(1, steps + 1))
+    [end] = under.events("trainingFinished")
+    assert (end["status"], end["step"]) == ("completed", steps)
