@@ -194,11 +194,11 @@ class Snapshot:
         for optimizer, state in zip(run.optimizers, self.optimizers, strict=True):
             optimizer.load_state_dict(copy.deepcopy(state))
         run.counters.load(copy.deepcopy(self.counters))
-        loop = run.fit_loop
-        loop.batches.go_on(iter(loop.loaders[0]))
-        iterator: Any = loop.batches.iterator
+        loop: Any = run.fit_loop
+        iterator = iter(loop.loaders[0])
         for _ in range(run.counters.fetched):
             next(iterator)
+        loop.batches.go_on(iterator)
         set_rng(self.rng)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.runner import meanwhile
 from otf_core.runner.hooks import framework_base
 from otf_core.runner.logged_state import LoggedState
 from otf_core.runner.module import modules_by_name, not_state
@@ -121,12 +122,12 @@ class RunnerDelegate:
         self._run.should_stop = False
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_validation."""
-        return self._run.run_validation(limit_batches, on_batch)
+        """See meanwhile.run_validation."""
+        return meanwhile.run_validation(self._run, limit_batches, on_batch)
 
     def run_test(self, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_test."""
-        return self._run.run_test(on_batch)
+        """See meanwhile.run_test."""
+        return meanwhile.run_test(self._run, on_batch)
 
     def leaving(self) -> bool:
         """Whether SIGTERM has come."""

@@ -59,13 +59,7 @@ class EvaluationLoop:
         if run.fn != "fit":
             for loader in self.loaders:
                 set_epoch(loader, run.counters.epochs_processed)
-        self.use(self.loaders)
-
-    def use(self, loaders: list[Any]) -> None:
-        """Take the batches from these."""
-        limit = getattr(self.run, self.limit_name)
-        self.loaders = loaders
-        self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in loaders]
+        self.max_batches = [limited(length_of(d), limit, self.limit_name) for d in self.loaders]
         self.seen = {}
 
     def limits(self) -> list[float]:

@@ -51,6 +51,9 @@ MAX_STEPS_PER_BATCH: Final = 8
 Kind = Literal["loader", "head"]
 
 
+Lines = tuple[tuple[CodeType, int], ...]
+
+
 class Place(NamedTuple):
     """A line in a living frame; by id, since a reference would keep its tensors alive."""
 
@@ -125,6 +128,8 @@ class ScriptDriver:
         self._feeding: Callable[[], _BaseDataLoaderIter | None] = _nothing  # it came from there
         self._dataset_id: int | None = None  # of the loader that is trained on
         self._trained = False
+        self._homes: set[Lines] = set()  # where a loader was asked before anything was trained
+        self._passed: Lines | None = None  # where one was asked since, and it was no safe point
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
         at_fork(self._leave_child_alone)
@@ -159,10 +164,12 @@ class ScriptDriver:
             if self._thread_id is not None and not self._is_mine():
                 return next_batch(it)
             if self._trained:
-                if self.kind == "loader":
+                if self.kind == "loader" and self._is_home(sys._getframe(1)):
                     self._arrive(sys._getframe(1), it)
-            elif self.resume is not None:
-                self._look_for_place(sys._getframe(1), it)
+            elif self._thread_id is None:
+                self._homes.add(_lines_of(sys._getframe(1)))
+                if self.resume is not None:
+                    self._look_for_place(sys._getframe(1), it)
             self._since_batch.clear()
             self._fed = False
             if self._inside:  # a step has raised, and the script went on
@@ -322,6 +329,17 @@ class ScriptDriver:
         self._trained = False
         self.step += 1
 
+    def _is_home(self, frame: FrameType) -> bool:
+        """Whether a run can go on from where a loader is asked now.
+
+        A second loop of the script's is met as well, from its second turn on; a loader that is
+        asked between two steps now and then is not.
+        """
+        here = _lines_of(frame)
+        home = here in self._homes or here == self._passed
+        self._passed = here if here not in self._homes else None
+        return home
+
     def _at_head(self, first: int, last: int) -> None:
         """At the head of a loop: a safe point if the last step was made inside this very loop."""
         frame = sys._getframe(2)
@@ -390,6 +408,16 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
     found.reverse()
     first = next((n for n, each in enumerate(found) if each.f_globals is main), 0)
     return found[first:]
+
+
+def _lines_of(frame: FrameType | None) -> Lines:
+    """Of the frames that are not ours: one and the same function may be called by two loops."""
+    found: list[tuple[CodeType, int]] = []
+    while frame is not None:
+        if not is_ours(frame):
+            found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
 
 
 def _places(frame: FrameType | None) -> Iterator[Place]:

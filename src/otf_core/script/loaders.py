@@ -64,7 +64,9 @@ def _take_batches(taking: Taking, value: Any, path: str) -> dict[str, Any]:
     if loader is None:
         taking.leave(path, value)
         return {}
-    taking.reasons += [f"{type(loader).__name__}: {why}" for why in data_tap.reasons(loader)]
+    # An __iter__ of its own is a generator, whose frame is known.
+    reasons = data_tap.reasons(loader, own_iter=False)
+    taking.reasons += [f"{type(loader).__name__}: {why}" for why in reasons]
     taking.iterated.add(id(loader))
     node: dict[str, Any] = {"loader": taking(loader, f"{path} loader"), "n": value._num_yielded}
     if isinstance(value, SingleIter | WorkersIter):

@@ -6,6 +6,7 @@ several models stays one.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 import torch
@@ -174,13 +175,19 @@ _TABLES: Final = ("_parameters", "_buffers", "_modules")
 def _make_module(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     if class_name(type(live)) == node["c"]:
         return live
-    kind = giving.own.find(node["c"])
+    kind = giving.own.find(node["c"]) or _of_torch(node["c"])
     if kind is None or not issubclass(kind, nn.Module) or kind.__new__ is not object.__new__:
         giving.lose(f"a {node['c'].rpartition(':')[2]}, made after this place")
         return ABSENT
     new = object.__new__(kind)
     nn.Module.__init__(new)
     return new
+
+
+def _of_torch(name: str) -> type | None:
+    module, _, path = name.partition(":")
+    found = getattr(sys.modules.get(module), path, None) if module.startswith("torch.") else None
+    return found if isinstance(found, type) else None
 
 
 def _fill_module(giving: Giving, node: dict[str, Any], made: nn.Module) -> None:
