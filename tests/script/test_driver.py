@@ -300,9 +300,16 @@ def test_what_stops_at_the_safe_point_comes_out_of_next() -> None:
         model, optimizer, loader = parts()
         tape.at_point = stop
         batches = iter(loader)
-        step(model, optimizer, next(batches)[0])
-        with pytest.raises(SystemExit) as left:
-            next(batches)
-        assert left.value.code == 4
+        left: list[SystemExit] = []
+        seen = 0
+        while seen < 3 and len(left) < 1:
+            try:
+                (x,) = next(batches)
+            except StopScript as error:
+                left.append(error)
+                break
+            seen += 1
+            step(model, optimizer, x)
+        assert (seen, [error.code for error in left]) == (1, [4])
         tape.at_point = lambda _frame: None
         assert len(list(batches)) == 2  # the batch was not fetched
