@@ -212,6 +212,10 @@ class OwnLoop:
             raise RuntimeError(msg)
         self._entered = True
         rank, world_size = _ranks()
+        asked = self._options.asked_origin()
+        if world_size > 1 and asked is not None:  # on every rank
+            msg = f"resume was asked from {asked} for {world_size} ranks; allowed: one process"
+            raise ResumeError(msg)
         if rank == 0:
             try:
                 self._open(world_size)
@@ -221,10 +225,6 @@ class OwnLoop:
         return self
 
     def _open(self, world_size: int) -> None:
-        asked = self._options.asked_origin()
-        if world_size > 1 and asked is not None:
-            msg = f"resume was asked from {asked} for {world_size} ranks; allowed: one process"
-            raise ResumeError(msg)
         origin = self._options.origin(self._given.name)
         self._put_hooks()
         if self._batches is not None:
@@ -350,7 +350,7 @@ class OwnLoop:
     def _count(self, *, step: bool | None) -> None:
         """What the batch that is done was: of which epoch, and whether it was a step."""
         self._ticks += 1
-        self.ticked = True
+        self.ticked, self._kept = True, None
         current = self._batches.current if self._batches is not None else None
         if not self._counts and current is not None:
             if self._of_last_tick is not None and current is not self._of_last_tick:
