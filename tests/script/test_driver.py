@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from otf_core.script import marks
-from otf_core.script.driver import MAX_STEPS_PER_BATCH, ScriptDriver, frames_to
+from otf_core.script.driver import MAX_STEPS_PER_BATCH, PRIVATE, ScriptDriver, frames_to
 from otf_core.script.stop import StopScript
 
 torch.set_num_threads(1)
@@ -105,6 +105,19 @@ def test_torch_is_as_before_when_it_is_over_also_after_an_error() -> None:
         raise RuntimeError("mine")
     assert originals() == before
     assert vars(marks.builtins)[marks.DUE] is False
+
+
+def test_every_private_name_of_torch_is_there() -> None:
+    loader = iter(parts()[2])
+    owners = {
+        "torch.utils.data.dataloader": sys.modules["torch.utils.data.dataloader"],
+        "_BaseDataLoaderIter": loader,
+        "torch._C._dynamo.eval_frame": torch._C._dynamo.eval_frame,
+        "sys": sys,
+    }
+    assert owners.keys() == PRIVATE.keys()
+    for owner, names in PRIVATE.items():
+        assert [name for name in names if not hasattr(owners[owner], name)] == []
 
 
 def test_the_safe_point_of_a_loader_is_before_the_next_batch_and_at_the_end_of_a_pass() -> None:
