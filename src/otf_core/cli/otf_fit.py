@@ -49,8 +49,10 @@ def main() -> None:
             sys.exit(error.code)
         except BaseException as error:
             host.ending = error
+            host.refuse_if_not_there(error)
             raise
         host.ended = True
+        host.refuse_if_not_there(None)
 
 
 def _train(place: str, args: list[str]) -> None:
@@ -87,6 +89,7 @@ class Host:
         try:
             from otf_core.opening import RunOptions
             from otf_core.script.control import ScriptControl
+            from otf_core.state.keeper import ResumeError
         finally:
             sys.path[:] = path
             random.setstate(rng)
@@ -94,12 +97,25 @@ class Host:
             options = RunOptions(**self._asked.options)
         except ValueError as error:
             _end(str(error), 2)
-        if options.asked_origin() is not None:
-            _end("a script cannot be resumed by this version", REFUSED_CODE)
-        self._control = ScriptControl(
-            options, folder=folder, stop_code=self._asked.stop_code, say=say
-        )
+        try:
+            self._control = ScriptControl(
+                options,
+                folder=folder,
+                stop_code=self._asked.stop_code,
+                say=say,
+                origin=options.origin(None),
+            )
+        except ResumeError as error:
+            _end(str(error), REFUSED_CODE)
         self._control.attach()
+
+    def refuse_if_not_there(self, ending: BaseException | None) -> None:
+        """A script that was to go on is over, and never was at the place: said, with its code."""
+        said = self._control.never_arrived() if self._control is not None else None
+        if said is not None:
+            say(said)
+            if ending is None or isinstance(ending, SystemExit):
+                sys.exit(REFUSED_CODE)
 
     def close(self) -> None:
         """The process is about to end, its threads and ``atexit`` functions are through."""
