@@ -39,6 +39,7 @@ SHAPES: Final[dict[str, tuple[int, ...]]] = {
     "while_next": (5,),
     "everything": (5,),
     "library_generators": (5,),
+    "prefetched": (3, 5),
 }
 # Of KINDS, those whose loss changes nothing: what they know is checked, or is put in by others.
 ONLY_CHECKED: Final = frozenset({"text", "loader", "own batches", "method", "partial", "inside"})

@@ -40,6 +40,11 @@ FOUND = {
     "compiled_step": ("SGD over 1 parameter group of Linear as 'net', loader 1 of 1", 6),
     "compiled_loops": ("Adam over 1 parameter group of Net as 'net', no loader", 6),
     "folds": ("Adam over 1 parameter group of Linear as 'model', a loader", 6),
+    "prefetched": ("Adam over 1 parameter group of Sequential as 'model', loader 1 of 2", 9),
+    "library_trainer": (
+        "AdamW over 1 parameter group of Sequential as 'net', loader 1 of 2 ('loader')",
+        12,
+    ),
     "sam": ("SAM over 1 parameter group of Linear as 'model', loader 1 of 1", 8),
 }
 

@@ -147,6 +147,22 @@ def test_an_evaluation_is_no_step_and_no_pass() -> None:
         assert driver.passes == 1
 
 
+def test_an_evaluation_with_gradients_on_is_no_safe_point() -> None:
+    with driven() as (_, tape):
+        model, optimizer, loader = parts()
+        other = DataLoader(TensorDataset(torch.ones(12, 2)), batch_size=3)
+        for _ in range(2):
+            batches = iter(loader)
+            x = next(batches, None)
+            while x is not None:
+                following = next(batches, None)  # the last step has no fetch behind it
+                step(model, optimizer, x[0])
+                x = following
+            for (y,) in other:
+                model(y)
+        assert tape.points == [(1, 2), (2, 3), (3, 0), (4, 2), (5, 3)]
+
+
 def test_micro_batches_and_two_optimizers_on_a_batch_are_one_step() -> None:
     with driven() as (driver, tape):
         model, first, loader = parts(24)

@@ -129,7 +129,9 @@ class ScriptDriver:
         self._dataset_id: int | None = None  # of the loader that is trained on
         self._trained = False
         self._homes: set[Lines] = set()  # where a loader was asked before anything was trained
-        self._passed: Lines | None = None  # where one was asked since, and it was no safe point
+        # Where one was asked since, and it was no safe point; what had been trained by then.
+        self._passed: tuple[Lines, int] | None = None
+        self._trainings = 0  # optimizer steps, or backwards where they are the steps
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
         at_fork(self._leave_child_alone)
@@ -309,6 +311,7 @@ class ScriptDriver:
 
     def _note_training(self, frame: FrameType, *, last: bool = True) -> None:
         self._trained = True
+        self._trainings += 1
         if self.kind == "head":
             if last:
                 self._stepped_at = list(_places(frame))
@@ -332,13 +335,15 @@ class ScriptDriver:
     def _is_home(self, frame: FrameType) -> bool:
         """Whether a run can go on from where a loader is asked now.
 
-        A second loop of the script's is met as well, from its second turn on; a loader that is
-        asked between two steps now and then is not.
+        A second loop of the script's that trains is met as well, from its second turn on; a loader
+        that is asked between two steps now and then is not.
         """
         here = _lines_of(frame)
-        home = here in self._homes or here == self._passed
-        self._passed = here if here not in self._homes else None
-        return home
+        if here in self._homes:
+            self._passed = None
+            return True
+        passed, self._passed = self._passed, (here, self._trainings)
+        return passed is not None and passed[0] == here and passed[1] < self._trainings
 
     def _at_head(self, first: int, last: int) -> None:
         """At the head of a loop: a safe point if the last step was made inside this very loop."""

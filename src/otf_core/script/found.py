@@ -180,7 +180,10 @@ class _Walk:
         cls = type(value)
         if cls in _PLAIN or depth > MAX_DEPTH or id(value) in self._entered:
             return
-        if (kind := self._kind(cls)) is not None and id(value) not in self._seen:
+        kind = self._kind(cls)
+        if kind is self.found.others and (loader := _wrapped_loader(value)) is not None:
+            value, kind = loader, self.found.loaders
+        if kind is not None and id(value) not in self._seen:
             kind.append(name, value)
         self._seen.add(id(value))
         if kind is not None and not issubclass(cls, nn.Module):
@@ -226,6 +229,11 @@ _PLAIN: Final = frozenset((int, float, str, bytes, bool, type(None), type))
 
 def _first(items: Iterable[Named]) -> Iterator[Named]:
     return (item for item, _ in zip(items, range(MAX_ITEMS), strict=False))
+
+
+def _wrapped_loader(value: Any) -> Any:
+    """The loader that a library's object stands for."""
+    return next((x for x in _attributes(value).values() if issubclass(type(x), DataLoader)), None)
 
 
 def _attributes(value: Any) -> dict[str, Any]:

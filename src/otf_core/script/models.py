@@ -261,13 +261,21 @@ def _make_optimizer(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 def _is_stateful(taking: Taking, value: Any) -> bool:
     kind = type(value)
+    if issubclass(kind, torch.optim.Optimizer):
+        return False  # it wraps one, which has the state and is known to others as well
     has = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
     return has and not isinstance(value, type) and not taking.own.cls(kind)
 
 
-def _take_stateful(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+def _take_stateful(taking: Taking, value: Any, path: str) -> dict[str, Any] | None:
     enc = Encoder()
-    saved = enc.tree(value.state_dict(), path)
+    try:
+        state = value.state_dict()
+    except Exception as error:  # noqa: BLE001 -- the script did not call it, and must not see it
+        if not isinstance(error, AttributeError):  # of a wrapper around what has none
+            taking.leave(path, value)
+        return None
+    saved = enc.tree(state, path)
     for left in enc.unknown:
         name, _, kind = left.partition(": ")
         taking.left_out.setdefault(name, kind)

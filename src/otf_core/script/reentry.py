@@ -36,6 +36,12 @@ from otf_core.state.rng import get_rng, set_rng
 
 FORMAT: Final = 1
 KINDS: Final[tuple[Kind, ...]] = (*VALUES, *MODELS, *ITERATORS, *LOADERS, *OBJECTS, *LIBRARY)
+# How a library that has the loop goes on from its own checkpoints.
+OWN_RESUME: Final = {
+    "lightning": "trainer.fit(…, ckpt_path=…)",
+    "pytorch_lightning": "trainer.fit(…, ckpt_path=…)",
+    "transformers": "trainer.train(resume_from_checkpoint=True)",
+}
 Registered = Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]]
 
 
@@ -200,9 +206,10 @@ class Reentry:
             generator = frame.f_code.co_flags & inspect.CO_GENERATOR
             if not spot.own and not generator and self._unnamed(moment, n, frame):
                 package = spot.file.partition(".")[0]
+                how = f" ({OWN_RESUME[package]})" if package in OWN_RESUME else ""
                 return (
                     f"the loop that trains is one of {package} ({spot}): it goes on from "
-                    f"{package}'s own checkpoints, not from these"
+                    f"{package}'s own checkpoints{how}, not from these"
                 )
         return None
 

@@ -39,14 +39,15 @@ class Kind(NamedTuple):
 
     Attributes:
         fits: whether a value is of this kind.
-        take: its node: plain values, and what ``taking`` returns for what lies in it.
+        take: its node: plain values, and what ``taking`` returns for what lies in it; None: it is
+            not of this kind after all, the next row that fits counts.
         make: the object of a node, the live one where it can be; ABSENT where there is none.
         fill: puts in what lies in it; None where ``make`` has done all.
     """
 
     name: str
     fits: Callable[[Taking, Any], bool]
-    take: Callable[[Taking, Any, str], dict[str, Any]]
+    take: Callable[[Taking, Any, str], dict[str, Any] | None]
     make: Callable[[Giving, dict[str, Any], Any], Any]
     fill: Callable[[Giving, dict[str, Any], Any], None] | None = None
 
@@ -184,8 +185,8 @@ class Taking:
         while self._waiting:
             n, value, path = self._waiting.popleft()
             for kind in self._kinds:
-                if kind.fits(self, value):
-                    self.nodes[n] = {"k": kind.name, **kind.take(self, value, path)}
+                if kind.fits(self, value) and (node := kind.take(self, value, path)) is not None:
+                    self.nodes[n] = {"k": kind.name, **node}
                     if isinstance(value, torch.Tensor):
                         self.tensors[id(value)] = n, value, path
                     break
