@@ -377,6 +377,18 @@ class Session:
         self.bus.close(self.actions.ended_error("A command"))
         self.actions.gate.close()
 
+    def break_off(self, error: str) -> None:
+        """A fault of our own: the run is left alone, nothing of it is looked at any more."""
+        if not self.state.ended:
+            with self.state.lock:
+                self.state.move("failed")
+                step = self._position.step
+                self.emit("trainingFinished", status="failed", step=step, error=error)
+            self._write_record(status="failed")
+            self.bus.close(CommandError(ErrorCode.INTERNAL, f"{error}; the run is no longer ours."))
+            self.actions.gate.close()
+        self.close()
+
     def close(self) -> None:
         """Deliver what is left and end every thread; may be called twice."""
         if self._closed:

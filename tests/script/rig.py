@@ -174,12 +174,18 @@ def shape(name: str) -> list[str]:
 
 @contextmanager
 def controlled(
-    zygote: Zygote, argv: list[str], folder: Path, *options: str
+    zygote: Zygote,
+    argv: list[str],
+    folder: Path,
+    *options: str,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Running, FakeDashboard]]:
     """A script that holds at its first safe point, and a dashboard that has said hello."""
     with LoopbackListener(legacy_allowed=False) as listener:
         ours = ["--dashboard", f"127.0.0.1:{listener.port}", "--pause-at-start", *options]
-        running = zygote.start("otf-fit", [*ours, *argv], folder, {"OTF_DASHBOARD": ""})
+        running = zygote.start(
+            "otf-fit", [*ours, *argv], folder, {"OTF_DASHBOARD": "", **(env or {})}
+        )
         with FakeDashboard.on(listener, patience_s=PATIENCE_S) as dashboard:
             session = dashboard.expect("hello")["session_id"]
             dashboard.hello(session_id=session, last_seq=0)

@@ -127,6 +127,28 @@ SCRIPTS = {
         print(__doc__, f.__annotations__)
         ''',
     "warning at run time": "import warnings\nwarnings.warn('careful')",
+    "loops that run when the last objects go": """
+        class Files:
+            def __init__(self, *names):
+                self.names = names
+            def close(self):
+                for name in self.names:
+                    print("removed", name)
+                while self.names:
+                    self.names = self.names[1:]
+            def __del__(self):
+                self.close()
+        def items():
+            for n in range(3):
+                try:
+                    yield n
+                finally:
+                    print("left", n)
+        files = Files("a", "b")
+        files.itself = files
+        waiting = items()
+        next(waiting)
+        """,
     "error in a class body": "class A:\n    for n in (1, 0):\n        1 / n",
 }
 

@@ -7,6 +7,7 @@ Reads one JSON object a line: ``mode`` ("python" or "otf-fit"), ``argv``, ``cwd`
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import random
@@ -56,8 +57,27 @@ def become(asked: dict[str, Any]) -> None:
     else:
         from otf_core.cli import otf_fit
 
+        if fault := asked["env"].get("FAULT"):
+            put_in_fault(*fault.split(" "))
+            random.seed(0)  # rich draws when it is imported
         sys.argv = ["otf-fit", *asked["argv"]]
         otf_fit.main()
+
+
+def put_in_fault(module: str, path: str, nth: str) -> None:
+    """The nth call of one of our functions fails, and all later ones."""
+    owner: Any = importlib.import_module(module)
+    *parts, name = path.split(".")
+    for part in parts:
+        owner = getattr(owner, part)
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= int(nth):
+            raise ZeroDivisionError("planted")
+        return function(*args, **kwargs)
+
+    setattr(owner, name, fails)
 
 
 if __name__ == "__main__":

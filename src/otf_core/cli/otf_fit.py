@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import dataclasses
 import os
 import random
@@ -18,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
+from otf_core.script.border import Border
 from otf_core.script.imported import when_imported
+from otf_core.script.loops import LOOPS
 from otf_core.script.run import CannotRunError, Target, folder_of, run
 
 REFUSED_CODE: Final = 3
@@ -41,6 +44,7 @@ def main() -> None:
         return
     asked = parse(sys.argv[1:])
     host = Host(asked)
+    sys.argv = [asked.target.name, *asked.target.args]  # names the run where torch is there already
     atexit.register(host.close)  # first, so that it runs behind all that the script registers
     with when_imported("torch", host.attach):
         try:
@@ -79,11 +83,21 @@ class Host:
     def __init__(self, asked: Asked) -> None:
         self._asked, self._pid = asked, os.getpid()
         self._control: Any = None
+        self._border = LOOPS.border = Border(say)
+        self._border.refuses = self._refuses
         self.ending: BaseException | None = None
         self.ended = False
 
     def attach(self) -> None:
         """The script has imported torch: come in behind it."""
+        if self._border.crossed:
+            return
+        try:
+            self._attach()
+        except Exception as error:  # noqa: BLE001 -- the border of a script
+            self._border.cross(error)
+
+    def _attach(self) -> None:
         path, folder = sys.path[:], folder_of(self._asked.target)
         rng = random.getstate()  # rich draws when it is imported
         # Not a module of the script's that is called as one that we need.
@@ -104,22 +118,33 @@ class Host:
             if options.dashboard == "spawn" and _is_first_rank():  # now, not within a step
                 dashboard = spawn.start_dashboard(Path(options.save_dir))
                 options = dataclasses.replace(options, dashboard=dashboard)
+        except RuntimeError as error:
+            _end(str(error), REFUSED_CODE)
+        try:
             self._control = ScriptControl(
                 options,
                 folder=folder,
                 stop_code=self._asked.stop_code,
                 say=say,
                 origin=options.origin(None),
+                border=self._border,
             )
-        except (ResumeError, RuntimeError) as error:
+        except ResumeError as error:
             _end(str(error), REFUSED_CODE)
         self._control.attach()
+
+    def _refuses(self, said: str) -> bool:
+        """A run that is to go on, before it is known from where."""
+        if self._asked.options.get("resume") or os.environ.get("OTF_RESUME"):
+            _end(f"{said}; the run does not go on, nothing was trained", REFUSED_CODE)
+        return False
 
     def refuse_if_not_there(self, ending: BaseException | None) -> None:
         """A script that was to go on is over, and never was at the place: said, with its code."""
         said = self._control.never_arrived() if self._control is not None else None
         if said is not None:
-            say(said)
+            if said:
+                say(said)
             if ending is None or isinstance(ending, SystemExit):
                 sys.exit(REFUSED_CODE)
 
@@ -127,16 +152,21 @@ class Host:
         """The process is about to end, its threads and ``atexit`` functions are through."""
         if os.getpid() != self._pid:
             return
-        trained = self._control is not None and self._control.close(self.ending)
-        if self.ended and not trained:
+        trained = False
+        try:
+            trained = self._control is not None and self._control.close(self.ending)
+        except Exception as error:  # noqa: BLE001 -- the border of a script
+            self._border.cross(error, "the record of the run ends there")
+        if self.ended and not trained and not self._border.crossed:
             say(_nothing_trained())
 
 
 def say(line: str) -> None:
     """One line for the person at the terminal, wherever the script has led its stderr."""
     if _is_first_rank() and sys.__stderr__ is not None:
-        sys.__stderr__.write(f"otf: {line}\n")
-        sys.__stderr__.flush()
+        with contextlib.suppress(OSError, ValueError):  # the script may have closed it
+            sys.__stderr__.write(f"otf: {line}\n")
+            sys.__stderr__.flush()
 
 
 def _is_first_rank() -> bool:

@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 
 from otf_core.errors import CommandError
 from otf_core.opening import RunOptions, script_name
+from otf_core.script import marks
+from otf_core.script.border import Border
 from otf_core.script.delegate import UNSUPPORTED, ScriptDelegate
 from otf_core.script.driver import ScriptDriver, frames_to
 from otf_core.script.found import Found, class_of, find
@@ -48,6 +50,7 @@ class ScriptControl:
         stop_code: the exit code of a script that was stopped.
         say: one sentence for the person; never on stdout, which is the script's.
         origin: from which the run goes on, where it does.
+        border: told of faults before there was a control as well.
 
     Raises:
         ResumeError: there is nothing to go on from at the origin.
@@ -61,10 +64,13 @@ class ScriptControl:
         stop_code: int = 0,
         say: Callable[[str], None],
         origin: Origin | None = None,
+        border: Border | None = None,
     ) -> None:
         self._options, self._folder, self._stop_code = options, Path(folder), stop_code
         self._origin, self._say = origin, say
-        self.driver = ScriptDriver(self, say)
+        self.border = border or Border(say)
+        self.border.let_go, self.border.refuses = self._let_go, self._refuses
+        self.driver = ScriptDriver(self, say, self.border)
         self.found = Found()
         self.frame: FrameType | None = None  # the innermost one of the script, at a safe point
         self._held = Held()
@@ -98,7 +104,7 @@ class ScriptControl:
 
     def attach(self) -> None:
         """Put the hooks into torch."""
-        self._attached.enter_context(tapping())
+        self._attached.enter_context(tapping(self.border))
         self._attached.enter_context(self.driver.attached())
 
     def frames(self) -> list[FrameType]:
@@ -171,10 +177,11 @@ class ScriptControl:
             if self._waiting is None:
                 raise
             session.finish("failed", error=str(error))
+            self.driver.wait_again(self._waiting)
             self._waiting.leave(str(error))
-            raise
         finally:
             self.frame = None
+        self._waiting = None  # it goes on
         if self.driver.kind == "head":
             session.recorder.batch_started(None)
         if stop or self._stop is not None:
@@ -275,11 +282,36 @@ class ScriptControl:
         return max(self.driver.passes - 1, 0)
 
     def never_arrived(self) -> str | None:
-        """The sentence of a script that is over and was not at the place from which it goes on."""
+        """The sentence of a script that is over and was not at the place from which it goes on.
+
+        Empty where it was told why already.
+        """
         waits = self._waiting is not None and self.driver.resume is self._waiting
         return self._waiting.never() if waits and self._waiting is not None else None
 
     # The end.
+
+    def _refuses(self, said: str) -> bool:
+        """See Border: what was to go on is not trained from its beginning."""
+        if self._waiting is not None:
+            self._break_off(said)
+            self.driver.wait_again(self._waiting)
+            self._waiting.leave(said)
+        return False
+
+    def _let_go(self, said: str, text: str) -> None:
+        """See Border."""
+        marks.put_in(due=False)
+        self.border.attempt(self._held.take_all_out)
+        if self._session is not None:
+            emit = self._session.emit
+            self.border.attempt(lambda: emit("log", level="error", phase="info", text=text))
+        self._break_off(said)
+
+    def _break_off(self, said: str) -> None:
+        session, self._session, self._watched = self._session, None, False
+        if session is not None:
+            self.border.attempt(lambda: session.break_off(said))
 
     def close(self, ending: BaseException | None) -> bool:
         """The script is over; what is left is delivered, and torch is as it was.
@@ -291,7 +323,7 @@ class ScriptControl:
             Whether anything was trained.
         """
         self._attached.close()
-        session, self._session = self._session, None
+        session = self._session
         if session is None:
             return not self._watched
         if self.driver.trained:  # there was no safe point behind it any more

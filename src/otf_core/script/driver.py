@@ -29,7 +29,7 @@ from torch.optim.optimizer import (
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from otf_core.script import marks
-from otf_core.script.run import is_ours
+from otf_core.script.border import Border, bordered, is_ours
 from otf_core.transport import at_fork
 
 # What is used beyond the documentation: owner -> names.
@@ -107,9 +107,14 @@ class ScriptDriver:
 
     Args:
         say: one sentence for the person; never on stdout, which is the script's.
+        border: once it is crossed nothing is done any more, and torch is as before at the next call
+            of what was put in; not at once, since an optimizer may be going through its hooks.
     """
 
-    def __init__(self, control: Control, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, control: Control, say: Callable[[str], None], border: Border | None = None
+    ) -> None:
+        self.border = border or Border(say)
         self.step = 0  # finished rounds: all that was trained between two safe points is one
         self.optimizer_steps = 0
         self.loss: torch.Tensor | None = None  # of the last backward; read it as late as possible
@@ -134,6 +139,7 @@ class ScriptDriver:
         self._trainings = 0  # optimizer steps, or backwards where they are the steps
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
+        self._undo = ExitStack()
         at_fork(self._leave_child_alone)
 
     @property
@@ -163,50 +169,42 @@ class ScriptDriver:
         backward: Callable[..., None] = torch.Tensor.backward
 
         def __next__(it: _BaseDataLoaderIter) -> object:  # noqa: N807 -- the name in a traceback
-            if self._thread_id is not None and not self._is_mine():
+            if self.border.crossed:
+                self._undo.close()
                 return next_batch(it)
-            if self._trained:
-                if self.kind == "loader" and self._is_home(sys._getframe(1)):
-                    self._arrive(sys._getframe(1), it)
-            elif self._thread_id is None:
-                self._homes.add(_lines_of(sys._getframe(1)))
-                if self.resume is not None:
-                    self._look_for_place(sys._getframe(1), it)
-            self._since_batch.clear()
-            self._fed = False
-            if self._inside:  # a step has raised, and the script went on
-                self._forget_inside()
-            trains = torch.is_grad_enabled()
-            if trains:
-                self._control.fetching()
+            trains = self._before_fetch(it, sys._getframe(1))
             try:
                 batch = next_batch(it)
             except StopIteration:
-                if trains and self._feeding() is it:
-                    self._control.pass_ended()
+                if trains:
+                    self._no_more(it)
                 raise
-            self._fed = True
-            if trains:
-                self._was_fed(it)
-                self._control.fed(batch)
+            if trains is not None:
+                self._has_fetched(it, batch, trains=trains)
             return batch
 
         def watched_backward(loss: torch.Tensor, *args: object, **kwargs: object) -> None:
-            self._before_backward(loss)
+            if self.border.crossed:
+                self._undo.close()
+            self._before_backward(loss, sys._getframe(1))
             backward(loss, *args, **kwargs)
-            if self._by_backward and self._is_mine():
-                self._note_training(sys._getframe(1))
+            self._after_backward(sys._getframe(1))
 
         def head(first: int, last: int) -> None:
             if not torch.compiler.is_compiling():  # a loop of a compiled function is no training
-                self._at_head(first, last)
+                self._at_head(first, last, sys._getframe(1))
+
+        def put_back(owner: Any, name: str, ours: Any, own: Any) -> None:
+            if vars(owner)[name] is ours:  # not what the script has put in since
+                setattr(owner, name, own)
 
         _keep_from_dynamo(__next__, watched_backward, of=(ScriptDriver, type(self._control)))
         with ExitStack() as undo:
+            self._undo = undo
             undo.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             undo.callback(register_optimizer_step_post_hook(self._after_step).remove)
-            undo.callback(setattr, torch.Tensor, "backward", backward)
-            undo.callback(setattr, _BaseDataLoaderIter, "__next__", next_batch)
+            undo.callback(put_back, torch.Tensor, "backward", watched_backward, backward)
+            undo.callback(put_back, _BaseDataLoaderIter, "__next__", __next__, next_batch)
             undo.callback(marks.put_in, due=False, head=lambda _first, _last: None)
             torch.Tensor.backward = watched_backward  # type: ignore[assignment]
             _BaseDataLoaderIter.__next__ = __next__  # type: ignore[assignment,method-assign]
@@ -243,8 +241,51 @@ class ScriptDriver:
         it = self._feeding()
         return it._num_yielded if it is not None else 0
 
+    def wait_again(self, resume: Resume) -> None:
+        """The place was reached, and the run could not go on: still nothing may be trained."""
+        self.resume, self._thread_id = resume, None
+
     # From torch.
 
+    @bordered
+    def _before_fetch(self, it: _BaseDataLoaderIter, frame: FrameType) -> bool | None:
+        """Whether what is fetched may be trained on; None on a thread that is not served."""
+        if self._thread_id is not None and not self._is_mine():
+            return None
+        if self._trained:
+            if self.kind == "loader" and self._is_home(frame):
+                self._arrive(frame, it)
+        elif self._thread_id is None:
+            self._homes.add(_lines_of(frame))
+            if self.resume is not None:
+                self._look_for_place(frame, it)
+        self._since_batch.clear()
+        self._fed = False
+        if self._inside:  # a step has raised, and the script went on
+            self._forget_inside()
+        trains = torch.is_grad_enabled()
+        if trains:
+            self._control.fetching()
+        return trains
+
+    @bordered
+    def _has_fetched(self, it: _BaseDataLoaderIter, batch: object, *, trains: bool) -> None:
+        self._fed = True
+        if trains:
+            self._was_fed(it)
+            self._control.fed(batch)
+
+    @bordered
+    def _no_more(self, it: _BaseDataLoaderIter) -> None:
+        if self._feeding() is it:
+            self._control.pass_ended()
+
+    @bordered
+    def _after_backward(self, frame: FrameType) -> None:
+        if self._by_backward and self._is_mine():
+            self._note_training(frame)
+
+    @bordered
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
@@ -259,6 +300,7 @@ class ScriptDriver:
         self._inside.append(optimizer)
         self._control.before_step(optimizer, complete=complete)
 
+    @bordered
     def _after_step(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         if not self._is_mine() or not self._inside:
             return
@@ -285,13 +327,14 @@ class ScriptDriver:
         while len(self._inside) > first:
             self._control.after_step(self._inside.pop())
 
-    def _before_backward(self, loss: torch.Tensor) -> None:
+    @bordered
+    def _before_backward(self, loss: torch.Tensor, frame: FrameType) -> None:
         if self._thread_id is None:
             if _optimizer_was_made():  # its first step decides; micro-batches may come before it
                 self._keep(loss)
                 return
             self._by_backward = True
-            self._begin(sys._getframe(2), "backward")
+            self._begin(frame, "backward")
         if self._is_mine():
             self._keep(loss)
 
@@ -345,9 +388,9 @@ class ScriptDriver:
         passed, self._passed = self._passed, (here, self._trainings)
         return passed is not None and passed[0] == here and passed[1] < self._trainings
 
-    def _at_head(self, first: int, last: int) -> None:
+    @bordered
+    def _at_head(self, first: int, last: int, frame: FrameType) -> None:
         """At the head of a loop: a safe point if the last step was made inside this very loop."""
-        frame = sys._getframe(2)
         if self.resume is not None:
             self._look_for_place(frame)
             return

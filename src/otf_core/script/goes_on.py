@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import torch
 
@@ -131,6 +131,8 @@ class Waiting:
 
     def arrived(self, frame: FrameType) -> bool:
         """See driver.Resume."""
+        if self._refused:
+            self.leave("")
         code = frame.f_code
         driver = self._control.driver
         if driver.asked is None and (code.co_qualname, frame.f_lineno) != (
@@ -154,10 +156,14 @@ class Waiting:
         self.leave(f"{what} trains before the script is at {self._at}, where it was saved")
 
     def never(self) -> str:
-        """The script is over, and was not there."""
-        return self._sentence(f"the script never came to {self._at}, where it was saved")
+        """The script is over, and was not there; empty where it was told to end."""
+        return (
+            ""
+            if self._refused
+            else self._sentence(f"the script never came to {self._at}, where it was saved")
+        )
 
-    def leave(self, why: str) -> None:
+    def leave(self, why: str) -> NoReturn:
         """Say it and leave the script; one that catches everything is ended for good."""
         self._refused += 1
         if self._refused > AGAIN:

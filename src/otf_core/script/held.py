@@ -70,6 +70,12 @@ class Held:
             for parked in [parked for parked in level if parked.stands()]:
                 parked.give_back()
 
+    def take_all_out(self) -> None:
+        """Nothing is held in a step any more, nor in the next."""
+        while self._parked:
+            self.take_out()
+        self.close()
+
     # As Ledger; between two steps, where the groups have the script's own values.
 
     def get(self, slot: Slot) -> Edit | None:

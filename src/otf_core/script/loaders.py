@@ -13,10 +13,12 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Final
 
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from otf_core.script.border import Border, bordered, is_ours
 from otf_core.script.frames import ABSENT
 from otf_core.script.variables import Giving, Kind, Taking, class_name
 from otf_core.state import data_tap
@@ -29,23 +31,71 @@ _OVER: Final = object()
 
 
 @contextlib.contextmanager
-def tapping() -> Iterator[None]:
+def tapping(border: Border) -> Iterator[None]:
     """Every loader is tapped when it is iterated for the first time."""
     begin = DataLoader.__iter__
 
     def __iter__(loader: DataLoader[Any]) -> Any:  # noqa: N807 -- the name in a traceback
-        tap(loader)
-        iterator = begin(loader)
-        # A pool that persists is held by its loader, and must not hold it.
-        known: Any = weakref.ref(loader) if loader.persistent_workers else lambda: loader
-        vars(iterator)[LOADER] = known
+        numbers = torch.get_rng_state()
+        if border.crossed:
+            _untap(loader)
+        ours.tap(loader)
+        try:
+            iterator = begin(loader)
+        except Exception as error:
+            if not tapped(loader) or not _failed_in_ours(error):
+                raise
+            border.cross(error)
+            _untap(loader)
+            torch.set_rng_state(numbers)
+            return begin(loader)
+        ours.name(loader, iterator)
         return iterator
 
+    ours = _Ours(border)
     DataLoader.__iter__ = __iter__  # type: ignore[method-assign]
     try:
         yield
     finally:
-        DataLoader.__iter__ = begin  # type: ignore[method-assign]
+        if DataLoader.__iter__ is __iter__:  # not what the script has put in since
+            DataLoader.__iter__ = begin  # type: ignore[method-assign]
+
+
+class _Ours:
+    def __init__(self, border: Border) -> None:
+        self.border = border
+
+    @bordered
+    def tap(self, loader: DataLoader[Any]) -> None:
+        tap(loader)
+
+    @bordered
+    def name(self, loader: DataLoader[Any], iterator: Any) -> None:
+        # A pool that persists is held by its loader, and must not hold it.
+        known: Any = weakref.ref(loader) if loader.persistent_workers else lambda: loader
+        vars(iterator)[LOADER] = known
+
+
+def _untap(loader: DataLoader[Any]) -> None:
+    if tapped(loader):
+        object.__setattr__(loader, "__class__", type(loader).__bases__[0])
+
+
+def _failed_in_ours(error: Exception) -> bool:
+    """Whether something was raised in what a tap does beside what torch does."""
+    inner = None
+    trace = error.__traceback__
+    while trace is not None:
+        if is_ours(trace.tb_frame):
+            inner = trace
+        trace = trace.tb_next
+    if inner is None or isinstance(error, PositionError):
+        return False
+    return inner.tb_next is None or inner.tb_frame.f_code.co_name not in _CALLS_TORCH
+
+
+# Of a tap; what torch calls from there may be the script's, and raise.
+_CALLS_TORCH: Final = ("__iter__", "__init__", "_get_iterator", "make", "_reset", "_next_index")
 
 
 def is_batches(iterator: Any) -> bool:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, GeneratorType
 from typing import Any, Final
 
+from otf_core.script.border import Border
+
 # They tell how much is left, and can be set or asked again.
 RANGE: Final = type(iter(range(1)))
 _SEQUENCES: Final = frozenset(map(type, map(iter, ([0], (0,), "a", "ä", b"a", bytearray()))))
@@ -98,6 +100,9 @@ class Loops:
     Args:
         known: whether the place in such an iterator is known without us.
         compiling: whether the caller is being compiled, and is not running.
+
+    Attributes:
+        border: that of the script.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Loops:
         compiling: Callable[[], bool] = lambda: False,
     ) -> None:
         self.known, self.compiling = known, compiling
+        self.border = Border(_quiet)
         # (id of the frame, number of the loop) -> its iterator
         self._live: dict[tuple[int, int], Any] = {}
 
@@ -117,7 +123,10 @@ class Loops:
         kind = type(iterator)
         if kind not in _IN_NO_NEED:
             del iterable
-            iterator = self._followed(iterator, sole=sys.getrefcount(iterator) <= _SOLE)
+            try:
+                iterator = self._followed(iterator, sole=sys.getrefcount(iterator) <= _SOLE)
+            except Exception as error:  # noqa: BLE001 -- the border of a script
+                self.border.cross(error)
         self._live[id(sys._getframe(1)), n] = iterator  # noqa: SLF001 -- no public way
         return iterator
 
@@ -142,6 +151,10 @@ class Loops:
         if kind is enumerate or (kind is map and len(iterator.__reduce__()[1]) == 2):
             return iterator  # nothing is in its hand when its iterator is asked
         return Counted(iterator)
+
+
+def _quiet(_said: str) -> None:
+    """Nobody is there yet whom it could be told."""
 
 
 LOOPS: Final = Loops()  # one script runs in a process, and its code calls it by name

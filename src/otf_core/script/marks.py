@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import contextlib
 import hashlib
 import importlib.machinery
 import itertools
@@ -30,6 +29,7 @@ DUE: Final = "__otf_due__"
 HEAD: Final = "__otf_head__"
 LOOP: Final = "__otf_loop__"
 DONE: Final = "__otf_done__"
+_AT_THE_END: Final = "__otf_at_the_end__"
 # A decorator of such a name compiles the function itself, and knows no names of ours.
 _COMPILERS: Final = frozenset({"compile", "jit", "njit", "vectorize", "guvectorize", "jit_kernel"})
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
@@ -111,9 +111,12 @@ def compile_marked(source: bytes, path: str) -> CodeType:
     """
     SOURCES[path] = hashlib.sha256(source).hexdigest()
     tree = ast.parse(source, path)
-    # Python allows 20 blocks in each other, and a tree no deeper than its stack.
-    with contextlib.suppress(SyntaxError, RecursionError):
+    try:
         return _compiled(_Marker().visit(tree), path)
+    except (SyntaxError, RecursionError):
+        pass  # Python allows 20 blocks in each other, and a tree no deeper than its stack
+    except Exception as error:  # noqa: BLE001 -- the border of a script
+        LOOPS.border.cross(error)
     return _compiled(ast.parse(source, path), path)
 
 
@@ -140,7 +143,11 @@ class _Finder:
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
             return None
-        if spec.origin is None or not is_below(spec.origin, self._folder):
+        try:
+            if spec.origin is None or not is_below(spec.origin, self._folder):
+                return None
+        except Exception as error:  # noqa: BLE001 -- the border of a script
+            LOOPS.border.cross(error)
             return None
         spec.loader = _MarkingLoader(spec.loader.name, spec.loader.path)
         return spec
@@ -161,11 +168,24 @@ def begin(folder: str) -> None:
     # Where torch was there before the script, the driver has put in its own already.
     vars(builtins).setdefault(DUE, False)
     vars(builtins).setdefault(HEAD, _nothing)
-    vars(builtins).update({LOOP: LOOPS.begin, DONE: LOOPS.done})
+    vars(builtins).update({LOOP: LOOPS.begin, DONE: LOOPS.done, _AT_THE_END: _AtTheEnd()})
     finder: Any = _Finder(os.path.realpath(folder))
     own = importlib.machinery.PathFinder
     at = sys.meta_path.index(own) if own in sys.meta_path else len(sys.meta_path)
     sys.meta_path.insert(at, finder)  # behind finders that others have put in front
+
+
+class _AtTheEnd:
+    """Python takes out of ``builtins`` what was put in before the last objects of a script go, and
+    what they run when they go may be marked: then the marks do nothing, and need nothing.
+    """
+
+    def __init__(self) -> None:
+        self._names = vars(builtins)
+        self._marks = {DUE: False, LOOP: lambda iterable, _n: iterable, DONE: lambda _n: None}
+
+    def __del__(self) -> None:
+        self._names.update(self._marks)
 
 
 def put_in(*, due: bool | None = None, head: Callable[[int, int], Any] | None = None) -> None:

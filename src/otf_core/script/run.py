@@ -18,10 +18,13 @@ import os
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from otf_core.script import marks
+from otf_core.script.border import is_ours
+from otf_core.script.loops import LOOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +150,13 @@ def _spec_of(name: str) -> importlib.machinery.ModuleSpec:
 def _show(error: BaseException, main: types.ModuleType) -> None:
     """Show the error as python would, once."""
     for each in _with_causes(error):
-        each.with_traceback(_without_us(each.__traceback__, main if each is error else None))
+        LOOPS.border.attempt(partial(_hide_us, each, main if each is error else None))
     sys.excepthook(type(error), error, error.__traceback__)
     sys.excepthook = _shown
+
+
+def _hide_us(error: BaseException, main: types.ModuleType | None) -> None:
+    error.with_traceback(_without_us(error.__traceback__, main))
 
 
 def _shown(*_: object) -> None:
@@ -190,8 +197,3 @@ def _without_us(
         if ours_failed or not is_ours(part.tb_frame):
             rest = types.TracebackType(rest, part.tb_frame, part.tb_lasti, part.tb_lineno)
     return rest
-
-
-def is_ours(frame: types.FrameType) -> bool:
-    """Whether a frame is of this package."""
-    return str(frame.f_globals.get("__name__", "")).startswith("otf_core.")
