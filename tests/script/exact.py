@@ -19,23 +19,23 @@ import torch
 from otf_core.script.reentry import KINDS
 from tests.exact import forked
 from tests.exact.jobs import Job, side_by_side
-from tests.script import kill
+from tests.script import kill, refusals
 
 # Shape -> the steps of `make test`. The whole kills at every step.
 SHAPES: Final[dict[str, tuple[int, ...]]] = {
-    "plain": (3, 8),
+    "plain": (8,),
     "amp_scaler": (5,),
-    "accumulation": (2, 5),
+    "accumulation": (5,),
     "gan": (4,),
     "lbfgs": (5,),
-    "no_loader": (2, 7),
+    "no_loader": (7,),
     "by_hand": (5,),
     "two_loaders": (5,),
     "compiled": (),
     "nested": (5,),
     "sam": (),
     "workers": (3,),
-    "tqdm_trainer": (5, 10),
+    "tqdm_trainer": (7,),
     "while_next": (5,),
     "everything": (5,),
     "library_generators": (5,),
@@ -80,12 +80,14 @@ def _jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
         if shape in (options.only or SHAPES) and (steps or not options.slice):
             yield Job(shape, _killed(shape, folder, steps if options.slice else None))
     if not options.only or "parts" in options.only:
-        for n, parts in enumerate(_in_two(PARTS)):
+        for n, parts in enumerate(in_two(PARTS)):
             yield Job(f"parts {n}", _without("everything", 5, parts, folder / f"parts {n}"))
         yield Job("seeds", _without("workers", 1, [SEEDS], folder / "seeds"))
+    if not options.only or "refusals" in options.only:
+        yield Job("refusals", lambda: dict(refusals.faults(folder / "refusals")))
 
 
-def _in_two(parts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def in_two(parts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """For two jobs side by side."""
     return parts[::2], parts[1::2]
 

@@ -406,6 +406,10 @@ class SampledByTurn(Training):
     def loader(self) -> Any:
         return DataLoader(rows(), batch_size=4, sampler=ByTurn())
 
+    def step(self, batch: Any) -> Any:
+        self.reading.loader.sampler.turn += 10  # for the next epoch
+        return super().step(batch)
+
     def own(self) -> Any:
         return self.net.calls, self.reading.loader.sampler.turn
 

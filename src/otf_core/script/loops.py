@@ -183,10 +183,7 @@ def put_at(iterator: Any, place: tuple[int, ...]) -> None:
         msg = f"a loop over a {type(over).__name__} cannot go back from item {now:,} to {count:,}"
         raise PlaceError(msg)
     else:
-        try:
-            collections.deque(itertools.islice(iterator, count - now), 0)
-        except RuntimeError as error:  # it has changed while it is run over
-            raise PlaceError(str(error)) from error
+        collections.deque(itertools.islice(iterator, count - now), 0)
 
 
 # What only lies in memory. It is read first: where that is not what Python says, nothing is set.

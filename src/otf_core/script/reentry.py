@@ -188,7 +188,7 @@ class Reentry:
         folder = self._own.folder
         return {
             str(Path(file).resolve().relative_to(folder)): source
-            for file, source in marks.SOURCES.items()
+            for file, source in list(marks.SOURCES.items())
             if marks.is_below(file, folder)
         }
 
@@ -360,7 +360,8 @@ def _registered(name: str, get: Callable[[], Any]) -> Any:
 
 
 def _not_dunder(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: v for n, v in variables.items() if not (n.startswith("__") and n.endswith("__"))}
+    found = dict(variables)
+    return {n: v for n, v in found.items() if not (n.startswith("__") and n.endswith("__"))}
 
 
 def _there(values: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Own:
 
     def modules(self) -> dict[str, types.ModuleType]:
         """Those that it has imported, beside the main one."""
-        names = [n for n in sys.modules if n not in ("__main__", "__mp_main__")]
+        # A list first: another thread may be importing.
+        names = [n for n in list(sys.modules) if n not in ("__main__", "__mp_main__")]
         found = ((name, self.module(name)) for name in names)
         return {name: module for name, module in found if module is not None}
 
