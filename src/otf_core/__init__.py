@@ -7,11 +7,13 @@ eager re-export of the session would load torch into the dashboard.
 from __future__ import annotations
 
 import importlib
+import random
 from typing import Any, Final
 
 __version__: Final = "0.2.0"
 
 _LAZY: Final = {
+    "attach": "otf_core.own_loop",
     "register": "otf_core.script.register",
     "register_validation": "otf_core.script.register",
 }
@@ -21,4 +23,9 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    # The script may have seeded it by now, and libraries draw from it when they are imported.
+    state = random.getstate()
+    try:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    finally:
+        random.setstate(state)

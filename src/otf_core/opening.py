@@ -22,6 +22,13 @@ from otf_core.state.run_folder import run_name_of
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
 
+# With several ranks a hold or a change on one of them would leave the others waiting in a
+# collective; strategies that carry control over all ranks come in a later version.
+CHANGES: Final = (
+    "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
+    "rollback", "undo", "extend", "load_ckpt", "reset_session",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -142,15 +149,30 @@ class RunOptions:
         )
 
 
+def only_watched(world_size: int) -> dict[str, str]:
+    """The commands that a run of so many ranks cannot carry out, each with its reason."""
+    if world_size == 1:
+        return {}
+    reason = (
+        f"This run has {world_size} ranks; holding or changing one of them alone would leave the "
+        "others waiting. This version (0.2.0) only watches such a run."
+    )
+    return dict.fromkeys(CHANGES, reason)
+
+
 def script_name() -> str:
     """What the user runs, for the name of the project."""
     name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
     return "notebook" if name in ("", "-c", "ipykernel_launcher", "__main__") else name
 
 
-def tell_epoch(session: Session, epoch: int) -> None:
-    """An epoch has ended; told on stderr where nobody is connected, one line an epoch."""
-    found = session.recorder.latest
+def tell_epoch(session: Session, epoch: int, **found_since: float | None) -> None:
+    """An epoch has ended; told on stderr where nobody is connected, one line an epoch.
+
+    Args:
+        found_since: what has been found behind its last step, as ``val_loss``.
+    """
+    found = {**session.recorder.latest, **found_since}
     session.emit("epoch_end", epoch=epoch, val_loss=found.get("val_loss"))
     if not session.connected:
         _say_epoch(session.run_id, epoch, session.position().step, found)

@@ -98,6 +98,7 @@ class Session:
         cannot_save: why no checkpoint can be made of this run; None where they can.
         guest: the loop is somebody's script: SIGINT is its own, it may catch a stop and go on, and
             its end is not known before it is over.
+        stop_may_fail: the loop is somebody's who is told of a stop, and may go on.
         say: one line for a person, on stderr.
     """
 
@@ -113,6 +114,7 @@ class Session:
         unsupported: Mapping[str, str] | None = None,
         cannot_save: str | None = None,
         guest: bool = False,
+        stop_may_fail: bool = False,
         say: Callable[[str], None] | None = None,
         dial: Dial | None = None,
     ) -> None:
@@ -184,7 +186,7 @@ class Session:
             leaving=lambda: delegate.leaving() or self._interrupt.asked,
             deserted=self._deserted,
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
-            stop_may_fail=guest,
+            stop_may_fail=guest or stop_may_fail,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)

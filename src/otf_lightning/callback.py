@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
 
-from otf_core.opening import RunOptions, tell_epoch
+from otf_core.opening import RunOptions, only_watched, tell_epoch
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.steering.params import Steering
@@ -18,13 +18,6 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.other_rank import OtherRank, agree_on_origin, cannot_save
-
-# With several ranks a hold or a change on one of them would leave the others waiting in a
-# collective; strategies that carry control over all ranks come in a later version.
-CHANGES: Final = (
-    "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
-    "rollback", "undo", "extend", "load_ckpt", "reset_session",
-)  # fmt: skip
 
 
 class OnTheFlyCallback(L.Callback):
@@ -165,7 +158,7 @@ class OnTheFlyCallback(L.Callback):
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=trainer.world_size,
-            unsupported=_unsupported(trainer),
+            unsupported=only_watched(trainer.world_size),
             cannot_save=cannot_save(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
@@ -346,16 +339,6 @@ def attach_lightning(
     )
     trainer.callbacks.insert(place, callback)
     return callback
-
-
-def _unsupported(trainer: L.Trainer) -> dict[str, str]:
-    if trainer.world_size == 1:
-        return {}
-    reason = (
-        f"This run has {trainer.world_size} ranks; holding or changing one of them alone would "
-        "leave the others waiting. This version (0.2.0) only watches such a run."
-    )
-    return dict.fromkeys(CHANGES, reason)
 
 
 def _refuse_for_ranks(trainer: L.Trainer, every: Every, origin: Any) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from tests.exact import forked, parts, ways
-from tests.exact.configs import CONFIGS, Config
+from tests.exact.configs import Config
 from tests.exact.jobs import Job, side_by_side, warm_up
+from tests.exact.table import CONFIGS
 from tests.exact.verdict import Report, Verdict
 
 SLICE = ("session", "fork", "rollback", "kill twice")

@@ -33,14 +33,15 @@ from tests.exact.data import loader, val_loader
 
 @dataclasses.dataclass
 class Setup:
-    """What a script hands to ``Trainer`` and ``fit``."""
+    """What a script hands to ``Trainer`` or ``Runner`` and to ``fit``."""
 
-    model: L.LightningModule
+    model: Any
     train: Any = None
     val: Any = None
-    datamodule: L.LightningDataModule | None = None
-    callbacks: list[L.Callback] = dataclasses.field(default_factory=list)
+    datamodule: Any = None
+    callbacks: list[Any] = dataclasses.field(default_factory=list)
     trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fit: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Config:
         inexact: why it cannot be exact, and then the report must have said so; None: it is exact.
         cautious: why the run says that it may be inexact, though it is not.
         slice: whether ``make test`` runs it.
+        side: "lightning" or "runner", what trains it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Config:
     inexact: str | None = None
     cautious: str | None = None
     slice: bool = False
+    side: str = "lightning"
 
 
 CONFIGS: Final[dict[str, Config]] = {}

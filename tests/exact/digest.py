@@ -36,30 +36,65 @@ HYPERPARAMETERS = ("_hparams", "_hparams_name", "_log_hyperparams")
 
 def of(trainer: L.Trainer) -> dict[str, Any]:
     """Weights, optimizers, schedules, averages, RNG, metrics, attributes; compare by ==."""
-    module = trainer.lightning_module
-    names = {p: n for n, p in module.named_parameters()}
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return {
-        "weights": {n: exact(t) for n, t in module.state_dict().items()},
-        "buffers": {n: exact(t) for n, t in module.named_buffers()},
-        "requires_grad": {n: p.requires_grad for n, p in module.named_parameters()},
-        "optimizers": [_optimizer(o, names) for o in trainer.optimizers],
-        "schedules": [exact(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
-        "torch": exact(torch.get_rng_state()),
-        "numpy": exact(np.random.get_state()),
-        "random": exact(random.getstate()),
+        **_of_modules({"": trainer.lightning_module}, trainer),
         "precision": exact(trainer.precision_plugin.state_dict()),
-        "callback_metrics": {n: exact(v) for n, v in trainer.callback_metrics.items()},
         "callbacks": [_callback(c) for c in callbacks if _is_users(c)],
-        "module": {n: _attributes(m) for n, m in module.named_modules()},
-        "data": _attributes(data) if data is not None else None,
         "steps": (
             trainer.global_step,
             trainer.current_epoch,
             trainer.fit_loop.epoch_loop._batches_that_stepped,
             trainer.fit_loop.epoch_loop.batch_progress.total.completed,
         ),
+    }
+
+
+def of_run(run: Any) -> dict[str, Any]:
+    """The same of a fit of the Runner."""
+    owner = run.module
+    modules = {f"{place}": part for place, part in enumerate(run.parts)}
+    return {
+        **_of_modules(modules, run),
+        "precision": exact(run.precision.state()),
+        "callbacks": [_callback(c) for c in run.listening if _is_users(c)],
+        "owner": None if isinstance(owner, torch.nn.Module) else _attributes(owner),
+        "steps": exact(run.counters.state()),
+    }
+
+
+def _of_modules(modules: dict[str, torch.nn.Module], trainer: Any) -> dict[str, Any]:
+    """What both sides have, in modules and under Lightning's names."""
+    named = {f"{m}.{n}": p for m, part in modules.items() for n, p in part.named_parameters()}
+    names = {p: n for n, p in named.items()}
+    of_optimizers = [p for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
+    loose = {p: f"loose {i}" for i, p in enumerate(of_optimizers) if p not in names}
+    data = trainer.datamodule
+    configs = getattr(trainer, "lr_scheduler_configs", None)
+    schedulers = [c.scheduler for c in (trainer.schedulers if configs is None else configs)]
+    return {
+        "weights": {
+            f"{m}.{n}": exact(t)
+            for m, part in modules.items()
+            for n, t in part.state_dict().items()
+        },
+        "loose": [exact(p) for p in loose],
+        "buffers": {
+            f"{m}.{n}": exact(t) for m, part in modules.items() for n, t in part.named_buffers()
+        },
+        "requires_grad": {n: p.requires_grad for n, p in named.items()},
+        "optimizers": [_optimizer(o, {**names, **loose}) for o in trainer.optimizers],
+        "schedules": [exact(s.state_dict()) for s in schedulers],
+        "torch": exact(torch.get_rng_state()),
+        "numpy": exact(np.random.get_state()),
+        "random": exact(random.getstate()),
+        "callback_metrics": {n: exact(v) for n, v in trainer.callback_metrics.items()},
+        "module": {
+            f"{m}.{n}": _attributes(mod)
+            for m, part in modules.items()
+            for n, mod in part.named_modules()
+        },
+        "data": _attributes(data) if data is not None else None,
     }
 
 
@@ -83,7 +118,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [*found[:5], f"{path} …"] if len(found) > 6 else found
 
 
-def _is_users(callback: L.Callback) -> bool:
+def _is_users(callback: Any) -> bool:
     module = type(callback).__module__
     ours = hasattr(callback, "is_otf") or isinstance(callback, OnTheFlyCallback)
     return not ours and not isinstance(callback, Timer) and module.startswith(USERS)
@@ -97,7 +132,7 @@ def _optimizer(optimizer: torch.optim.Optimizer, names: dict[Any, str]) -> Any:
     return groups, {names[p]: exact(state) for p, state in optimizer.state.items()}
 
 
-def _callback(callback: L.Callback) -> Any:
+def _callback(callback: Any) -> Any:
     found: dict[str, Any] = {"class": type(callback).__name__, **_attributes(callback)}
     if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
         average = callback._average_model

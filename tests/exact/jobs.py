@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests.exact import forked, runs
-from tests.exact.configs import CONFIGS
+from tests.exact import forked, native, runs
+from tests.exact.table import CONFIGS
 from tests.exact.tape import Tape
 
 AT_ONCE: Final = 2
@@ -29,6 +29,7 @@ def warm_up(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tape = Tape(folder / "warm-up.jsonl")
     runs.fit(CONFIGS["shuffle"], folder, tape)
+    native.fit(CONFIGS["runner_shuffle"], folder, tape)
     tape.close()
 
 

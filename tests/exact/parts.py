@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from otf_lightning import snapshot
 from tests.exact import runs
-from tests.exact.configs import CONFIGS
-from tests.exact.runs import AtGate, Held
+from tests.exact.table import CONFIGS
 from tests.exact.verdict import Verdict
-from tests.exact.ways import Bare, Story, WentWrong
+from tests.exact.ways import SIDES, Bare, Story, WentWrong
 
 # Part, or path of a value below "exact"; the configuration; batches that are done.
 SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
@@ -102,6 +100,49 @@ SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
     ("positions.val.1.around.samplers", "validation_with_state", 8),
     ("positions.val.0.iterator", "validation_workers", 8),
     ("positions.val.0.iterator.workers", "workers_cut_short", 8),
+    # The Runner. Its loaders have the same tap.
+    ("model", "runner_shuffle", 8),
+    ("optimizers", "runner_shuffle", 8),
+    ("positions", "runner_shuffle", 8),
+    ("counters", "runner_shuffle", 8),
+    ("objects", "runner_metrics_of_step_and_epoch", 8),
+    ("rng", "runner_augmented_in_process", 8),
+    ("schedulers", "runner_plateau_by_epoch", 8),
+    ("scaler", "runner_fp16_with_a_scaler", 8),
+    ("buffers", "runner_odd_attributes", 8),
+    ("module attributes", "runner_odd_attributes", 8),
+    ("requires_grad", "runner_freezes_once", 8),
+    ("gradients", "runner_accumulation_with_clipping", 8),
+    ("plain attributes", "runner_ema", 8),
+    ("loose parameters", "runner_parameter_in_no_module", 8),
+    ("data attributes", "runner_plain_data_module", 8),
+    ("optimizer attributes", "runner_optimizer_with_a_memory", 8),
+    ("rng.torch", "runner_augmented_in_process", 8),
+    ("rng.numpy", "runner_augmented_in_process", 8),
+    ("rng.python", "runner_augmented_in_process", 8),
+    ("optimizers.0.groups", "runner_unfreezing", 8),
+    ("positions.train", "runner_workers", 8),
+    ("positions.val", "runner_validation_workers", 8),
+    ("positions.train.train.n", "runner_no_loader_at_all", 8),
+    ("positions.train.train.position", "runner_shuffle", 8),
+    ("objects.logged.book", "runner_reads_what_was_logged", 8),
+    ("objects.logged.book.callback", "runner_plateau_on_a_validation_in_the_epoch", 9),
+    ("objects.logged.book.logged", "runner_reads_what_was_logged", 8),
+    ("objects.logged.book.progress", "runner_reads_what_was_logged", 8),
+    ("objects.logged.book.first_iteration", "runner_logged_in_several_hooks", 8),
+    ("objects.logged.loops", "runner_metrics_of_step_and_epoch", 8),
+    ("counters.epoch", "runner_shuffle", 8),
+    ("counters.epochs_processed", "runner_shuffle", 8),
+    ("counters.batches_begun", "runner_shuffle", 8),
+    ("counters.batches_done", "runner_shuffle", 14),
+    ("counters.total_batches", "runner_validation_over_epochs", 9),
+    ("counters.global_step", "runner_shuffle", 8),
+    ("counters.batches_that_stepped", "runner_shuffle", 8),
+    ("counters.fetched", "runner_asks_for_the_last_batch", 8),
+    ("counters.ahead", "runner_stream", 8),
+    ("counters.accumulate_grad_batches", "runner_early_stopping_and_accumulation_by_epoch", 8),
+    ("counters.should_stop", "runner_asked_to_stop_early", 8),
+    ("counters.validated", "runner_logs_everywhere", 8),
 )
 
 # Values that no run of the matrix can notice, each with the reason.
@@ -110,6 +151,11 @@ NOT_NOTICED: Final[dict[str, str]] = {
     "logged._current_fx": "read only in an epoch's first batch, when it is still None",
     "positions.fetcher.done": "never true at a gate",
     "positions.train.N.iterator.num_workers": "only compared, before anything is touched",
+    "objects.logged.book.last_fx": "read only in an epoch's first batch, when it is cleared",
+    "counters.in_epoch": "true at every gate; false at the end, for which tests/runner looks",
+    "counters.is_last_batch": "false at every gate; true at the end",
+    "counters.exhausted": "the same",
+    "positions.train.train.live": "true at every gate; false at the end",
 }
 # Of a validation loader, which stands between two iterations, the position has more than it needs.
 ONLY_WHILE_READ: Final = frozenset(
@@ -134,13 +180,17 @@ ONLY_CHECKED: Final = ("parameters",)
 
 
 @contextlib.contextmanager
-def without_part(name: str) -> Iterator[None]:
-    """Nothing of this part is put back."""
+def without_part(table: Any, name: str) -> Iterator[None]:
+    """Nothing of this part is put back.
+
+    Args:
+        table: the module that has it, as ``PARTS``.
+    """
     off = [
         dataclasses.replace(part, apply=lambda _giving, _saved: None) if part.name == name else part
-        for part in snapshot.PARTS
+        for part in table.PARTS
     ]
-    with mock.patch.object(snapshot, "PARTS", tuple(off)):
+    with mock.patch.object(table, "PARTS", tuple(off)):
         yield
 
 
@@ -166,6 +216,7 @@ class Resumed:
 
     def __init__(self, config: str, folder: Path) -> None:
         self._config, self._folder = CONFIGS[config], folder
+        self.side = SIDES[self._config.side]
         self._states = folder / "states"
         self._n = 0
         story = Story(self._config, folder / "bare")
@@ -174,11 +225,11 @@ class Resumed:
         self.bare = Bare(ended, story.told[0][0])
         self._states.mkdir()
 
-        def keep(held: Held) -> None:
+        def keep(held: Any) -> None:
             (self._states / f"{held.batches}").write_bytes(held.save())
 
         first = Story(self._config, folder / "first")
-        first.process(functools.partial(AtGate, keep))
+        first.process(functools.partial(self.side.AtGate, keep))
         self._first = first.told[0]
 
     def state(self, batches: int) -> dict[str, Any]:
@@ -192,19 +243,19 @@ class Resumed:
         story.told.append(self._first)
         state = self.state(batches)
 
-        def act(held: Held) -> None:
+        def act(held: Any) -> None:
             if held.gates:
                 return
             off: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if without is not None and without in {part.name for part in snapshot.PARTS}:
-                off = without_part(without)
+            if without is not None and without in names_of(self.side.STATE):
+                off = without_part(self.side.STATE, without)
             elif without is not None:
                 without_value(state, held.delegate.capture(), without)
             with off:
                 held.delegate.apply(state)
 
         try:
-            ended = story.process(functools.partial(AtGate, act), resumed_at=batches)
+            ended = story.process(functools.partial(self.side.AtGate, act), resumed_at=batches)
         except WentWrong as wrong:
             return Verdict("raises", str(wrong).strip().splitlines()[-1])
         assert ended is not None
@@ -218,7 +269,7 @@ def judged(config: str, wanted: dict[str, int], folder: Path) -> Iterator[tuple[
         whole = resumed.at(batches, None)
         if whole.how != "exact":
             yield f"nothing, at {batches}", Verdict("FAILED", f"with everything {whole.why}")
-        for part in unnoticed(resumed.state(batches)):
+        for part in unnoticed(resumed.state(batches), resumed.side):
             yield part, Verdict("FAILED", "no configuration is known that notices")
     for part, batches in wanted.items():
         found = resumed.at(batches, part)
@@ -227,12 +278,18 @@ def judged(config: str, wanted: dict[str, int], folder: Path) -> Iterator[tuple[
         yield part, found
 
 
-def unnoticed(state: dict[str, Any]) -> set[str]:
+def names_of(table: Any) -> set[str]:
+    """The parts of a table."""
+    return {part.name for part in table.PARTS}
+
+
+def unnoticed(state: dict[str, Any], side: Any) -> set[str]:
     """Parts and values in this snapshot that no configuration notices; numbers are ``N``."""
     known = {_numberless(part) for part, _, _ in SWITCHES} | NOT_NOTICED.keys()
     known |= {f"positions.val.N.iterator.{name}" for name in ONLY_WHILE_READ}
-    parts = {part.name for part in snapshot.PARTS} - set(ONLY_CHECKED)
-    return (parts | {_numberless(path) for path in _values(state["otf"]["exact"])}) - known
+    parts = names_of(side.STATE) - set(ONLY_CHECKED)
+    values = _values if side is runs else _native_values
+    return (parts | {_numberless(path) for path in values(state["otf"]["exact"])}) - known
 
 
 def _values(exact: dict[str, Any]) -> Iterator[str]:
@@ -249,6 +306,18 @@ def _values(exact: dict[str, Any]) -> Iterator[str]:
             for name in ("around", "iterator") if state is not None and "around" in state else ():
                 yield f"positions.{which}.N.{name}"
                 yield from (f"positions.{which}.N.{name}.{key}" for key in state[name] or ())
+
+
+def _native_values(exact: dict[str, Any]) -> Iterator[str]:
+    """The same of a snapshot of the Runner; positions of loaders are looked at above."""
+    yield from (f"rng.{name}" for name in exact["rng"])
+    yield from (f"counters.{name}" for name in exact["counters"])
+    yield from (f"objects.logged.{name}" for name in ("book", "loops"))
+    yield from (f"objects.logged.book.{name}" for name in exact["objects"]["logged"]["book"])
+    for optimizer in exact["optimizers"]:
+        yield from (f"optimizers.N.{name}" for name in optimizer)
+    yield from ("positions.train", "positions.val")
+    yield from (f"positions.train.train.{name}" for name in exact["positions"]["train"]["train"])
 
 
 def _numberless(path: str) -> str:

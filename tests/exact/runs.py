@@ -1,4 +1,4 @@
-"""One fit of one configuration in this process, and how it is driven: the adapter to the plugin."""
+"""One fit of one configuration by Lightning in this process: the adapter to the plugin."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from otf_lightning import OnTheFlyCallback, snapshot
 from otf_lightning.delegate import LightningFrameworkDelegate
 from tests.exact import digest
 from tests.exact.configs import Config
-from tests.exact.tape import Batches, Hooks, Line, Marks, Tape, read
+from tests.exact.tape import Batches, Hooks, Marks, Tape
 
 SEED, OTHER_SEED = 7, 1007
-Gate = Callable[["Held"], None]
+WITHOUT: tuple[str, ...] = ()  # ways that there are not
+STATE = snapshot  # its table PARTS
+Gate = Callable[[Any], None]
 
 
 class Ended(NamedTuple):
@@ -121,9 +124,7 @@ def fit(
         folder: of files that the script writes; the same for a run and those that go on from it.
         ours: None for the run without us.
     """
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+    sow(seed)
     setup = config.build(folder)
     given: dict[str, Any] = {
         "accelerator": "cpu",
@@ -140,7 +141,7 @@ def fit(
         callbacks += [Marks(tape, "go"), ours, Marks(tape, "gate")]
     callbacks.append(Hooks(tape))
     trainer = L.Trainer(callbacks=callbacks, **{**given, **setup.trainer})
-    with warnings.catch_warnings(), _counted(tape):
+    with warnings.catch_warnings(), counted(tape):
         warnings.simplefilter("ignore")
         trainer.fit(
             setup.model, setup.train, setup.val, datamodule=setup.datamodule, ckpt_path=ckpt_path
@@ -148,8 +149,20 @@ def fit(
     return Ended(digest.of(trainer), dict(tape.counts))
 
 
+def plugin(tape: Tape, **options: Any) -> L.Callback:
+    """The callback as a user adds it."""
+    return OnTheFlyCallback(dashboard="off", **options)
+
+
+def sow(seed: int) -> None:
+    """The generators of this process."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 @contextlib.contextmanager
-def _counted(tape: Tape) -> Iterator[None]:
+def counted(tape: Tape) -> Iterator[None]:
     """Optimizer steps and the disk's moments are events as well."""
     told = lambda *_: tape.event("step")  # noqa: E731
     handles = [
@@ -173,8 +186,3 @@ def _counted(tape: Tape) -> Iterator[None]:
         yield
     for handle in handles:
         handle.remove()
-
-
-def lines(path: Path) -> list[Line]:
-    """What a process told."""
-    return read(path)

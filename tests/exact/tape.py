@@ -86,7 +86,7 @@ class Batches(L.Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         said = None if loss is None else float(loss).hex()
         epoch = trainer.current_epoch
-        self._tape.write("batch", epoch, batch_idx, trainer.global_step, said, _sum(batch))
+        self._tape.write("batch", epoch, batch_idx, trainer.global_step, said, sum_of(batch))
 
 
 class Marks(L.Callback):
@@ -136,11 +136,12 @@ for _name in vars(L.Callback):
         setattr(Hooks, _name, _counting(_name))
 
 
-def _sum(batch: Any) -> str:
+def sum_of(batch: Any) -> str:
+    """A sum over the data, of every part of the batch."""
     if isinstance(batch, torch.Tensor):
         return float(batch.double().sum()).hex()
     values = batch.values() if isinstance(batch, dict) else batch
-    return "none" if batch is None else "+".join(_sum(v) for v in values)
+    return "none" if batch is None else "+".join(sum_of(v) for v in values)
 
 
 def read(path: Path) -> list[Line]:

@@ -18,7 +18,7 @@ import pytest
 from otf_lightning import snapshot
 from tests.exact import parts
 from tests.exact.__main__ import SLICE
-from tests.exact.configs import CONFIGS
+from tests.exact.table import CONFIGS
 from tests.exact.verdict import PARTS
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final
 
-from tests.exact.configs import CONFIGS
+from tests.exact.table import CONFIGS
 
 LEAST_EXACT: Final = 40
 PARTS: Final = "parts of "

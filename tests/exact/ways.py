@@ -13,20 +13,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import lightning as L
-
 from otf_core.errors import CommandError
 from otf_core.state import run_folder
 from otf_core.state.checkpoint_file import read_checkpoint
-from otf_lightning import OnTheFlyCallback
-from tests.exact import digest, forked, runs
+from tests.exact import digest, forked, native, runs
 from tests.exact.configs import Config
-from tests.exact.runs import AtGate, Ended, Gate, Held
+from tests.exact.runs import Ended, Gate
 from tests.exact.tape import KINDS, Line, Tape, read, stitched
 from tests.exact.verdict import Verdict
 
 PROJECT, RUN = "exact", "run"
-Attach = Callable[[Tape], L.Callback]
+SIDES: Final[dict[str, Any]] = {"lightning": runs, "runner": native}
+Attach = Callable[[Tape], Any]  # what is added to a fit; the side knows it
 
 
 class Bare(NamedTuple):
@@ -54,7 +52,7 @@ class Story:
 
     def __init__(self, config: Config, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.side = config, folder, SIDES[config.side]
         self.told: list[tuple[list[Line], int | None]] = []
         self.kills = 0
 
@@ -77,7 +75,7 @@ class Story:
 
         def main() -> Ended:
             tape = Tape(lines, kill_at=kill_at, on_kill=forked.kill_myself)
-            return runs.fit(
+            told: Ended = self.side.fit(
                 self.config,
                 self.folder,
                 tape,
@@ -85,6 +83,7 @@ class Story:
                 seed=runs.SEED if resumed_at is None else runs.OTHER_SEED,
                 ckpt_path=ckpt_path,
             )
+            return told
 
         outcome = forked.run(main, self.folder, name)
         self.told.append((read(lines), resumed_at))
@@ -126,7 +125,7 @@ def bare(config: Config, folder: Path) -> Bare:
 
 def _one_process(config: Config, folder: Path, bare: Bare, act: Gate) -> Verdict:
     story = Story(config, folder)
-    ended = story.process(functools.partial(AtGate, act))
+    ended = story.process(functools.partial(story.side.AtGate, act))
     assert ended is not None
     return story.verdict(bare, ended)
 
@@ -134,7 +133,7 @@ def _one_process(config: Config, folder: Path, bare: Bare, act: Gate) -> Verdict
 def capture(config: Config, folder: Path, bare: Bare, rng: random.Random) -> Verdict:
     """Captured at every third batch, and nothing else."""
 
-    def act(held: Held) -> None:
+    def act(held: Any) -> None:
         if held.gates % 3 == 0:
             held.delegate.check(runs.loaded(held.save()))
 
@@ -145,7 +144,7 @@ def fork(config: Config, folder: Path, bare: Bare, rng: random.Random) -> Verdic
     """The state that was just captured is applied, at two places."""
     places = rng.sample(range(bare.batches), 2)
 
-    def act(held: Held) -> None:
+    def act(held: Any) -> None:
         if held.gates in places:
             held.load(held.save())
 
@@ -159,7 +158,7 @@ def rollback(config: Config, folder: Path, bare: Bare, rng: random.Random) -> Ve
     kept: list[bytes] = []
     back_at = {first, first + 1 + (first - place), first + 1 + (first - place) + second - place}
 
-    def act(held: Held) -> None:
+    def act(held: Any) -> None:
         if held.gates == place:
             kept.append(held.save())
         elif held.gates in back_at and kept:
@@ -171,22 +170,18 @@ def rollback(config: Config, folder: Path, bare: Bare, rng: random.Random) -> Ve
 # ------------------------------------------------------- the whole plugin, several processes
 
 
-def plugin(folder: Path, *, every: int, resume: str | None, keep: int = 3, **more: Any) -> Attach:
-    """The callback as a user adds it."""
-
-    def attach(_: Tape) -> L.Callback:
-        return OnTheFlyCallback(
-            PROJECT,
-            RUN,
-            save_dir=folder / "runs",
-            dashboard="off",
-            resume=resume,
-            checkpoint_every=every,
-            keep_checkpoints=keep,
-            **more,
-        )
-
-    return attach
+def plugin(story: Story, *, every: int, resume: str | None, **more: Any) -> Attach:
+    """The whole of it, as a user has it."""
+    return functools.partial(
+        story.side.plugin,
+        project=PROJECT,
+        run_name=RUN,
+        save_dir=story.folder / "runs",
+        resume=resume,
+        checkpoint_every=every,
+        keep_checkpoints=3,
+        **more,
+    )
 
 
 class Kept(NamedTuple):
@@ -196,13 +191,13 @@ class Kept(NamedTuple):
     batches: int
 
 
-def newest(folder: Path) -> Kept | None:
+def newest(story: Story) -> Kept | None:
     """What the next process goes on from; every checkpoint there has to be readable.
 
     Raises:
         WentWrong: one is not.
     """
-    found = run_folder.find_checkpoint(folder / "runs", PROJECT, RUN)
+    found = run_folder.find_checkpoint(story.folder / "runs", PROJECT, RUN)
     if found is None:
         return None
     _, _, newest_path = found
@@ -215,7 +210,7 @@ def newest(folder: Path) -> Kept | None:
             msg = f"unreadable: {path.name}: {error}"
             raise WentWrong(msg) from error
     state, _ = read_checkpoint(newest_path)
-    return Kept(newest_path, runs.batches_done(state))
+    return Kept(newest_path, story.side.batches_done(state))
 
 
 def exactness(folder: Path) -> dict[str, Any] | None:
@@ -230,7 +225,7 @@ def exactness(folder: Path) -> dict[str, Any] | None:
 def session(config: Config, folder: Path, bare: Bare, rng: random.Random) -> Verdict:
     """The callback held before the first batch, and saving at every third; it says what it is."""
     story = Story(config, folder)
-    ended = story.process(plugin(folder, every=3, resume=None, pause_at_start=True, max_pause=0.05))
+    ended = story.process(plugin(story, every=3, resume=None, pause_at_start=True, max_pause=0.05))
     assert ended is not None
     verdict = story.verdict(bare, ended)
     return dataclasses.replace(verdict, said=exactness(folder))
@@ -254,14 +249,14 @@ def killed(config: Config, folder: Path, bare: Bare, rng: random.Random, kills: 
     ended, said = None, None
     every = rng.choice((1, 1, 2, 3))
     while ended is None:
-        kept = newest(folder)
+        kept = newest(story)
         share = 1.0 if kept is None else max(0.0, 1 - kept.batches / bare.batches)
         kill_at = draw_event(bare, rng, share)
         if config.inexact is not None and kept is None:  # what draws shows in the first batches
             steps = bare.ended.events["step"]
             kill_at = "step", rng.randint(steps // 2, steps)
         ended = story.process(
-            plugin(folder, every=every, resume="auto"),
+            plugin(story, every=every, resume="auto"),
             resumed_at=None if kept is None else kept.batches,
             kill_at=kill_at if story.kills < kills else None,
         )
@@ -281,11 +276,11 @@ def ckpt_path(config: Config, folder: Path, bare: Bare, rng: random.Random) -> V
     half = draw_event(bare, rng, 0.5)
     while half[0] == "disk":
         half = draw_event(bare, rng, 0.5)
-    ended = story.process(plugin(folder, every=1, resume=None), kill_at=half)
-    kept = newest(folder)
+    ended = story.process(plugin(story, every=1, resume=None), kill_at=half)
+    kept = newest(story)
     if ended is None:
         ended = story.process(
-            plugin(folder, every=1, resume=None),
+            plugin(story, every=1, resume=None),
             resumed_at=None if kept is None else kept.batches,
             ckpt_path=None if kept is None else str(kept.path),
         )
@@ -322,7 +317,7 @@ def all_of(
     except WentWrong as wrong:
         yield "bare", Verdict("FAILED", str(wrong))
         return
-    for way in chosen:
+    for way in (way for way in chosen if way not in SIDES[config.side].WITHOUT):
         rng = random.Random(f"{seed} {config.name} {way}")
         yield way, judged(way, config, folder / way.replace(" ", "-"), told, rng)
     if kills:

@@ -20,8 +20,13 @@ from otf_lightning.digits import Digits, LitDigits
 from tests.house.documents import ROOT, read, section, table
 
 DOCUMENTS = (
-    *("README.md", "CHANGELOG.md"),
-    *("docs/protocol.md", "docs/architecture.md", "docs/frameworks.md"),
+    "README.md",
+    "CHANGELOG.md",
+    "docs/protocol.md",
+    "docs/architecture.md",
+    "docs/runner.md",
+    "docs/frameworks.md",
+    "docs/scripts.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

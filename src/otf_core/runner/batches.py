@@ -194,6 +194,8 @@ def set_epoch(loader: Any, epoch: int) -> None:
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch with everything in it moved that has a ``to``; of the same type."""
     if isinstance(batch, torch.Tensor):
+        if batch.device == device:
+            return batch
         return batch.to(device, non_blocking=device.type not in _BLOCKING)
     kind = type(batch)
     if kind is list:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.runner import meanwhile
 from otf_core.runner.hooks import framework_base
 from otf_core.runner.logged_state import LoggedState
 from otf_core.runner.module import modules_by_name, not_state
@@ -121,12 +122,12 @@ class RunnerDelegate:
         self._run.should_stop = False
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_validation."""
-        return self._run.run_validation(limit_batches, on_batch)
+        """See meanwhile.run_validation."""
+        return meanwhile.run_validation(self._run, limit_batches, on_batch)
 
     def run_test(self, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_test."""
-        return self._run.run_test(on_batch)
+        """See meanwhile.run_test."""
+        return meanwhile.run_test(self._run, on_batch)
 
     def leaving(self) -> bool:
         """Whether SIGTERM has come."""
@@ -216,6 +217,7 @@ class RunnerDelegate:
         return {
             **counters,
             **{name: getattr(run, name) for name in _OF_RUN},
+            "clip": self._changed_clip(),
             "validated": dict(run.validation.seen),
         }
 
@@ -224,9 +226,15 @@ class RunnerDelegate:
         run.counters.load(dict(saved))
         for name in _OF_RUN:
             setattr(run, name, saved[name])
+        [run.gradient_clip_val] = saved["clip"] or [run.options.gradient_clip_val]
         run.validation.seen = dict(saved["validated"])
         for tell in run.on_step:
             tell()
+
+    def _changed_clip(self) -> list[float | None]:
+        """What a hook has set; else it is the script's, which may have another one by then."""
+        clip = self._run.gradient_clip_val
+        return [clip] if clip != self._run.options.gradient_clip_val else []
 
     def _reads_gradients(self) -> bool:
         """Only where anything may still read those of the batch that is done."""

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from otf_core.control.delegate import Evaluation, OnBatch
-from otf_core.runner import asked, optim
 from otf_core.runner import batches as data
+from otf_core.runner import optim
 from otf_core.runner.callback import HOOKS as CALLBACK_HOOKS
 from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.counters import Counters
@@ -248,14 +247,6 @@ class Run:
         """End the fit where it stands, whatever least was asked for."""
         self.should_stop = True
         self.min_epochs = self.min_steps = None
-
-    def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_validation; at a safe point of a fit."""
-        return asked.run_validation(self, limit_batches, on_batch)
-
-    def run_test(self, on_batch: OnBatch) -> Evaluation:
-        """See asked.run_test; at a safe point of a fit."""
-        return asked.run_test(self, on_batch)
 
     def log_metrics(self, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
         """Tell the callbacks what a logger would be given, as numbers."""

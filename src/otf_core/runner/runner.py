@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -98,13 +99,13 @@ class Runner:
             "val_dataloader": val_loader,
             "test_dataloader": test_loader,
         }
-        module = _module(model, *pieces)
-        run = self._fitted = self._new(module, "fit", datamodule, loaders)
+        run = self._new(_module(model, *pieces), "fit", datamodule, loaders)
+        self._fitted = run
         with controlled(run, self.run_options) as control:
             run.listen([control])
             self._session = control.session
-            self.prepare(run)
             try:
+                self.prepare(run)
                 self._execute(run, lambda: _fit(run))
             finally:
                 self._session = None
@@ -153,7 +154,7 @@ class Runner:
         loop = run.validation if fn == "validate" else run.testing
         if loop.step_name not in run.hooks:
             name = type(model).__name__
-            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: one that has"
+            msg = f"{fn} was asked, but {name} has no {loop.step_name}; allowed: a model with one"
             raise RunnerError(msg)
         results: list[dict[str, Any]] = self._execute(run, loop.evaluate)
         return [{name: value.item() for name, value in part.items()} for part in results]
@@ -170,7 +171,7 @@ class Runner:
         if datamodule is not None and set(given) - {"test_dataloader"}:
             msg = f"{fn} was given a datamodule and loaders; allowed: one of them"
             raise RunnerError(msg)
-        run = self.run = Run(
+        run = Run(
             self.options,
             module,
             fn=fn,
@@ -178,12 +179,13 @@ class Runner:
             loaders=loaders,
             counters=counters,
         )
+        check(run)
         bar = [ProgressBar()] if fn == "fit" and wanted(self.options.progress) else []
         run.listen([*self.callbacks, *bar])
+        self.run = run
         return run
 
     def _execute(self, run: Run, work: Callable[[], Any]) -> Any:
-        check(run)
         home = device_of(run.parts)
         with attached(run):
             try:
@@ -203,13 +205,9 @@ class Runner:
         stage = run.fn
         if found := run.hook("configure_callbacks"):
             refuse("configure_callbacks", f"{type(run.module).__name__} returned {found!r}")
-        for name in ("prepare_data", "setup"):
-            arguments = {"stage": stage} if name == "setup" else {}
-            if name == "setup":
-                _say_device(run)
-            if name in run.data_hooks:
-                run.data_hooks[name](**arguments)
-            run.hook(name, **arguments)
+        _of_both(run, "prepare_data")
+        _say_device(run)
+        _of_both(run, "setup", stage=stage)
         if "configure_model" in run.hooks:
             with run.device:
                 run.hook("configure_model")
@@ -224,10 +222,15 @@ class Runner:
         _leave_device(run, home)
         if stage == "fit":
             run.hook("on_fit_end")
-        if "teardown" in run.data_hooks:
-            run.data_hooks["teardown"](stage=stage)
-        run.hook("teardown", stage=stage)
+        _of_both(run, "teardown", stage=stage)
         return result
+
+
+def _of_both(run: Run, name: str, **arguments: Any) -> None:
+    """A hook of the data module, then of the module."""
+    if name in run.data_hooks:
+        run.data_hooks[name](**arguments)
+    run.hook(name, **arguments)
 
 
 def _taken(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -305,6 +308,9 @@ def check(run: Run) -> None:
                 "and configure_optimizers, or optimizer= and loss_fn= or training_step="
             )
             raise RunnerError(msg)
+    if run.has_loader("val_dataloader") and "validation_step" not in run.hooks:
+        msg = f"there is a loader to validate with, but {name} has no validation_step; none is run"
+        warnings.warn(msg, stacklevel=5)
     if not run.has_loader("train_dataloader"):
         msg = f"fit was asked, but nobody has a loader to train with; allowed: train_loader=, or the hook train_dataloader of {name} or of the data module"  # noqa: E501
         raise RunnerError(msg)

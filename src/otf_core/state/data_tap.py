@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
@@ -300,7 +301,7 @@ def reasons(loader: Any, *, own_iter: bool = True) -> list[str]:
     watch, found = loader._otf.watch if tapped(loader) else Watch(), []
     if loader.num_workers > 1 and not loader.in_order:
         found.append("in_order=False: which batch comes next depends on the speed of the workers")
-    if own_iter and type(loader).__iter__ is not DataLoader.__iter__:
+    if own_iter and inspect.unwrap(type(loader).__iter__) is not DataLoader.__iter__:
         found.append(f"{type(loader).__name__} has an __iter__ of its own, whose state is unknown")
     objects = [*samplers(loader), *nested(loader.dataset)]
     found += [

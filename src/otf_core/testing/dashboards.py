@@ -210,7 +210,7 @@ class FakeDashboard:
         """Say hello; the reply."""
         return self.request("hello", {"protocol": protocol.PROTOCOL, **payload})
 
-    def expect(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def expect(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """The next event of this type with these fields; others on the way are passed over."""
 
         def find() -> dict[str, Any] | None:

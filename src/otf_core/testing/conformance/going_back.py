@@ -50,7 +50,11 @@ class GoingBack(Suite):
     def test_saving_changes_nothing(self, tmp_path: Path) -> None:
         self.needs("save_ckpt")
         otf = {"checkpoint_every": 2, "keep_checkpoints": 1}
-        with self.running(tmp_path, **otf) as run:
+        batch = self.batch(END)
+        with self.running(tmp_path, hold=(batch,), **otf) as run:
+            run.probe.wait_for(batch)
+            # While the disk is busy none is made, and a small run is quick.
+            run.dashboard.expect("checkpoint_saved", kind="ring")
             self.same(run.found())
             steps = [e["step"] for e in run.events("checkpoint_saved") if e["kind"] == "ring"]
             assert steps == sorted(steps)

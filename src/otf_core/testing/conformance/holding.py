@@ -56,6 +56,7 @@ class Holding(Suite):
             assert len(run.events("paused")) == 1
 
     def test_it_is_held_before_the_first_batch(self, tmp_path: Path) -> None:
+        self.needs("pause_at_start")
         with self.running(tmp_path, pause_at_start=True) as run:
             assert run.dashboard.expect("paused")["step"] == 0
             assert not run.probe.moves_while_it_says_it_stands()
@@ -95,12 +96,13 @@ class Holding(Suite):
         self.needs("stop", "pause")
         batch = self.batch(place)
         with self.running(tmp_path / "run", hold=(batch,)) as run:
+            save = "save_ckpt" not in self.framework.cannot
             if stands:
                 run.pause_in(batch)
-                data = run.ask("stop")
+                data = run.ask("stop", save=save)
             else:
                 run.probe.wait_for(batch)
-                asked = run.dashboard.send("stop")
+                asked = run.dashboard.send("stop", {"save": save})
                 run.dashboard.expect("accepted", request_id=asked)
                 run.probe.let_go(batch)
                 data = run.dashboard.reply_to(asked)["data"]
@@ -110,7 +112,7 @@ class Holding(Suite):
         assert data["status"] == "stopping"
         assert (found.probe.batches, found.probe.steps) == (batch + 1, data["step"])
         assert (finished["status"], finished["step"]) == ("stopped", data["step"])
-        if "save_ckpt" in self.framework.cannot:
+        if not save:
             return
         path = as_if_killed(data["ckpt"], tmp_path / "run", tmp_path / "disk")
         with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:

@@ -23,6 +23,11 @@ PATIENCE_S: Final = 30.0  # a wait that nothing ends is a failed test, not a hun
 WATCHED_S: Final = 0.1  # how long a run that says it stands is watched
 
 
+# What a framework may lack beside commands: to be held before its first batch, to be held at its
+# end, to tell what it logs.
+ABILITIES: Final = ("pause_at_start", "after_fit", "metrics")
+
+
 class Outcome(NamedTuple):
     """What a run has come to; the kit adds the random numbers' state.
 
@@ -73,7 +78,7 @@ class Probe:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._holds = {n: (threading.Event(), threading.Event()) for n in hold}
-        self._fail, self._rate, self._patience_s = fail, rate, patience_s
+        self._fail, self.rate, self._patience_s = fail, rate, patience_s
         self.error = RuntimeError("the training failed on purpose")
         self.batches = 0  # begun
         self.steps = 0  # batches in which an optimizer has stepped
@@ -133,6 +138,10 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
 
+    def watch(self, *optimizers: Optimizer) -> None:
+        """Count the steps of these; ``batch`` does, where it is called before the first step."""
+        self._watch(optimizers)
+
     def _watch(self, optimizers: Sequence[Optimizer]) -> None:
         for optimizer in optimizers:
             if not any(optimizer is seen for seen in self._seen):
@@ -145,13 +154,13 @@ class Probe:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
         self._asked_lr = [group["lr"] for group in groups]
-        if self._rate is not None and self._rate.holds(self._steps_before):
+        if self.rate is not None and self.rate.holds(self._steps_before):
             for group in groups:
-                group["lr"] = self._rate.value
+                group["lr"] = self.rate.value
         self.lrs.append(float(groups[0]["lr"]))
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._rate is not None:
+        if self.rate is not None:
             for group, asked in zip(optimizer.param_groups, self._asked_lr, strict=True):
                 group["lr"] = asked
         self.steps = self._steps_before + 1
@@ -165,7 +174,8 @@ class Framework(abc.ABC):
 
     Attributes:
         cannot: commands that its runs cannot carry out, each with words of the reason that a
-            person is to be told. Everything else is expected to work.
+            person is to be told; and of ``ABILITIES`` those that they have not. Everything else
+            is expected to work.
         exactness: the exactness report of the small run.
         patience_s: real seconds after which something that should have come is a failure.
     """

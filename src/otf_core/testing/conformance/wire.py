@@ -13,7 +13,7 @@ from otf_core import protocol
 from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
 from otf_core.testing.conformance.running import Running
-from otf_core.testing.conformance.suite import WITHIN, Suite
+from otf_core.testing.conformance.suite import LATE, WITHIN, Suite
 
 CONNECTION: Final = protocol.ANSWERED_BY_CHANNEL
 # They end the run or open another session; each has tests of its own.
@@ -38,19 +38,24 @@ class Wire(Suite):
     """What a dashboard may send, and what comes back."""
 
     def test_every_command_has_one_answer(self, tmp_path: Path) -> None:
-        batch = self.batch(WITHIN)
-        with self.running(tmp_path, hold=(batch,)) as run:
+        batch, late = self.batch(WITHIN), self.batch(LATE)
+        with self.running(tmp_path, hold=(batch, late)) as run:
             run.pause_in(batch)
             able = self._able(run)
             asked, wrong = {}, {}
-            for name, payload in self._payloads(run).items():
+            for name, payload in self.payloads(run).items():
                 asked[name] = run.dashboard.send(name, payload)
                 reply = run.dashboard.reply_to(asked[name])
                 if (found := self._wrong(name, reply, able)) is not None:
                     wrong[name] = found
             assert not wrong
             run.ask("resume")
-            run.found()
+            run.probe.wait_for(late)
+            # Whoever says that leaves; the training goes on.
+            asked["enforce_version"] = run.dashboard.send("enforce_version")
+            assert run.dashboard.reply_to(asked["enforce_version"])["data"]["status"] == "fatal"
+            run.probe.open()
+            run.thread.found()
             ids = collections.Counter(m["id"] for m in run.dashboard.messages if "ok" in m)
         assert {name: ids[request_id] for name, request_id in asked.items()} == dict.fromkeys(
             asked, 1
@@ -74,18 +79,17 @@ class Wire(Suite):
             return f"another reason than declared: {reply['detail']}"
         return None
 
-    def _payloads(self, run: Running) -> dict[str, dict[str, Any]]:
+    def payloads(self, run: Running) -> dict[str, dict[str, Any]]:
         """A payload for every command that leaves the run standing; in an order that works."""
         kept = run.ask("list_checkpoints")["checkpoints"]
         newest = kept[0] if kept else {"id": "none", "path": "none"}
-        after_fit = {"path": "after_fit", "value": "return"}
         epochs = run.ask("status")["max_epochs"]
         longer = {"max_steps": 10**6} if epochs is None else {"max_epochs": epochs + 1}
         given: dict[str, dict[str, Any]] = {
             "hello": {"protocol": protocol.PROTOCOL},
             "resume_from": {"seq": 0, "until": 1},
             "ping": {"t": 1.0},
-            "set_param": after_fit,
+            "set_param": {"path": "lr", "mul": 1.0},
             "note": {"text": "here"},
             "attach_context": {"run_id": run.ask("status")["run_id"]},
             "switch_run": {"run_id": "another"},
@@ -145,9 +149,10 @@ class Wire(Suite):
         cannot = {name: why for name, why in self.framework.cannot.items() if name in COMMANDS}
         if not cannot:
             pytest.skip("it can do everything")
-        with self.running(tmp_path, pause_at_start=True) as run:
-            run.dashboard.expect("paused")
-            payloads = self._payloads(run)
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            payloads = self.payloads(run)
             for name, why in cannot.items():
                 reply = run.refused(name, **payloads.get(name, {}))
                 assert reply["code"] == "unsupported", reply

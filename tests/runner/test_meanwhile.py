@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from otf_core.errors import CommandError
-from otf_core.runner import RunnerCallback
+from otf_core.runner import RunnerCallback, meanwhile
 from otf_core.runner.run import Run
 from tests.exact import data, models
 from tests.exact.digest import differences
@@ -57,7 +57,11 @@ def ask(run: Run, what: str) -> Any:
         batches.append(told)
 
     rng = torch.get_rng_state()
-    found = run.run_test(on_batch) if what == "test" else run.run_validation(None, on_batch)
+    found = (
+        meanwhile.run_test(run, on_batch)
+        if what == "test"
+        else meanwhile.run_validation(run, None, on_batch)
+    )
     assert torch.equal(rng, torch.get_rng_state())
     return found, batches
 
@@ -135,7 +139,7 @@ def test_a_limit_is_of_this_validation_alone() -> None:
     def prepare(run: Run) -> None:
         def tick() -> bool:
             if not told:
-                run.run_validation(1, lambda *batch: told.append(batch))
+                meanwhile.run_validation(run, 1, lambda *batch: told.append(batch))
                 assert run.limit_val_batches == 1.0
             return False
 
