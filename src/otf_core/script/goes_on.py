@@ -49,7 +49,11 @@ class ScriptReentry:
 
     def begins(self, frame: FrameType) -> None:
         """Before anything is trained."""
-        self.core.begins(Moment(frames_to(frame, self._control.main)))
+        try:
+            self.core.begins(Moment(frames_to(frame, self._control.main)))
+        except Exception as error:  # noqa: BLE001 -- border: the script's objects may raise anything
+            why = f"what the script holds could not be looked at ({type(error).__name__}: {error})"
+            self._reasons = [why[:300]]
 
     def capture(self, pool: HostPool | None) -> dict[str, Any]:
         """See ControlDelegate.capture."""
@@ -71,8 +75,10 @@ class ScriptReentry:
         return [(t.numel() * t.element_size(), t.is_cuda) for t in tensors if t.numel()]
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """See ControlDelegate.check."""
-        self.core.check(_script_in(state))
+        """See ControlDelegate.check; also that this is the place."""
+        saved = _script_in(state)
+        self.core.check(saved)
+        self.core.refuse_another_place(saved, self.moment())
 
     def apply(self, state: dict[str, Any]) -> Applied:
         """See ControlDelegate.apply.

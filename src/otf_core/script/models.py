@@ -261,9 +261,9 @@ def _make_optimizer(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 def _is_stateful(taking: Taking, value: Any) -> bool:
     kind = type(value)
-    if issubclass(kind, torch.optim.Optimizer):
-        return False  # it wraps one, which has the state and is known to others as well
     has = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
+    if issubclass(kind, torch.optim.Optimizer):
+        return False  # it wraps one, which is found inside
     return has and not isinstance(value, type) and not taking.own.cls(kind)
 
 

@@ -35,7 +35,7 @@ from otf_core.state.plain_values import PLAIN, Decoder, Encoder, UnsupportedValu
 from otf_core.state.rng import get_rng, set_rng
 
 FORMAT: Final = 1
-KINDS: Final[tuple[Kind, ...]] = (*VALUES, *MODELS, *ITERATORS, *LOADERS, *OBJECTS, *LIBRARY)
+KINDS: Final[tuple[Kind, ...]] = (*VALUES, *LOADERS, *MODELS, *ITERATORS, *OBJECTS, *LIBRARY)
 # How a library that has the loop goes on from its own checkpoints.
 OWN_RESUME: Final = {
     "lightning": "trainer.fit(…, ckpt_path=…)",
@@ -276,6 +276,17 @@ class Reentry:
         if why := state["refused"] or self.edited(state):
             raise CommandError(ErrorCode.BAD_PAYLOAD, f"The script cannot go on there: {why}.")
 
+    def refuse_another_place(self, state: Mapping[str, Any], moment: Moment) -> None:
+        """Refuse where the script is not at the place where it was saved; nothing is touched.
+
+        Raises:
+            CommandError: ``not_allowed_now``.
+        """
+        if not self.is_here(state, moment):
+            at, here = Spot(*state["stack"][-1]), frames.spot(moment.stack[-1], self._own.folder)
+            detail = f"The state is of another place, {at}; the script stands at {here}."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+
     def apply(self, state: Mapping[str, Any], moment: Moment) -> Given:
         """Put the state back at the same place; the state is used up by it.
 
@@ -283,10 +294,7 @@ class Reentry:
             CommandError: ``not_allowed_now``; this is another place, nothing was touched.
         """
         self.check(state)
-        if not self.is_here(state, moment):
-            at = Spot(*state["stack"][-1])
-            detail = f"The state is of another place, {at}; allowed: a state of the same place."
-            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        self.refuse_another_place(state, moment)
         if self._first is None:
             self.begins(moment)
         giving = self._giving(state, moment)
@@ -309,6 +317,7 @@ class Reentry:
             give_positions(giving)
         for again in giving.last:
             again()
+        giving.last.clear()  # they know ``giving``, and it what was saved
         self._give_registered(giving, state)
         if "rng" not in self._leave:
             set_rng(state["rng"])
@@ -329,21 +338,33 @@ class Reentry:
     def _give_variables(
         self, giving: Giving, state: Mapping[str, Any], moment: Moment
     ) -> list[tuple[Any, dict[str, Any], set[str]]]:
-        """The new values of each frame and module; they are written when all are made."""
-        new: list[tuple[Any, dict[str, Any], set[str]]] = []
-        for frame, saved in zip(moment.stack, state["variables"], strict=True):
-            live = _not_dunder(frames.values(frame))
-            values = {n: giving(plain, live.get(n, ABSENT)) for n, plain in saved.items()}
-            new.append((frame, _there(values), live.keys() - saved.keys()))
+        """The new values of each frame and module; they are written when all are made.
+
+        What is there comes first: a variable that is not may be another name for a part of it.
+        """
+        pairs: list[tuple[Any, Mapping[str, Any], dict[str, Any]]] = [
+            (frame, saved, _not_dunder(frames.values(frame)))
+            for frame, saved in zip(moment.stack, state["variables"], strict=True)
+        ]
         for name, saved in state["modules"].items():
-            module = self._own.module(name)
-            if module is None:
-                continue  # it is imported later
-            live = vars(module)
-            values = {n: giving(plain, live.get(n, ABSENT)) for n, plain in saved.items()}
-            new.append((module, _there(values), set()))
-        giving.run()
-        return new
+            if (module := self._own.module(name)) is not None:  # else it is imported later
+                pairs.append((module, saved, _not_dunder(vars(module))))
+        for there in (True, False):
+            for _, saved, live in pairs:
+                for name, plain in saved.items():
+                    if (name in live) is there:
+                        giving(plain, live.get(name, ABSENT))
+            giving.run()
+        return [
+            (
+                owner,
+                _there(
+                    {name: giving(plain, live.get(name, ABSENT)) for name, plain in saved.items()}
+                ),
+                live.keys() - saved.keys() if isinstance(owner, FrameType) else set(),
+            )
+            for owner, saved, live in pairs
+        ]
 
     def _give_registered(self, giving: Giving, state: Mapping[str, Any]) -> None:
         for name, saved in state["registered"].items():
