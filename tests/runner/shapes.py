@@ -660,6 +660,12 @@ SHAPES: dict[str, Shape] = {
     "freezes": Shape(models.FreezesOnce),
     "odd attributes": Shape(models.OddAttributes),
     "asks for the last": Shape(models.AsksForTheLast),
+    "loaders of the module, no sanity check": Shape(
+        OwnLoaders,
+        {"num_sanity_val_steps": 0},
+        train=None,  # type: ignore[arg-type]
+        val=None,
+    ),
     "own log": Shape(OwnLog),
     "own clip": Shape(OwnClip),
     "scheduler every second step": Shape(Frequencies),
