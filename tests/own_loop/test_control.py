@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import otf_core
 from tests.own_loop.loops import Loop, made
@@ -72,13 +72,30 @@ def test_a_stop_holds_where_the_loop_ends_within_the_patience(tmp_path: Path) ->
         assert run.dashboard.reply_to(asked)["data"]["step"] == 6
         run.wait()
         assert run.dashboard.expect("trainingFinished")["status"] == "stopped"
+        kinds = [event["type"] for event in run.dashboard.events()]
     assert loop.n == 6  # session.epochs gave no other epoch
+    assert "epoch_end" not in kinds
+
+
+class Counted(TensorDataset):
+    """Its samples depend on how many were read."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(*rows(n).tensors)
+        self.seen = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.seen += 1
+        x, y = super().__getitem__(index)
+        return x + 0.01 * self.seen, y
 
 
 def test_an_evaluation_of_the_users_leaves_no_trace(tmp_path: Path) -> None:
     class Careless(Loop):
         def build(self) -> None:
             self.best = [9.0]
+            self.loader = DataLoader(Counted(22), batch_size=4, shuffle=True)
+            self.val_loader = DataLoader(Counted(8), batch_size=4)
 
         def more(self) -> dict[str, Any]:
             put: Callable[[Any], None] = lambda value: self.best.__setitem__(0, value)  # noqa: E731
@@ -106,9 +123,10 @@ def test_an_evaluation_of_the_users_leaves_no_trace(tmp_path: Path) -> None:
     with running(loop, tmp_path, barrier) as run:
         for n in (3, 8):
             barrier.wait_for(n)
-            asked = [run.dashboard.send(cmd) for cmd in ("validate_now", "test_now")]
+            cmds = ("validate_now", "test_now", "save_ckpt")
+            asked = [run.dashboard.send(cmd) for cmd in cmds]
             barrier.let_go(n)
-            validated, tested = (run.dashboard.reply_to(each)["data"] for each in asked)
+            validated, tested, saved = (run.dashboard.reply_to(each)["data"] for each in asked)
             assert validated["metrics"].keys() == {"val_loss"}
             assert tested["metrics"]["test_acc"] == 0.5
             assert tested["avg_loss"] == tested["metrics"]["test_loss"]
@@ -116,6 +134,9 @@ def test_an_evaluation_of_the_users_leaves_no_trace(tmp_path: Path) -> None:
     bare = Careless().bare()
     assert loop.told == bare.told
     assert loop.digest() == bare.digest()
+    again = Careless(seed=6).run(save_dir=tmp_path, resume=saved["path"])
+    assert again.told == bare.told[9:]  # 8 batches, and the end of an epoch
+    assert again.digest() == bare.digest()
 
 
 def test_what_the_loop_was_not_given_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -520,3 +541,9 @@ def test_a_compiled_model_goes_on(tmp_path: Path) -> None:
     assert loop.digest() == bare.digest()
     again = Compiled(seed=3).run(save_dir=tmp_path, resume=paths[0])
     assert again.digest() == bare.digest()
+
+
+def test_two_optimizers_on_one_batch_are_one_step(tmp_path: Path) -> None:
+    with made("TwoModels") as loop, loop.attached(save_dir=tmp_path) as session:
+        loop.train(session)
+        assert (session.position().step, session.position().global_step) == (12, 24)

@@ -19,7 +19,7 @@ from tests.no_harm.configs import Net, _fit
 PATIENCE_S = 30.0
 
 
-class Barrier(L.Callback):
+class Turnstile:
     """Holds the training at the start of chosen batches until the test lets it go.
 
     Args:
@@ -49,6 +49,10 @@ class Barrier(L.Callback):
         """Let everything run."""
         for _, go in self._at.values():
             go.set()
+
+
+class Barrier(Turnstile, L.Callback):
+    """For Lightning."""
 
 
 class Fit(threading.Thread):
@@ -109,7 +113,7 @@ def fitting(
                 fit.wait()
 
 
-def pause_in(fit: Fit, barrier: Barrier, batch: int) -> dict[str, Any]:
+def pause_in(fit: Fit, barrier: Turnstile, batch: int) -> dict[str, Any]:
     """Ask for a pause within this batch; the reply's data, when the run stands behind it."""
     barrier.wait_for(batch)
     asked = fit.dashboard.send("pause")

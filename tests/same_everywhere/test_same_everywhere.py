@@ -24,7 +24,6 @@ ITS_OWN_CLIP = "Whoever writes the loop clips in it."
 NO_LOGGER = "A script logs where it likes: its losses are seen, its other numbers are not."
 NO_HOOKS = "A script's model gets no hooks: torch.compile would see them."
 NO_CALL = "A script's test cannot be called; its validation can, where it registers one."
-NOT_KEPT = "This version keeps no checkpoints of a script."
 AGAIN = "A script goes on by starting again."
 ITS_OWN_END = "When a script is through is the script's own affair."
 
@@ -44,12 +43,6 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning: a step logs val_loss": NO_LOGGER,
         "only Lightning: epoch_end has a val_loss": NO_LOGGER,
         "only Lightning: a step has activation_zero_frac": NO_HOOKS,
-        "exactness: not exact because this version keeps no checkpoints of a script": NOT_KEPT,
-        "save_ckpt is unsupported": NOT_KEPT,
-        "only Lightning: event checkpoint_saved: bytes exact id kind path step": NOT_KEPT,
-        "only Lightning, asked: event checkpoint_saved: bytes exact id kind path step, failed": (
-            NOT_KEPT
-        ),
         "rollback is unsupported": AGAIN,
         "load_ckpt is unsupported": AGAIN,
         "only Lightning, asked: event checkpoint_loaded: from_step id path step": AGAIN,

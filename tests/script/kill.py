@@ -23,6 +23,7 @@ from otf_core.script import marks
 from otf_core.script.control import ScriptControl
 from otf_core.script.run import Target, run
 from otf_core.state.keeper import Origin, ResumeError
+from otf_core.state.rng import get_rng
 from tests.exact import forked
 
 SHAPES: Final = Path(__file__).parent / "shapes"
@@ -93,6 +94,7 @@ def with_otf(
                 ended.say(str(error))
                 sys.exit(3)
             control._reentry.core._leave = frozenset(leave)
+            _change_moments(control, leave)
             control.attach()
             _at_each_step(control, ended, kill_at)
             controls.append(control)
@@ -106,6 +108,22 @@ def with_otf(
                 _end(control, ended)
 
     return _in_fork(main, script, folder, name)
+
+
+def _change_moments(control: ScriptControl, leave: Iterable[str]) -> None:
+    """The random numbers under which iterations began (a name in their position) are others."""
+    apply = control._reentry.core.apply
+    changed = [each for each in leave if each.startswith("rng_")]
+
+    def changing(state: Any, moment: Any) -> Any:
+        torch.manual_seed(99)
+        for node in state["nodes"]:
+            if node.get("k") == "batches":
+                node["state"]["iterator"].update(dict.fromkeys(changed, get_rng()))
+        return apply(state, moment)
+
+    if changed:
+        control._reentry.core.apply = changing  # type: ignore[method-assign]
 
 
 def _options(folder: Path, name: str) -> RunOptions:

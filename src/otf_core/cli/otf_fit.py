@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import dataclasses
 import os
 import random
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from otf_core.script.imported import when_imported
@@ -87,6 +89,7 @@ class Host:
         # Not a module of the script's that is called as one that we need.
         sys.path[:] = [entry for entry in path if entry != folder]
         try:
+            from otf_core import spawn
             from otf_core.opening import RunOptions
             from otf_core.script.control import ScriptControl
             from otf_core.state.keeper import ResumeError
@@ -98,6 +101,9 @@ class Host:
         except ValueError as error:
             _end(str(error), 2)
         try:
+            if options.dashboard == "spawn" and _is_first_rank():  # now, not within a step
+                dashboard = spawn.start_dashboard(Path(options.save_dir))
+                options = dataclasses.replace(options, dashboard=dashboard)
             self._control = ScriptControl(
                 options,
                 folder=folder,
@@ -105,7 +111,7 @@ class Host:
                 say=say,
                 origin=options.origin(None),
             )
-        except ResumeError as error:
+        except (ResumeError, RuntimeError) as error:
             _end(str(error), REFUSED_CODE)
         self._control.attach()
 
@@ -128,9 +134,13 @@ class Host:
 
 def say(line: str) -> None:
     """One line for the person at the terminal, wherever the script has led its stderr."""
-    if os.environ.get("RANK", "0") == "0" and sys.__stderr__ is not None:
+    if _is_first_rank() and sys.__stderr__ is not None:
         sys.__stderr__.write(f"otf: {line}\n")
         sys.__stderr__.flush()
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _nothing_trained() -> str:

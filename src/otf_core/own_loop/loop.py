@@ -350,7 +350,7 @@ class OwnLoop:
     def _count(self, *, step: bool | None) -> None:
         """What the batch that is done was: of which epoch, and whether it was a step."""
         self._ticks += 1
-        self.ticked, self._kept = True, None
+        self.ticked = True
         current = self._batches.current if self._batches is not None else None
         if not self._counts and current is not None:
             if self._of_last_tick is not None and current is not self._of_last_tick:
@@ -447,7 +447,7 @@ class OwnLoop:
         if self._batches is not None:
             self._batches.go_on(within=self._within)
             self._of_last_tick = self._batches.current
-        self._stepped, self._ended_at, self._kept = 0, None, None
+        self._stepped, self._kept = 0, None
         if self._within and self._yielded not in (None, self._epoch):
             return [
                 f"the loop goes on in epoch {self._epoch}, its own variable has {self._yielded} "

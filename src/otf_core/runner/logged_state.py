@@ -12,7 +12,7 @@ from otf_core.runner.logged import REDUCE, Entry, How, LogBook, Results
 
 _NAMES: Final = {reduce: name for name, reduce in REDUCE.items()}  # mean last but one: avg
 _VALUES: Final = ("latest", "computed", "has_reset", "samples")
-_BOOK: Final = ("fx", "last_fx", "first_iteration", "callback", "logged", "progress")
+_BOOK: Final = ("last_fx", "first_iteration", "callback", "logged", "progress")
 _LOOPS: Final = ("train", "validate")
 
 

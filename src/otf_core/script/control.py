@@ -76,7 +76,8 @@ class ScriptControl:
             self.driver.resume = self._waiting
         self._session: Session | None = None
         self._watched = True  # not another rank, not a forked child
-        self._said = False
+        self._looked_at = -1  # when so many optimizers had stepped
+        self._said: str | None = None
         self._stop: Stop | None = None
         self._tells = options.telemetry != "off"
         self._samples: int | None = None
@@ -159,9 +160,10 @@ class ScriptControl:
             return
         self.frame = frame
         try:
-            if not self._said:
+            if self._looked_at != self.driver.optimizers_seen:
                 self._look(frame)
-                self._tell_found()
+                self._looked_at = self.driver.optimizers_seen
+                self._tell_found(session)
             if self.driver.step > 0:  # else it goes on from here
                 self._end_batch(session)
             stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
@@ -219,14 +221,16 @@ class ScriptControl:
         frames = frames_to(frame, self.main)
         self.found = find(frames, self.driver.optimizers, self._is_own)
 
-    def _tell_found(self) -> None:
-        self._said = True
+    def _tell_found(self, session: Session) -> None:
+        """On stderr once; in the journal whenever something else is trained."""
         it = self.driver.feeding if self.driver.kind == "loader" else None
         loader = _loader_of(it, self.found) if it is not None else None
         said = self.found.sentence(loader, fed=it is not None)
-        self._say(said)
-        assert self._session is not None
-        self._session.emit("log", level="info", phase="info", text=said)
+        if self._said is None:
+            self._say(said)
+        if said != self._said:
+            session.emit("log", level="info", phase="info", text=said)
+        self._said = said
 
     def _is_own(self, cls: type) -> bool:
         known = self._own_classes.get(cls)
@@ -248,8 +252,7 @@ class ScriptControl:
         self._loss = loss = self.driver.loss
         if not self._tells:
             return
-        one = loss if loss is not None and loss.numel() == 1 else None
-        session.recorder.batch_ended(one, None, self._weights, samples=self._samples or 0)
+        session.recorder.batch_ended(loss, None, self._weights, samples=self._samples or 0)
         self._samples = None
 
     def _weights(self) -> Iterable[torch.Tensor]:

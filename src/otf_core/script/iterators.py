@@ -14,17 +14,24 @@ from otf_core.script.loops import (
     Counted,
     PlaceError,
     Zip,
-    go_to,
+    holds,
+    place_of,
+    put_at,
     set_count,
-    taken,
 )
+from otf_core.script.prints import print_of
 from otf_core.script.variables import Giving, Kind, Taking
 
 _ASKED_AT_MOST: Final = 100  # until a generator stands where it stood
 
 
-def _take_positioned(taking: Taking, value: Any, _path: str) -> dict[str, Any]:
-    return {"c": type(value).__name__, "n": taken(value, taking.over.get(id(value)))}
+def _take_positioned(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    """What it runs over is put back first, or has to be the same."""
+    return {
+        "c": type(value).__name__,
+        "n": place_of(value),
+        "over": taking(holds(value), f"{path} over"),
+    }
 
 
 def _make_named(giving: Giving, node: dict[str, Any], live: Any) -> Any:
@@ -35,8 +42,13 @@ def _make_named(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 
 def _fill_positioned(giving: Giving, node: dict[str, Any], made: Any) -> None:
-    if type(made).__name__ == node["c"]:
-        _go(giving, lambda: go_to(made, node["n"], giving.over.get(id(made))))
+    if type(made).__name__ != node["c"]:
+        return
+    over = holds(made)
+    saved = giving(node["over"], over)
+    if saved is not over and print_of(saved) != print_of(over):
+        giving.lose(f"what a loop over a {type(over).__name__} runs over")
+    giving.behind.append(lambda: _go(giving, lambda: put_at(made, node["n"])))
 
 
 def _go(giving: Giving, go: Any) -> None:
@@ -135,11 +147,11 @@ def _take_generator(taking: Taking, value: Any, path: str) -> dict[str, Any]:
     return {
         "spot": tuple(spot),
         "v": [(n, taking(v, f"{path}.{n}")) for n, v in frames.values(frame).items()],
-        "loops": [taking(it, f"{path} loop") for it in _held(taking.over, value)],
+        "loops": [taking(it, f"{path} loop") for it in _held(value)],
     }
 
 
-def _held(over: dict[int, Any], generator: GeneratorType[Any, Any, Any]) -> list[Any]:
+def _held(generator: GeneratorType[Any, Any, Any]) -> list[Any]:
     """The iterators of the loops of a generator that waits, the outermost first."""
     found = list(gc.get_referents(generator))
     frame: Any = generator.gi_frame
@@ -147,7 +159,6 @@ def _held(over: dict[int, Any], generator: GeneratorType[Any, Any, Any]) -> list
         n = next((n for n, x in enumerate(found) if x is value), None)
         if n is not None:
             del found[n]
-    assert over is not None
     return [x for x in found if hasattr(type(x), "__next__")]
 
 
@@ -169,7 +180,7 @@ def _fill_generator(giving: Giving, node: dict[str, Any], made: Any) -> None:
     frame: Any = made.gi_frame
     live = frames.values(frame)
     new = {name: giving(value, live.get(name, ABSENT)) for name, value in node["v"]}
-    held = _held(giving.over, made)
+    held = _held(made)
     if len(held) != len(node["loops"]):
         giving.lose(f"the loops of the generator {saved}")
     for plain, iterator in zip(node["loops"], held, strict=False):

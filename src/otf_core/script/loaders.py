@@ -176,8 +176,9 @@ def _go_on(loader: Any, iterator: Any, state: dict[str, Any]) -> None:
     loader._otf.pending = {**back, "around": state["around"]}
     new = loader._otf.make(loader)
     if isinstance(new, WorkersIter):  # torch knows the processes by the id of their iterator
-        signal_handling._remove_worker_pids(id(new))
-        signal_handling._set_worker_pids(id(iterator), tuple(w.pid for w in new._workers))
+        known_to_torch: Any = signal_handling
+        known_to_torch._remove_worker_pids(id(new))
+        known_to_torch._set_worker_pids(id(iterator), tuple(w.pid for w in new._workers))
     known = vars(iterator)[LOADER]
     inside = dict(vars(new))
     vars(new).clear()

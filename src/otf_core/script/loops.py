@@ -9,6 +9,7 @@ Rule 2: an iterator that the script holds as well stays the one that it holds.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import gc
 import itertools
@@ -17,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, GeneratorType
 from typing import Any, Final
 
-# They tell how much is left, and some can be set.
-_RANGES: Final = frozenset({type(iter(range(1))), type(iter(range(1 << 70)))})
+# They tell how much is left, and can be set or asked again.
+RANGE: Final = type(iter(range(1)))
 _SEQUENCES: Final = frozenset(map(type, map(iter, ([0], (0,), "a", "ä", b"a", bytearray()))))
 _OTHERS: Final = frozenset(map(type, map(iter, ({}, {}.values(), {}.items(), set()))))
 _BACKWARDS: Final[tuple[Any, ...]] = ([], {}, {}.values(), {}.items(), ())
 _REVERSED: Final = frozenset(type(reversed(x)) for x in _BACKWARDS)
-POSITIONED: Final = _RANGES | _SEQUENCES | _OTHERS | _REVERSED
+POSITIONED: Final = _SEQUENCES | _OTHERS | _REVERSED | {RANGE}
 _IN_NO_NEED: Final = POSITIONED | {GeneratorType}
 # Asked again as often they are where they were.
 SURE: Final = (itertools.count, itertools.cycle, itertools.chain, itertools.islice)
@@ -105,20 +106,19 @@ class Loops:
         compiling: Callable[[], bool] = lambda: False,
     ) -> None:
         self.known, self.compiling = known, compiling
-        # (id of the frame, number of the loop) -> its iterator; what it runs over, for a range.
-        self._live: dict[tuple[int, int], tuple[Any, Any]] = {}
+        # (id of the frame, number of the loop) -> its iterator
+        self._live: dict[tuple[int, int], Any] = {}
 
     def begin(self, iterable: Iterable[Any], n: int) -> Any:
         """``__otf_loop__``: what the ``for`` runs over."""
         if self.compiling():
             return iterable
         iterator = iter(iterable)
-        over = iterable if type(iterable) is range else None
         kind = type(iterator)
         if kind not in _IN_NO_NEED:
             del iterable
             iterator = self._followed(iterator, sole=sys.getrefcount(iterator) <= _SOLE)
-        self._live[id(sys._getframe(1)), n] = iterator, over  # noqa: SLF001 -- no public way
+        self._live[id(sys._getframe(1)), n] = iterator  # noqa: SLF001 -- no public way
         return iterator
 
     def done(self, n: int) -> None:
@@ -126,10 +126,10 @@ class Loops:
         if not self.compiling():
             self._live.pop((id(sys._getframe(1)), n), None)  # noqa: SLF001 -- as above
 
-    def of(self, frame: FrameType) -> dict[int, tuple[Any, Any]]:
-        """Number of the loop -> its iterator and its range, of a frame; the outermost first."""
+    def of(self, frame: FrameType) -> dict[int, Any]:
+        """Number of the loop -> its iterator, of a frame; the outermost first."""
         live = list(self._live.items())
-        return {n: entry for (frame_id, n), entry in live if frame_id == id(frame)}
+        return {n: iterator for (frame_id, n), iterator in live if frame_id == id(frame)}
 
     def _followed(self, iterator: Any, *, sole: bool) -> Any:
         """The iterator, or a twin of it whose place can be had; never of what others hold."""
@@ -144,6 +144,51 @@ class Loops:
         return Counted(iterator)
 
 
+LOOPS: Final = Loops()  # one script runs in a process, and its code calls it by name
+
+
+def holds(iterator: Any) -> Any:
+    """What a positioned iterator runs over, which it holds; None for a range."""
+    return next((x for x in gc.get_referents(iterator) if hasattr(x, "__len__")), None)
+
+
+def place_of(iterator: Any) -> tuple[int, ...]:
+    """Where a positioned iterator stands: items given; of a range start, step and length left."""
+    if type(iterator) is RANGE:
+        over, taken = _range_in(iterator)
+        left = over[taken:]
+        return left.start, left.step, len(left)
+    return (len(holds(iterator)) - iterator.__length_hint__(),)
+
+
+def put_at(iterator: Any, place: tuple[int, ...]) -> None:
+    """Have a positioned iterator go on from there; what it runs over is as it was.
+
+    Raises:
+        PlaceError: it cannot go back, or ends before.
+    """
+    if type(iterator) is RANGE:
+        _set_range(iterator, *place)
+        return
+    (count,), (now,) = place, place_of(iterator)
+    kind, over = type(iterator), holds(iterator)
+    if count > len(over):
+        msg = f"a loop over a {type(over).__name__} ended before item {count:,}"
+        raise PlaceError(msg)
+    if kind in _SEQUENCES:
+        iterator.__setstate__(count)
+    elif hasattr(iterator, "__setstate__"):  # the index of what comes next, from behind
+        iterator.__setstate__(len(over) - 1 - count)
+    elif count < now:
+        msg = f"a loop over a {type(over).__name__} cannot go back from item {now:,} to {count:,}"
+        raise PlaceError(msg)
+    else:
+        collections.deque(itertools.islice(iterator, count - now), 0)
+
+
+# What only lies in memory. It is read first: where that is not what Python says, nothing is set.
+
+
 def set_count(iterator: enumerate[Any], count: int) -> None:
     """Have an ``enumerate`` number its next item ``count``; it may be held where nobody can reach.
 
@@ -152,49 +197,25 @@ def set_count(iterator: enumerate[Any], count: int) -> None:
     """
     state: Any = iterator.__reduce__()
     inner, now = state[1]
-    number, held = ctypes.c_ssize_t, ctypes.c_void_p
-    at = id(iterator) + object.__basicsize__
-    index = number.from_address(at)
-    if index.value != now or held.from_address(at + ctypes.sizeof(number)).value != id(inner):
-        msg = "the count of an enumerate cannot be set"
+    _write(iterator, [now, id(inner)], [count, id(inner)])
+
+
+def _set_range(iterator: Any, start: int, step: int, left: int) -> None:
+    over, taken = _range_in(iterator)
+    index, new = ([taken], [0]) if sys.version_info < (3, 12) else ([], [])
+    _write(iterator, [*index, over.start, over.step, len(over)], [*new, start, step, left])
+
+
+def _range_in(iterator: Any) -> tuple[range, int]:
+    _, (over,), *taken = iterator.__reduce__()
+    return over, (taken[0] if taken else None) or 0
+
+
+def _write(obj: Any, known: list[int], new: list[int]) -> None:
+    """Machine words behind the head of an object."""
+    words = (ctypes.c_ssize_t * len(known)).from_address(id(obj) + object.__basicsize__)
+    if list(words) != known:
+        msg = f"the place of a {type(obj).__name__} cannot be set in this Python"
         raise PlaceError(msg)
-    index.value = count
-
-
-LOOPS: Final = Loops()  # one script runs in a process, and its code calls it by name
-
-
-def taken(iterator: Any, over: Any = None) -> int:
-    """How many items a positioned iterator has given.
-
-    Args:
-        over: the range, of its iterator: from Python 3.12 on that has forgotten its beginning.
-    """
-    left: int = iterator.__length_hint__()
-    if over is not None:
-        return len(over) - left
-    whole = next((x for x in gc.get_referents(iterator) if hasattr(x, "__len__")), None)
-    if whole is not None:
-        return len(whole) - left
-    begun = iterator.__reduce__()
-    return begun[2] if len(begun) > 2 and begun[2] is not None else 0  # a range, before 3.12
-
-
-def go_to(iterator: Any, count: int, over: Any = None) -> None:
-    """Have a positioned iterator go on after ``count`` items.
-
-    Raises:
-        PlaceError: it is further already and cannot go back, or ends before.
-    """
-    now = taken(iterator, over)
-    if count < now:
-        back = _SEQUENCES | (_RANGES if sys.version_info < (3, 12) else frozenset())
-        if type(iterator) not in back:
-            msg = f"a {type(iterator).__name__} cannot go back from item {now:,} to {count:,}"
-            raise PlaceError(msg)
-        iterator.__setstate__(count)
-        return
-    for _ in range(count - now):
-        if next(iterator, _OVER) is _OVER:
-            msg = f"a loop over {type(iterator).__name__} ended before item {count:,}"
-            raise PlaceError(msg)
+    for n, word in enumerate(new):
+        words[n] = word

@@ -31,7 +31,7 @@ HEAD: Final = "__otf_head__"
 LOOP: Final = "__otf_loop__"
 DONE: Final = "__otf_done__"
 # A decorator of such a name compiles the function itself, and knows no names of ours.
-_COMPILERS: Final = frozenset({"jit", "njit", "vectorize", "guvectorize", "jit_kernel"})
+_COMPILERS: Final = frozenset({"compile", "jit", "njit", "vectorize", "guvectorize", "jit_kernel"})
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
 # Path -> hash of the source that runs in this process; the file may be another by now.

@@ -132,7 +132,7 @@ def _make_view(giving: Giving, node: dict[str, Any], live: Any) -> Any:
             new.data = there
         new.requires_grad_(node["g"])
 
-    giving.views.append(see)
+    giving.behind.append(see)
     return new
 
 

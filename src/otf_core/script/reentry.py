@@ -146,7 +146,7 @@ class Reentry:
 
     def _meet(self, taking: Taking, moment: Moment) -> dict[str, Any]:
         """All variables, then all loops: in the same order when they are put back."""
-        taking.over, taking.asked = self._ranges(moment), moment.asked
+        taking.asked = moment.asked
         names = [
             {name: taking(value, f"{prefix}{name}") for name, value in variables.items()}
             for prefix, variables in self._variables(moment)
@@ -157,17 +157,13 @@ class Reentry:
         }
         taking.run()
         loops = [
-            [(n, taking(it, f"the loop of line {f.f_lineno}")) for n, (it, _) in own.items()]
+            [(n, taking(it, f"the loop of line {f.f_lineno}")) for n, it in own.items()]
             for f in moment.stack
             for own in [self._loops.of(f)]
         ]
         asked = taking(moment.asked, "the loader")
         taking.run()
         return {"variables": names, "modules": modules, "loops": loops, "asked": asked}
-
-    def _ranges(self, moment: Moment) -> dict[int, range]:
-        live = [entry for f in moment.stack for entry in self._loops.of(f).values()]
-        return {id(it): over for it, over in live if over is not None}
 
     def _variables(self, moment: Moment) -> Iterator[tuple[str, dict[str, Any]]]:
         """What to call them, and the variables of each frame."""
@@ -192,7 +188,7 @@ class Reentry:
         folder = self._own.folder
         return {
             str(Path(file).resolve().relative_to(folder)): source
-            for file, source in marks.SOURCES.items()
+            for file, source in list(marks.SOURCES.items())
             if marks.is_below(file, folder)
         }
 
@@ -292,7 +288,7 @@ class Reentry:
             live = self._loops.of(frame)
             if "loops" not in self._leave:
                 for n, plain in saved:
-                    giving(plain, live.get(n, (ABSENT, None))[0])
+                    giving(plain, live.get(n, ABSENT))
         giving(state["asked"], moment.asked)
         giving.run()
         also = {name: giving(plain) for name, plain in state["also"].items()}
@@ -320,7 +316,7 @@ class Reentry:
             if tensor.layout is torch.strided
         }
         giving = Giving(KINDS, self._own, state["nodes"], protected, self._leave)
-        giving.over, giving.positions = self._ranges(moment), state["positions"]
+        giving.positions = state["positions"]
         return giving
 
     def _give_variables(
@@ -364,7 +360,8 @@ def _registered(name: str, get: Callable[[], Any]) -> Any:
 
 
 def _not_dunder(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: v for n, v in variables.items() if not (n.startswith("__") and n.endswith("__"))}
+    found = dict(variables)
+    return {n: v for n, v in found.items() if not (n.startswith("__") and n.endswith("__"))}
 
 
 def _there(values: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Own:
 
     def modules(self) -> dict[str, types.ModuleType]:
         """Those that it has imported, beside the main one."""
-        names = [n for n in sys.modules if n not in ("__main__", "__mp_main__")]
+        # A list first: another thread may be importing.
+        names = [n for n in list(sys.modules) if n not in ("__main__", "__mp_main__")]
         found = ((name, self.module(name)) for name in names)
         return {name: module for name, module in found if module is not None}
 
@@ -149,7 +150,6 @@ class Taking:
         self.reasons: list[str] = []
         self.left_out: dict[str, str] = {}  # path -> type
         self.made_again: list[str] = []
-        self.over: dict[int, range] = {}  # id of an iterator -> what it runs over
         self.asked: Any = None  # the iterator of a loader, for the next batch
         self.loaders: list[tuple[int, Any]] = []
         self.iterated: set[int] = set()  # ids of those that are being read
@@ -238,13 +238,12 @@ class Giving:
     ) -> None:
         self.own, self.nodes = own, nodes
         self.protected = set(protected)
-        self.over: dict[int, range] = {}
         self.positions: list[Any] = []
         self.settled: list[Any] = []
         self.lost: list[str] = []
         self.loaders: list[tuple[Any, Any, Any]] = []  # put back behind the rest
         self.last: list[Callable[[], None]] = []  # and behind those
-        self.views: list[Callable[[], None]] = []  # behind the memory that they are a view of
+        self.behind: list[Callable[[], None]] = []  # what stands on something else that is filled
         self.dec = Decoder()
         self._kinds = {kind.name: kind for kind in kinds}
         self._leave = set(leave)
@@ -288,9 +287,9 @@ class Giving:
             kind, node, made = self._waiting.popleft()
             assert kind.fill is not None
             kind.fill(self, node, made)
-        for see in self.views:
-            see()
-        self.views.clear()
+        for then in self.behind:
+            then()
+        self.behind.clear()
 
     def lose(self, what: str) -> None:
         """Note what cannot be put back."""

@@ -36,7 +36,7 @@ class Settled(NamedTuple):
 def given(owners: Mapping[str, Attributes]) -> Given:
     """Of attributes as Encoder has them, those that a script may give as text or number."""
     found = {
-        owner: {n: v for n, v in attributes.items() if type(v) in _NUMBERS or any(_leaves(v))}
+        owner: {n: v for n, v in attributes.items() if type(v) in _NUMBERS or [*_leaves(v)]}
         for owner, attributes in owners.items()
         if TAG not in attributes
     }

@@ -352,7 +352,7 @@ def _give_schedulers(giving: Giving, _: Any) -> None:
     for scheduler, state in zip(
         giving.pieces.schedulers, giving.whole["lr_schedulers"], strict=True
     ):
-        scheduler.load_state_dict(copy.deepcopy(state))  # it keeps what it is given
+        scheduler.load_state_dict(state)
 
 
 def _give_optimizers(giving: Giving, saved: Any) -> None:

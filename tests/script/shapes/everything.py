@@ -61,7 +61,9 @@ class Chunks(DataLoader):
     """Its iteration is its own."""
 
     def __iter__(self):
-        for number, batch in enumerate(super().__iter__()):
+        number = len(self)
+        for batch in super().__iter__():
+            number -= 1
             yield number, batch
 
 
@@ -115,7 +117,13 @@ meter, log, best, slotted, add = Meter("loss"), Log(), Best(9.0, 0), Slotted(), 
 meter.owner = log
 recent = collections.deque(maxlen=3)
 by_phase, names = collections.defaultdict(list), collections.Counter()
-wrapper, where, phase, seen, kept = textwrap.TextWrapper(width=0), Path("0"), Phase.WARM, None, set()
+wrapper, where, phase, seen, kept = (
+    textwrap.TextWrapper(width=0),
+    Path("0"),
+    Phase.WARM,
+    None,
+    set(),
+)
 noted = functools.partial(meter.add)
 order, ticks = orders(40), itertools.count(5)
 table = torch.zeros(600, 600)  # over 1 MiB, and never touched
@@ -124,6 +132,7 @@ text = "ab" * (1 << 20)
 for epoch, _, down, cold in zip(range(3), ticks, Countdown(50), map(abs, range(-9, 0))):
     pairs = enumerate(other)
     for number, (inputs, targets) in loader:
+        print("from", where, phase, seen)
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(net(inputs), targets)
         loss.backward()
