@@ -398,6 +398,17 @@ class OwnLog(Net):
         self.log_dict({"end": 2.0})
 
 
+class ChangesLoss(Net):
+    """Changes the loss in place before it is propagated back; its outputs are as they were."""
+
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        with torch.no_grad():
+            loss.mul_(3.0)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("output", outputs["loss"])
+
+
 class OwnClip(Net):
     """Clips in its own way, whatever was asked for."""
 
@@ -665,6 +676,13 @@ SHAPES: dict[str, Shape] = {
         {"num_sanity_val_steps": 0},
         train=None,  # type: ignore[arg-type]
         val=None,
+    ),
+    "loss changed in place": Shape(ChangesLoss),
+    "validation that epochs decide": Shape(
+        Net,
+        {"max_epochs": 3},
+        val=lambda: data.val_loader(sampler=data.LazySampler(32)),
+        after=("validate",),
     ),
     "own log": Shape(OwnLog),
     "own clip": Shape(OwnClip),
