@@ -132,6 +132,13 @@ class Lbfgs(Net):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
 
+class LbfgsLogs(Lbfgs):
+    """Another hook logs between two evaluations of the closure."""
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.log("zero_grad", 1.0, on_epoch=True, reduce_fx="sum")
+
+
 class Overrides(Net):
     """Every hook of the optimization written by the user."""
 
@@ -637,6 +644,7 @@ SHAPES: dict[str, Shape] = {
     "accumulation by hand": Shape(models.ManualAccumulation),
     "closure by hand": Shape(ByClosure),
     "lbfgs": Shape(Lbfgs),
+    "lbfgs, two hooks log": Shape(LbfgsLogs),
     "dicts": Shape(Dicts),
     "nones": Shape(Nones, {"accumulate_grad_batches": 2}),
     "leaves the epoch": Shape(Leaves),
