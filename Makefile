@@ -42,6 +42,7 @@ test: $(STAMP) page chromium lint
 # Everything that is promised of the exact state; `make test` runs a slice of it.
 test-exact: $(STAMP)
 	$(BIN)/python -m tests.exact --kills $(KILLS) $(ARGS)
+	$(BIN)/python -m tests.script.exact
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

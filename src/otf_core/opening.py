@@ -103,21 +103,22 @@ class RunOptions:
         """What the run is to go on from: as ``resume`` says, or the environment."""
         return self.resume if self.resume is not None else os.environ.get("OTF_RESUME") or None
 
-    def origin(self, model: str, asked: str | Path | None = None) -> Origin | None:
+    def origin(self, model: str | None, asked: str | Path | None = None) -> Origin | None:
         """The checkpoint from which the run goes on; None: it begins.
 
         Args:
+            model: the name of the model's class; None where it is not known yet.
             asked: in place of what the options say.
 
         Raises:
             ResumeError: there is no such file.
         """
-        project, run_name = self.names(model)
+        project, run_name = self.names(model or "")
         return find_origin(
             asked if asked is not None else self.asked_origin(),
             save_dir=Path(self.save_dir).absolute(),
             project=project,
-            run_name=run_name,
+            run_name=run_name if model is not None or self.run_name is not None else None,
         )
 
     def session_options(

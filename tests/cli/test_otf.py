@@ -503,15 +503,6 @@ def test_it_starts_without_torch_and_without_the_heavy_parts() -> None:
     assert found.stdout == "[]\n"
 
 
-def test_otf_fit_says_when_it_comes() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", "from otf_core.cli.otf_fit import main; main()"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (found.returncode, found.stdout) == (3, "")
-    assert "native runner" in found.stderr
-
-
 def test_demo_becomes_the_demo_and_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     from otf_core.cli import otf as module
 

@@ -26,6 +26,7 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/runner.md",
     "docs/frameworks.md",
+    "docs/scripts.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

@@ -10,7 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from otf_core.opening import RunOptions
-from otf_core.testing.conformance import DelegateSuite, Framework, Outcome, Probe
+from otf_core.testing.conformance import (
+    DelegateSuite,
+    Framework,
+    GoingBack,
+    Holding,
+    Outcome,
+    Probe,
+)
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _train, _trainer, _val, digits
@@ -69,5 +76,5 @@ class TestLightning(DelegateSuite):
     framework = Lightning()
 
 
-class TestAccumulating(DelegateSuite):
+class TestAccumulating(Holding, GoingBack):
     framework = Lightning(accumulate_grad_batches=2, gradient_clip_val=0.5)

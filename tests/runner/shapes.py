@@ -388,6 +388,198 @@ class OwnLoaders(IsTested):
         self.was_torn_down = stage
 
 
+class OwnLog(Net):
+    """Its log is its own, in front of Lightning's; so is what it clips and propagates with."""
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        super().log(f"mine/{name}", value, *args, **kwargs)
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict({"end": 2.0})
+
+
+class OwnClip(Net):
+    """Clips in its own way, whatever was asked for."""
+
+    def clip_gradients(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        super().clip_gradients(optimizer, 0.01 if gradient_clip_val is None else 0.2, "value")
+
+
+class Frequencies(Net):
+    """A scheduler every second step, and one that only a dict can say."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        every = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return [{"optimizer": optimizer, "lr_scheduler": {"scheduler": every, **self.how}}]
+
+    how: dict[str, Any] = {"interval": "step", "frequency": 2, "name": "mine"}  # noqa: RUF012
+
+
+class ByEpochs(Frequencies):
+    how: dict[str, Any] = {"interval": "epoch", "frequency": 2}  # noqa: RUF012
+
+
+class MonitorsNothing(Net):
+    """A plateau whose metric is there only at times."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.3)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+        how = {"monitor": "train_loss_epoch", "strict": False, "interval": "step", "frequency": 3}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, **how}}
+
+
+class MonitorAtTheTop(Net):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.3)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_loss"}
+
+
+class StopsIn(Net):
+    """Wants to stop, in a hook that is named."""
+
+    hook = ""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.maybe("training_step")
+        return super().training_step(batch, batch_idx)
+
+    def on_fit_start(self) -> None:
+        self.maybe("on_fit_start")
+
+    def on_train_start(self) -> None:
+        self.maybe("on_train_start")
+
+    def on_train_epoch_start(self) -> None:
+        self.maybe("on_train_epoch_start")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.maybe("on_train_batch_start")
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.maybe("on_validation_end")
+
+    def on_train_epoch_end(self) -> None:
+        self.maybe("on_train_epoch_end")
+
+    def maybe(self, hook: str) -> None:
+        if hook == self.hook:
+            self.trainer.should_stop = True
+
+
+@dataclasses.dataclass
+class Sample:
+    images: torch.Tensor
+    more: dict[str, Any]
+
+
+class DataclassBatches(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step((batch.images, batch.more["labels"]), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step((batch.images, batch.more["labels"]), batch_idx)
+
+
+def sampled(rows: Any) -> Sample:
+    more = {"names": ["x"], "labels": torch.stack([y for _, y in rows])}
+    return Sample(torch.stack([x for x, _ in rows]), more)
+
+
+class SomeNone(data.Batches):
+    """Has a batch that is None."""
+
+    def __iter__(self) -> Any:
+        for number, batch in enumerate(super().__iter__()):
+            yield None if number == 2 else batch
+
+
+class Nothing(data.Batches):
+    def __len__(self) -> int:
+        return 0
+
+
+class MixedIn:
+    """Hooks from beside the module."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("mixed_in", 4.0)  # type: ignore[attr-defined]
+
+
+class WithMixin(MixedIn, Net):
+    pass
+
+
+class Borrowed(Net):
+    """Hooks that lie in the instance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_train_epoch_start = lambda: self.log("borrowed", 5.0)  # type: ignore[method-assign]
+
+
+class Nested(Net):
+    """A LightningModule within, whose hooks nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Net()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        loss = cross_entropy(self.net(x) + self.inner.net(x), y)
+        self.log("epoch_seen_inside", float(self.inner.trainer.current_epoch))
+        return loss
+
+
+class MetricsEverywhere(Net):
+    """A metric that is logged late, one by step in the validation, one that nobody updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.by_step = MulticlassAccuracy(CLASSES), MulticlassAccuracy(CLASSES)
+
+    def seen(self, logits: torch.Tensor, y: torch.Tensor, batch_idx: int) -> None:
+        self.late.update(logits, y)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("late", self.late)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.by_step(self.net(batch[0]), batch[1])
+        self.log("by_step", self.by_step, on_step=True, on_epoch=True, prog_bar=True)
+
+
+class SumsOverLoaders(Net):
+    """Two loaders, and names of its own for each."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        loss = cross_entropy(self.net(batch[0]), batch[1])
+        self.log(f"loss_of_{dataloader_idx}", loss, add_dataloader_idx=False)
+        self.log("joint", loss, on_step=True, on_epoch=True)
+
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.log("last", float(dataloader_idx))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("over", 1.0)
+
+
+class Accumulates(Net):
+    """Changes how much it accumulates, and how it clips, under way."""
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.accumulate_grad_batches = 1 + self.current_epoch
+        self.trainer.gradient_clip_val = 0.1 * (1 + self.current_epoch)
+
+
 def two_val_loaders() -> list[Any]:
     return [data.val_loader(), DataLoader(data.digits(24, first=600), 8, shuffle=True)]
 
@@ -468,6 +660,49 @@ SHAPES: dict[str, Shape] = {
     "freezes": Shape(models.FreezesOnce),
     "odd attributes": Shape(models.OddAttributes),
     "asks for the last": Shape(models.AsksForTheLast),
+    "own log": Shape(OwnLog),
+    "own clip": Shape(OwnClip),
+    "scheduler every second step": Shape(Frequencies),
+    "scheduler every second epoch": Shape(ByEpochs, {"max_epochs": 5}),
+    "monitors what is not there": Shape(MonitorsNothing, {"val_check_interval": 2}),
+    "monitor at the top": Shape(MonitorAtTheTop, {"max_epochs": 3}),
+    **{
+        f"stops in {hook}": Shape(
+            type("StopsIn", (StopsIn,), {"hook": hook}), {"max_epochs": 3, "val_check_interval": 3}
+        )
+        for hook in (
+            "on_fit_start",
+            "on_train_start",
+            "on_train_epoch_start",
+            "on_train_batch_start",
+            "training_step",
+            "on_validation_end",
+            "on_train_epoch_end",
+        )
+    },
+    "dataclass batches": Shape(
+        DataclassBatches,
+        train=lambda: data.loader(collate_fn=sampled),
+        val=lambda: data.val_loader(collate_fn=sampled),
+    ),
+    "a batch that is None": Shape(Net, train=SomeNone),
+    "nothing to train with": Shape(Net, train=Nothing),
+    "nothing to validate with": Shape(Net, val=Nothing),
+    "no epochs": Shape(Net, {"max_epochs": 0}),
+    "no steps": Shape(Net, {"max_steps": 0}),
+    "no training batches": Shape(Net, {"limit_train_batches": 0}),
+    "mixin": Shape(WithMixin),
+    "hooks in the instance": Shape(Borrowed),
+    "a module within": Shape(Nested),
+    "metrics everywhere": Shape(MetricsEverywhere),
+    "names of two loaders": Shape(SumsOverLoaders, val=two_val_loaders, after=("validate",)),
+    "accumulation that changes": Shape(Accumulates, {"max_epochs": 3, "val_check_interval": 3}),
+    "validation while accumulating": Shape(
+        Net, {"accumulate_grad_batches": 4, "val_check_interval": 3}
+    ),
+    "lbfgs, accumulation": Shape(Lbfgs, {"accumulate_grad_batches": 2}),
+    "many steps at least": Shape(Stops, {"min_epochs": 1, "min_steps": 4, "max_epochs": 3}),
+    "shares of validation": Shape(Net, {"limit_val_batches": 0.5, "num_sanity_val_steps": 9}),
     "stream": Shape(models.AsksForTheLast, train=lambda: data.loader(data.Stream())),
     "stream with a limit": Shape(
         models.AsksForTheLast,

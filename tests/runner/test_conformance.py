@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader
 
 from otf_core.opening import RunOptions
 from otf_core.runner import Runner, RunnerCallback
-from otf_core.testing.conformance import DelegateSuite, Framework, Outcome, Probe
+from otf_core.testing.conformance import (
+    DelegateSuite,
+    Framework,
+    GoingBack,
+    Holding,
+    Outcome,
+    Probe,
+)
 from tests.no_harm.configs import Net, _train, _val, digits
 
 
@@ -94,5 +101,5 @@ class TestRunner(DelegateSuite):
     framework = Native()
 
 
-class TestAccumulating(DelegateSuite):
+class TestAccumulating(Holding, GoingBack):
     framework = Native(accumulate_grad_batches=2, gradient_clip_val=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -141,6 +142,14 @@ def test_nothing_has_trained_when_a_start_is_refused() -> None:
         Runner(max_epochs=1, device="cpu").fit(module, train_loader=data.loader())
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state())
+    assert not Path("otf_runs").exists()
+
+
+def test_a_fit_that_was_refused_at_its_start_may_be_asked_for_again() -> None:
+    runner = Runner(max_steps=1, device="cpu", accumulate_grad_batches=2)
+    with pytest.raises(RunnerUnsupportedError):
+        runner.fit(Manual(), train_loader=data.loader())
+    runner.fit(Net(), train_loader=data.loader())
 
 
 def test_the_trainer_can_be_asked_whether_it_has_something() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +24,8 @@ from tests.runner.sides import digest
 def trained(shape: Shape, at_points: Callable[[Run], None] | None = None) -> Any:
     """Train a shape; ``at_points`` is called with the run before it begins."""
     torch.manual_seed(11)
+    np.random.seed(11)
+    random.seed(11)
     module = shape.module()
     datamodule = shape.datamodule() if shape.datamodule else None
     runner = Runner(device="cpu", **{"max_epochs": 2, "log_every_n_steps": 1, **shape.options})

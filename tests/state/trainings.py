@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from otf_core.state.reading import Reading
 from otf_core.state.rng import get_rng
@@ -296,7 +296,11 @@ class Owned(Training):
 
     def more(self) -> None:
         self.pieces.modules = {"net": self.net, "average": self.average}
-        self.pieces.objects = {"mean": self.mean, "number": Value(lambda: self.number, self.put)}
+        self.pieces.objects = {
+            "mean": self.mean,
+            "number": Value(lambda: self.number, self.put),
+            "draws": Value(lambda: torch.rand(1).item(), lambda _: None),
+        }
         self.pieces.plain = {"stopper": self.stopper}
         self.pieces.data = {"data": self.module}
 
@@ -386,6 +390,30 @@ class Streamed(Training):
         return DataLoader(Stream(), batch_size=4)
 
 
+class ByTurn(Sampler[int]):
+    """Orders by how often it was asked."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.turn += 1
+        yield from torch.randperm(22, generator=gen(self.turn)).tolist()
+        self.turn += 1
+
+
+class SampledByTurn(Training):
+    def loader(self) -> Any:
+        return DataLoader(rows(), batch_size=4, sampler=ByTurn())
+
+    def step(self, batch: Any) -> Any:
+        self.reading.loader.sampler.turn += 10  # for the next epoch
+        return super().step(batch)
+
+    def own(self) -> Any:
+        return self.net.calls, self.reading.loader.sampler.turn
+
+
 class NoLoader(Training):
     """Any iterable is read again up to where it stood."""
 
@@ -397,7 +425,7 @@ KINDS: dict[str, Callable[[], Training]] = {
     kind.__name__: kind
     for kind in (
         Training, Accumulating, Scaled, ByPlateau, Closures, TwoModels, Owned, CountingOptimizer,
-        Unfreezing, Workers, Streamed, NoLoader,
+        Unfreezing, Workers, Streamed, SampledByTurn, NoLoader,
     )
 }  # fmt: skip
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import dataclasses
 import os
 import random
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from otf_core.script.imported import when_imported
@@ -49,8 +51,10 @@ def main() -> None:
             sys.exit(error.code)
         except BaseException as error:
             host.ending = error
+            host.refuse_if_not_there(error)
             raise
         host.ended = True
+        host.refuse_if_not_there(None)
 
 
 def _train(place: str, args: list[str]) -> None:
@@ -85,8 +89,10 @@ class Host:
         # Not a module of the script's that is called as one that we need.
         sys.path[:] = [entry for entry in path if entry != folder]
         try:
+            from otf_core import spawn
             from otf_core.opening import RunOptions
             from otf_core.script.control import ScriptControl
+            from otf_core.state.keeper import ResumeError
         finally:
             sys.path[:] = path
             random.setstate(rng)
@@ -94,12 +100,28 @@ class Host:
             options = RunOptions(**self._asked.options)
         except ValueError as error:
             _end(str(error), 2)
-        if options.asked_origin() is not None:
-            _end("a script cannot be resumed by this version", REFUSED_CODE)
-        self._control = ScriptControl(
-            options, folder=folder, stop_code=self._asked.stop_code, say=say
-        )
+        try:
+            if options.dashboard == "spawn" and _is_first_rank():  # now, not within a step
+                dashboard = spawn.start_dashboard(Path(options.save_dir))
+                options = dataclasses.replace(options, dashboard=dashboard)
+            self._control = ScriptControl(
+                options,
+                folder=folder,
+                stop_code=self._asked.stop_code,
+                say=say,
+                origin=options.origin(None),
+            )
+        except (ResumeError, RuntimeError) as error:
+            _end(str(error), REFUSED_CODE)
         self._control.attach()
+
+    def refuse_if_not_there(self, ending: BaseException | None) -> None:
+        """A script that was to go on is over, and never was at the place: said, with its code."""
+        said = self._control.never_arrived() if self._control is not None else None
+        if said is not None:
+            say(said)
+            if ending is None or isinstance(ending, SystemExit):
+                sys.exit(REFUSED_CODE)
 
     def close(self) -> None:
         """The process is about to end, its threads and ``atexit`` functions are through."""
@@ -112,9 +134,13 @@ class Host:
 
 def say(line: str) -> None:
     """One line for the person at the terminal, wherever the script has led its stderr."""
-    if os.environ.get("RANK", "0") == "0" and sys.__stderr__ is not None:
+    if _is_first_rank() and sys.__stderr__ is not None:
         sys.__stderr__.write(f"otf: {line}\n")
         sys.__stderr__.flush()
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _nothing_trained() -> str:

@@ -243,9 +243,10 @@ class Page:
             start = len(session.feed) - behind
             chunk = list(islice(session.feed, start, start + LINES_A_MESSAGE))
             self._cursors[session_id] = cursor + len(chunk)
-            self._seen_seq[session_id] = session.have.highest
+            seen = max(seq for seq, _, _ in chunk)
+            self._seen_seq[session_id] = max(self._seen_seq.get(session_id, 0), seen)
             wanted = session_id in self._subscribed
-            lines = [line for is_step, line in chunk if wanted or not is_step]
+            lines = [line for _, is_step, line in chunk if wanted or not is_step]
             if lines:
                 head = _encode({"kind": "events", "session_id": session_id})[:-1]
                 body = b",".join(lines)

@@ -123,7 +123,8 @@ class Session:
     def __post_init__(self) -> None:
         self._next_seq = 0  # for trainers that stamp none
         self._sizes: collections.Counter[int] = collections.Counter()
-        self.feed: collections.deque[tuple[bool, bytes]] = collections.deque(maxlen=MAX_FEED)
+        # Number of the event, whether it is a step, and its line.
+        self.feed: collections.deque[tuple[int, bool, bytes]] = collections.deque(maxlen=MAX_FEED)
         self.fed = 0  # lines ever put into the feed
 
     @property
@@ -271,7 +272,7 @@ class Store:
                 reduce(session, run, event, newest if kind in _OF_THE_RUN else current)
             change = Change(session=True, run=run, urgent=kind not in _CHATTER)
         if session.source == "live":  # who opens a journal reads the store
-            session.feed.append((kind == "trainStep", line))
+            session.feed.append((event["event_seq"], kind == "trainStep", line))
             session.fed += 1
         self.changed(session, change)
         return True
@@ -324,7 +325,7 @@ class Store:
 
     def feed_only(self, session: Session, line: bytes) -> None:
         """Show a line to the pages that are there now; it is not kept."""
-        session.feed.append((False, line))
+        session.feed.append((0, False, line))
         session.fed += 1
         self.changed(session, Change(urgent=True))
 
@@ -475,7 +476,8 @@ def _note_place(session: Session, event: Mapping[str, Any]) -> None:
 @_on("trainingFinished")
 def _finished(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
     session.finished = {key: event.get(key) for key in ("status", "step", "error")}
-    if newest or session.protocol == "legacy":
+    # "stopped" is said of a run that a person has ended, too: its own last state knows better.
+    if (newest and session.state not in FINAL) or session.protocol == "legacy":
         session.state = ENDED.get(str(event.get("status")), "finished")
         _note_place(session, event)
 

@@ -128,11 +128,14 @@ def numbers_of(logged: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in logged.items():
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             found[name] = value.detach()
-        elif isinstance(value, int | float) or hasattr(value, "__float__"):
+            continue
+        try:
             found[name] = float(value) * 1.0  # a new one, also where it is the same number
-        else:
-            msg = f"tick was given {name}={value!r:.80}; allowed: a number, or a tensor with one"
-            raise TypeError(msg)
+        except (TypeError, ValueError, RuntimeError):
+            msg = (
+                f"tick was given {name}={repr(value)[:80]}; allowed: a number, or a tensor with one"
+            )
+            raise TypeError(msg) from None
     return found
 
 

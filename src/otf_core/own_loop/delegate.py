@@ -17,6 +17,7 @@ from otf_core.state.data_tap import tapped
 from otf_core.state.host_pool import HostPool
 from otf_core.state.loader_parts import around, set_around
 from otf_core.state.parked import parked
+from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.training import Pieces, TrainingState
 from otf_core.steering.params import Knob
 from otf_core.telemetry.canonical import canonicalize_metrics
@@ -114,6 +115,7 @@ class OwnLoopDelegate:
         if "max_steps" in asked:
             detail = "extend was asked with max_steps; the loop has only a limit of epochs."
             raise CommandError(ErrorCode.UNSUPPORTED, detail, field="max_steps")
+        refuse_fixed_length(self._pieces.schedulers)
         limit = asked["max_epochs"]
         self._loop.extend(None if limit == -1 else limit)
 

@@ -212,6 +212,10 @@ class OwnLoop:
             raise RuntimeError(msg)
         self._entered = True
         rank, world_size = _ranks()
+        asked = self._options.asked_origin()
+        if world_size > 1 and asked is not None:  # on every rank
+            msg = f"resume was asked from {asked} for {world_size} ranks; allowed: one process"
+            raise ResumeError(msg)
         if rank == 0:
             try:
                 self._open(world_size)
@@ -221,10 +225,6 @@ class OwnLoop:
         return self
 
     def _open(self, world_size: int) -> None:
-        asked = self._options.asked_origin()
-        if world_size > 1 and asked is not None:
-            msg = f"resume was asked from {asked} for {world_size} ranks; allowed: one process"
-            raise ResumeError(msg)
         origin = self._options.origin(self._given.name)
         self._put_hooks()
         if self._batches is not None:
@@ -447,7 +447,7 @@ class OwnLoop:
         if self._batches is not None:
             self._batches.go_on(within=self._within)
             self._of_last_tick = self._batches.current
-        self._stepped, self._ended_at, self._kept = 0, None, None
+        self._stepped, self._kept = 0, None
         if self._within and self._yielded not in (None, self._epoch):
             return [
                 f"the loop goes on in epoch {self._epoch}, its own variable has {self._yielded} "

@@ -217,6 +217,7 @@ class RunnerDelegate:
         return {
             **counters,
             **{name: getattr(run, name) for name in _OF_RUN},
+            "clip": self._changed_clip(),
             "validated": dict(run.validation.seen),
         }
 
@@ -225,9 +226,15 @@ class RunnerDelegate:
         run.counters.load(dict(saved))
         for name in _OF_RUN:
             setattr(run, name, saved[name])
+        [run.gradient_clip_val] = saved["clip"] or [run.options.gradient_clip_val]
         run.validation.seen = dict(saved["validated"])
         for tell in run.on_step:
             tell()
+
+    def _changed_clip(self) -> list[float | None]:
+        """What a hook has set; else it is the script's, which may have another one by then."""
+        clip = self._run.gradient_clip_val
+        return [clip] if clip != self._run.options.gradient_clip_val else []
 
     def _reads_gradients(self) -> bool:
         """Only where anything may still read those of the batch that is done."""

@@ -34,7 +34,7 @@ class EvaluationLoop:
         self.loaders: list[Any] | None = None
         self.max_batches: list[float] = []
         self.batches: Batches | None = None
-        self.batches_begun = 0
+        self._takes_idx = True
         self.seen: dict[int, int] = {}
         self._modes: list[tuple[Any, bool]] = []
         self.on_batch: Callable[[Any], None] | None = None  # of an evaluation asked for meanwhile
@@ -94,12 +94,12 @@ class EvaluationLoop:
     def _begin(self) -> Batches:
         run, word = self.run, self.word
         loaders = self.loaders or []
-        self.batches_begun = 0
         if run.fn == "fit":
             for loader in loaders:
                 set_epoch(loader, run.counters.epochs_processed)
         self.batches = Batches(loaders, self.limits())
         self.batches.begin()
+        self._takes_idx = takes(run.hooks[self.step_name], "batch_idx", at_least=2)
         self._check_signatures()
         self._modes = [(m, m.training) for part in run.parts for m in part.modules()]
         if f"on_{word}_model_eval" in run.hooks:
@@ -116,7 +116,6 @@ class EvaluationLoop:
         batch = run.transfer(batch, dataloader_idx)
         index = dataloader_idx if self._several() else None
         arguments = (batch, batch_idx) if index is None else (batch, batch_idx, index)
-        self.batches_begun += 1
         book.begin_batch(batch, index)
         run.hook(f"on_{word}_batch_start", *arguments)
         output = self._step(arguments)
@@ -132,7 +131,7 @@ class EvaluationLoop:
     def _step(self, arguments: tuple[Any, ...]) -> Any:
         run, book = self.run, self.run.book
         step = run.hooks[self.step_name]
-        if not takes(step, "batch_idx", at_least=2):
+        if not self._takes_idx:
             arguments = (arguments[0], *arguments[2:])
         before, book.fx = book.fx, self.step_name
         try:

@@ -387,16 +387,6 @@ class LogBook:
             raise RunnerError(msg)
         return by_step, by_epoch
 
-    def log_dict(self, dictionary: Mapping[str, Any], **how: Any) -> None:
-        """As ``LightningModule.log_dict``; also of a MetricCollection."""
-        items: Any = dictionary.items()
-        collection = loaded("MetricCollection")
-        if collection is not None and isinstance(dictionary, collection):
-            shared = {"copy_state": False} if dictionary._enable_compute_groups else {}  # noqa: SLF001 -- as Lightning asks it
-            items = dictionary.items(keep_base=False, **shared)
-        for name, value in items:
-            self.log(name, value, **how)
-
     def begin_batch(self, batch: Any, dataloader_idx: int | None = None) -> None:
         """A batch is there."""
         self.first_iteration = self.first_iteration is None
@@ -429,6 +419,15 @@ class LogBook:
         """The run is over."""
         for values in (self.callback, self.logged, self.progress):
             values.update({name: value.cpu() for name, value in values.items()})
+
+
+def items_of(dictionary: Mapping[str, Any]) -> Any:
+    """Names and values of what log_dict was given; also of a MetricCollection."""
+    collection = loaded("MetricCollection")
+    if collection is None or not isinstance(dictionary, collection):
+        return dictionary.items()
+    shared = {"copy_state": False} if dictionary._enable_compute_groups else {}  # noqa: SLF001 -- as Lightning asks it
+    return dictionary.items(keep_base=False, **shared)
 
 
 def default_dtype() -> torch.dtype:

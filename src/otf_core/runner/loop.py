@@ -30,6 +30,7 @@ class FitLoop:
         self.val_check_batch: float = UNKNOWN
         self.step: Step
         self._iterator_is_new = False
+        self._validates = False
 
     def setup_data(self) -> None:
         """Ask for the loader and make its iterator, once in a fit.
@@ -78,6 +79,7 @@ class FitLoop:
         if self._done() or run.limit_train_batches == 0:
             return
         torch.set_grad_enabled(True)
+        self._validates = run.validation.enabled
         if self._validates_in_epoch() and run.validation.loaders is None:
             with run.in_stage("validate"):
                 run.validation.setup_data()
@@ -164,7 +166,7 @@ class FitLoop:
         """Validation if it is due, and the schedulers that wait for it."""
         run, counters = self.run, self.counters
         accumulates = self.accumulates()
-        if run.validation.enabled and self._should_validate():
+        if self._validates and self._should_validate():
             first = self.book.first_iteration
             with run.in_stage("validate"):
                 if not accumulates:
@@ -233,9 +235,7 @@ class FitLoop:
 
     def _validates_in_epoch(self) -> bool:
         every = self.run.check_val_every_n_epoch
-        return self.run.validation.enabled and (
-            every is None or (self.counters.epoch + 1) % every == 0
-        )
+        return self._validates and (every is None or (self.counters.epoch + 1) % every == 0)
 
     def _should_validate(self) -> bool:
         run, counters = self.run, self.counters

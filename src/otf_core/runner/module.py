@@ -1,7 +1,8 @@
 """What a module is given for the time of a run, and what is taken off it again.
 
 A LightningModule has its own ``log``, ``optimizers``, ``manual_backward`` …, which need a Trainer:
-ours are put into the instance and hide them. Another object gets those names that it lacks.
+ours are put into the instance and hide them; where the user has written one himself, ours is what
+he finds behind ``super()``. Another object gets those names that it lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 from otf_core.runner.facade import TrainerFacade
-from otf_core.runner.hooks import framework_base
+from otf_core.runner.hooks import framework_base, overridden
+from otf_core.runner.logged import items_of
 from otf_core.runner.refusals import RunnerError
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ def _all_gather(run: Run, data: Any, group: Any = None, sync_grads: Any = None) 
 
 
 def _functions(run: Run) -> dict[str, Any]:
-    book = run.book
+    def log_dict(dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        for name, value in items_of(dictionary):
+            run.module.log(name, value, *args, **kwargs)
 
     def optimizers(use_pl_optimizer: bool = True) -> Any:  # noqa: FBT001, FBT002 -- Lightning's signature
         found = run.wrapped if use_pl_optimizer else run.optimizers
@@ -76,17 +80,23 @@ def _functions(run: Run) -> dict[str, Any]:
     ) -> None:
         run.fit_loop.step.clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    return {
-        "log": book.log,
-        "log_dict": book.log_dict,
+    functions = {
+        "log": run.book.log,
         "optimizers": optimizers,
-        "lr_schedulers": lr_schedulers,
         "manual_backward": manual_backward,
         "clip_gradients": clip_gradients,
         "toggle_optimizer": run.toggle.toggle,
         "untoggle_optimizer": run.toggle.untoggle,
-        "toggled_optimizer": run.toggle.toggled,
         "all_gather": functools.partial(_all_gather, run),
+    }
+    if framework_base(run.module) is not None:
+        return functions
+    # Lightning's own of these only call those above.
+    return {
+        **functions,
+        "log_dict": log_dict,
+        "lr_schedulers": lr_schedulers,
+        "toggled_optimizer": run.toggle.toggled,
     }
 
 
@@ -124,9 +134,14 @@ def attached(run: Run) -> Iterator[TrainerFacade]:
         vars(obj)[name] = value
         put.append((obj, name))
 
-    for name, function in _functions(run).items():
-        if lightning or not hasattr(module, name):
-            place(module, name, Placed(function))
+    functions = {name: Placed(function) for name, function in _functions(run).items()}
+    kind = type(module)
+    own = {name for name in functions if lightning and overridden(module, name) is not None}
+    if own:
+        module.__class__ = _behind(kind, framework_base(module), {n: functions[n] for n in own})
+    for name, function in functions.items():
+        if name not in own and (lightning or not hasattr(module, name)):
+            place(module, name, function)
     own_trainer = getattr(datamodule, "trainer", None)
     if datamodule is not None:
         vars(datamodule)["trainer"] = facade
@@ -140,10 +155,19 @@ def attached(run: Run) -> Iterator[TrainerFacade]:
         run.on_step.clear()
         for obj, name in put:
             vars(obj).pop(name, None)
+        if own:
+            module.__class__ = kind
         if datamodule is not None:
             vars(datamodule)["trainer"] = own_trainer
         if lightning:
             module.trainer = None
+
+
+def _behind(kind: Any, base: Any, functions: dict[str, Any]) -> Any:
+    """The user's class with ours between it and Lightning's, where his ``super()`` finds them."""
+    ours = type(base.__name__, (base,), {n: staticmethod(f) for n, f in functions.items()})
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind, ours), names)
 
 
 def _place_values(run: Run, facade: TrainerFacade, place: Any) -> None:

@@ -41,7 +41,7 @@ class NoOptimizer(torch.optim.Optimizer):
         """There is nothing to optimize."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"state": {}, "param_groups": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """There is nothing to load."""

@@ -99,8 +99,8 @@ class Runner:
             "val_dataloader": val_loader,
             "test_dataloader": test_loader,
         }
-        module = _module(model, *pieces)
-        run = self._fitted = self._new(module, "fit", datamodule, loaders)
+        run = self._new(_module(model, *pieces), "fit", datamodule, loaders)
+        self._fitted = run
         with controlled(run, self.run_options) as control:
             run.listen([control])
             self._session = control.session
@@ -171,7 +171,7 @@ class Runner:
         if datamodule is not None and set(given) - {"test_dataloader"}:
             msg = f"{fn} was given a datamodule and loaders; allowed: one of them"
             raise RunnerError(msg)
-        run = self.run = Run(
+        run = Run(
             self.options,
             module,
             fn=fn,
@@ -179,12 +179,13 @@ class Runner:
             loaders=loaders,
             counters=counters,
         )
+        check(run)
         bar = [ProgressBar()] if fn == "fit" and wanted(self.options.progress) else []
         run.listen([*self.callbacks, *bar])
+        self.run = run
         return run
 
     def _execute(self, run: Run, work: Callable[[], Any]) -> Any:
-        check(run)
         home = device_of(run.parts)
         with attached(run):
             try:
@@ -204,13 +205,9 @@ class Runner:
         stage = run.fn
         if found := run.hook("configure_callbacks"):
             refuse("configure_callbacks", f"{type(run.module).__name__} returned {found!r}")
-        for name in ("prepare_data", "setup"):
-            arguments = {"stage": stage} if name == "setup" else {}
-            if name == "setup":
-                _say_device(run)
-            if name in run.data_hooks:
-                run.data_hooks[name](**arguments)
-            run.hook(name, **arguments)
+        _of_both(run, "prepare_data")
+        _say_device(run)
+        _of_both(run, "setup", stage=stage)
         if "configure_model" in run.hooks:
             with run.device:
                 run.hook("configure_model")
@@ -225,10 +222,15 @@ class Runner:
         _leave_device(run, home)
         if stage == "fit":
             run.hook("on_fit_end")
-        if "teardown" in run.data_hooks:
-            run.data_hooks["teardown"](stage=stage)
-        run.hook("teardown", stage=stage)
+        _of_both(run, "teardown", stage=stage)
         return result
+
+
+def _of_both(run: Run, name: str, **arguments: Any) -> None:
+    """A hook of the data module, then of the module."""
+    if name in run.data_hooks:
+        run.data_hooks[name](**arguments)
+    run.hook(name, **arguments)
 
 
 def _taken(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +310,7 @@ def check(run: Run) -> None:
             raise RunnerError(msg)
     if run.has_loader("val_dataloader") and "validation_step" not in run.hooks:
         msg = f"there is a loader to validate with, but {name} has no validation_step; none is run"
-        warnings.warn(msg, stacklevel=4)
+        warnings.warn(msg, stacklevel=5)
     if not run.has_loader("train_dataloader"):
         msg = f"fit was asked, but nobody has a loader to train with; allowed: train_loader=, or the hook train_dataloader of {name} or of the data module"  # noqa: E501
         raise RunnerError(msg)

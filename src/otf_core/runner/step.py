@@ -106,6 +106,7 @@ class AutomaticStep(Step):
         self._batch: tuple[Any, int] = (None, 0)
         self._result: tuple[torch.Tensor | None, dict[str, Any]] | None = None
         self._clips = "configure_gradient_clipping" in run.hooks
+        self._own_clip = "clip_gradients" not in vars(run.module)  # else ours lies there
         self._steps = "optimizer_step" in run.hooks
         self._zeroes = "optimizer_zero_grad" in run.hooks
         self._before_zero_grad = run.hears("on_before_zero_grad")
@@ -147,8 +148,12 @@ class AutomaticStep(Step):
                 gradient_clip_val=run.gradient_clip_val,
                 gradient_clip_algorithm=run.gradient_clip_algorithm,
             )
-        elif run.gradient_clip_val:
-            self.clip(optimizer)
+        elif run.gradient_clip_val or self._own_clip:
+            run.module.clip_gradients(
+                optimizer,
+                gradient_clip_val=run.gradient_clip_val,
+                gradient_clip_algorithm=run.gradient_clip_algorithm,
+            )
 
     def _closure(self) -> torch.Tensor | None:
         """Forward, zero_grad, backward; the loss as the optimizer gets it."""

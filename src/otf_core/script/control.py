@@ -19,14 +19,17 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from otf_core.errors import CommandError
 from otf_core.opening import RunOptions, script_name
-from otf_core.script.delegate import NO_REENTRY, UNSUPPORTED, Reentry, ScriptDelegate
+from otf_core.script.delegate import UNSUPPORTED, ScriptDelegate
 from otf_core.script.driver import ScriptDriver, frames_to
 from otf_core.script.found import Found, class_of, find
+from otf_core.script.goes_on import ScriptReentry, Waiting
 from otf_core.script.held import Held
+from otf_core.script.loaders import tapping
 from otf_core.script.stop import Stop, StopScript
 from otf_core.session import Session
-from otf_core.state.keeper import Origin
+from otf_core.state.keeper import Origin, ResumeError
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
 from otf_core.telemetry.batch import batch_size
@@ -44,8 +47,10 @@ class ScriptControl:
         folder: where the script's own modules are.
         stop_code: the exit code of a script that was stopped.
         say: one sentence for the person; never on stdout, which is the script's.
-        reentry: makes what takes the script's state, and puts it back; None where it cannot be.
         origin: from which the run goes on, where it does.
+
+    Raises:
+        ResumeError: there is nothing to go on from at the origin.
     """
 
     def __init__(
@@ -55,7 +60,6 @@ class ScriptControl:
         folder: str,
         stop_code: int = 0,
         say: Callable[[str], None],
-        reentry: Callable[[ScriptControl], Reentry] | None = None,
         origin: Origin | None = None,
     ) -> None:
         self._options, self._folder, self._stop_code = options, Path(folder), stop_code
@@ -64,14 +68,18 @@ class ScriptControl:
         self.found = Found()
         self.frame: FrameType | None = None  # the innermost one of the script, at a safe point
         self._held = Held()
-        self._delegate = ScriptDelegate(
-            self.driver, lambda: self.found, reentry(self) if reentry is not None else None
-        )
-        self._saves = reentry is not None
+        self._reentry = ScriptReentry(self, self._folder)
+        self._delegate = ScriptDelegate(self.driver, lambda: self.found, self._reentry)
+        self._waiting: Waiting | None = None
+        if origin is not None:
+            self._waiting = Waiting(self, self._reentry.core, origin, say)
+            self.driver.resume = self._waiting
         self._session: Session | None = None
         self._watched = True  # not another rank, not a forked child
-        self._said = False
+        self._looked_at = -1  # when so many optimizers had stepped
+        self._said: str | None = None
         self._stop: Stop | None = None
+        self._tells = options.telemetry != "off"
         self._samples: int | None = None
         self._fetched_s = self._fed_s = time.perf_counter()  # of the batch before the session
         self._loss: torch.Tensor | None = None  # of the last backward that was told
@@ -90,6 +98,7 @@ class ScriptControl:
 
     def attach(self) -> None:
         """Put the hooks into torch."""
+        self._attached.enter_context(tapping())
         self._attached.enter_context(self.driver.attached())
 
     def frames(self) -> list[FrameType]:
@@ -100,13 +109,14 @@ class ScriptControl:
 
     def begins(self, frame: FrameType) -> None:
         """See driver.Control."""
+        self._reentry.begins(frame)
         self._open(frame)
 
     def before_step(self, optimizer: Optimizer, *, complete: bool) -> None:
         """See driver.Control."""
         if self._session is None:
             return
-        if complete:
+        if complete and self._tells:
             self._session.recorder.before_optimizer_step(lambda: _params_of(optimizer))
         self._held.put_in(optimizer)
 
@@ -119,13 +129,14 @@ class ScriptControl:
         if self._session is None:
             self._fetched_s = time.perf_counter()
             return
-        if self.driver.loss is not self._loss:
-            self._end_batch(self._session)  # one of several before an optimizer steps
-        self._session.recorder.fetching()
+        if self._tells:
+            if self.driver.loss is not self._loss:
+                self._end_batch(self._session)  # one of several before an optimizer steps
+            self._session.recorder.fetching()
 
     def fed(self, batch: Any) -> None:
         """See driver.Control."""
-        if self._options.telemetry == "off":
+        if not self._tells:
             return
         self._samples = batch_size(batch)
         if self._session is not None:
@@ -149,11 +160,19 @@ class ScriptControl:
             return
         self.frame = frame
         try:
-            if not self._said:
+            if self._looked_at != self.driver.optimizers_seen:
                 self._look(frame)
-                self._tell_found()
-            self._end_batch(session)
+                self._looked_at = self.driver.optimizers_seen
+                self._tell_found(session)
+            if self.driver.step > 0:  # else it goes on from here
+                self._end_batch(session)
             stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
+        except (ResumeError, CommandError) as error:
+            if self._waiting is None:
+                raise
+            session.finish("failed", error=str(error))
+            self._waiting.leave(str(error))
+            raise
         finally:
             self.frame = None
         if self.driver.kind == "head":
@@ -188,7 +207,7 @@ class ScriptControl:
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=world_size,
             unsupported={**UNSUPPORTED, **_unsupported(world_size)},
-            cannot_save=_cannot_save(world_size, saves=self._saves),
+            cannot_save=_cannot_save(world_size),
             guest=True,
             say=self._say,
         )
@@ -202,14 +221,16 @@ class ScriptControl:
         frames = frames_to(frame, self.main)
         self.found = find(frames, self.driver.optimizers, self._is_own)
 
-    def _tell_found(self) -> None:
-        self._said = True
+    def _tell_found(self, session: Session) -> None:
+        """On stderr once; in the journal whenever something else is trained."""
         it = self.driver.feeding if self.driver.kind == "loader" else None
         loader = _loader_of(it, self.found) if it is not None else None
         said = self.found.sentence(loader, fed=it is not None)
-        self._say(said)
-        assert self._session is not None
-        self._session.emit("log", level="info", phase="info", text=said)
+        if self._said is None:
+            self._say(said)
+        if said != self._said:
+            session.emit("log", level="info", phase="info", text=said)
+        self._said = said
 
     def _is_own(self, cls: type) -> bool:
         known = self._own_classes.get(cls)
@@ -229,8 +250,9 @@ class ScriptControl:
 
     def _end_batch(self, session: Session) -> None:
         self._loss = loss = self.driver.loss
-        one = loss if loss is not None and loss.numel() == 1 else None
-        session.recorder.batch_ended(one, None, self._weights, samples=self._samples or 0)
+        if not self._tells:
+            return
+        session.recorder.batch_ended(loss, None, self._weights, samples=self._samples or 0)
         self._samples = None
 
     def _weights(self) -> Iterable[torch.Tensor]:
@@ -251,6 +273,11 @@ class ScriptControl:
 
     def _epoch_of_step(self) -> int:
         return max(self.driver.passes - 1, 0)
+
+    def never_arrived(self) -> str | None:
+        """The sentence of a script that is over and was not at the place from which it goes on."""
+        waits = self._waiting is not None and self.driver.resume is self._waiting
+        return self._waiting.never() if waits and self._waiting is not None else None
 
     # The end.
 
@@ -309,10 +336,10 @@ def _unsupported(world_size: int) -> dict[str, str]:
     return dict.fromkeys(CHANGES, reason)
 
 
-def _cannot_save(world_size: int, *, saves: bool) -> str | None:
+def _cannot_save(world_size: int) -> str | None:
     if world_size > 1:
         return f"This version (0.2.0) keeps no checkpoints of a script with {world_size} ranks."
-    return None if saves else NO_REENTRY
+    return None
 
 
 def _loader_of(it: Any, found: Found) -> DataLoader[Any] | None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import torch
@@ -36,6 +36,11 @@ from otf_core.transport import at_fork
 PRIVATE: Final = {
     "torch.utils.data.dataloader": ("_BaseDataLoaderIter",),
     "_BaseDataLoaderIter": ("_dataset", "_index_sampler", "_num_yielded"),
+    "torch._C._dynamo.eval_frame": (
+        "set_code_exec_strategy",
+        "_FrameAction",
+        "_FrameExecStrategy",
+    ),
     "sys": ("_getframe",),
 }
 
@@ -44,6 +49,9 @@ PRIVATE: Final = {
 MAX_STEPS_PER_BATCH: Final = 8
 
 Kind = Literal["loader", "head"]
+
+
+Lines = tuple[tuple[CodeType, int], ...]
 
 
 class Place(NamedTuple):
@@ -105,11 +113,14 @@ class ScriptDriver:
         self.step = 0  # finished rounds: all that was trained between two safe points is one
         self.optimizer_steps = 0
         self.loss: torch.Tensor | None = None  # of the last backward; read it as late as possible
-        self.optimizers: list[Optimizer] = []  # in the order of their first step
         self.kind: Kind | None = None  # of the safe point, once known
+        self.optimizers_seen = 0  # so many have stepped, those that are gone among them
         self.passes = 0  # over the loader that is trained on, begun
         self.resume: Resume | None = None  # set before the script begins
+        self.asked: _BaseDataLoaderIter | None = None  # at a safe point, for the next batch
         self._control, self._say = control, say
+        # By id, in the order of their first step; one that the script lets go of is not kept.
+        self._stepped: dict[int, weakref.ref[Optimizer]] = {}
         self._thread_id: int | None = None
         self._inside: list[Optimizer] = []  # optimizers that step inside one another (SAM)
         self._since_batch: dict[int, int] = {}
@@ -117,9 +128,16 @@ class ScriptDriver:
         self._feeding: Callable[[], _BaseDataLoaderIter | None] = _nothing  # it came from there
         self._dataset_id: int | None = None  # of the loader that is trained on
         self._trained = False
+        self._homes: set[Lines] = set()  # where a loader was asked before anything was trained
+        self._passed: Lines | None = None  # where one was asked since, and it was no safe point
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
         at_fork(self._leave_child_alone)
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that have stepped and are still there, in the order of their first step."""
+        return [optimizer for ref in self._stepped.values() if (optimizer := ref()) is not None]
 
     @property
     def trained(self) -> bool:
@@ -143,26 +161,30 @@ class ScriptDriver:
         backward: Callable[..., None] = torch.Tensor.backward
 
         def __next__(it: _BaseDataLoaderIter) -> object:  # noqa: N807 -- the name in a traceback
+            if self._thread_id is not None and not self._is_mine():
+                return next_batch(it)
             if self._trained:
-                if self.kind == "loader" and self._is_mine():
-                    self._arrive(sys._getframe(1))
-            elif self.resume is not None:
-                self._look_for_place(sys._getframe(1))
+                if self.kind == "loader" and self._is_home(sys._getframe(1)):
+                    self._arrive(sys._getframe(1), it)
+            elif self._thread_id is None:
+                self._homes.add(_lines_of(sys._getframe(1)))
+                if self.resume is not None:
+                    self._look_for_place(sys._getframe(1), it)
             self._since_batch.clear()
             self._fed = False
-            if self._inside and self._is_mine():
+            if self._inside:  # a step has raised, and the script went on
                 self._forget_inside()
-            mine = torch.is_grad_enabled() and self._thread_id in (None, threading.get_ident())
-            if mine:
+            trains = torch.is_grad_enabled()
+            if trains:
                 self._control.fetching()
             try:
                 batch = next_batch(it)
             except StopIteration:
-                if mine and self._feeding() is it:
+                if trains and self._feeding() is it:
                     self._control.pass_ended()
                 raise
             self._fed = True
-            if mine:
+            if trains:
                 self._was_fed(it)
                 self._control.fed(batch)
             return batch
@@ -173,6 +195,11 @@ class ScriptDriver:
             if self._by_backward and self._is_mine():
                 self._note_training(sys._getframe(1))
 
+        def head(first: int, last: int) -> None:
+            if not torch.compiler.is_compiling():  # a loop of a compiled function is no training
+                self._at_head(first, last)
+
+        _keep_from_dynamo(__next__, watched_backward, of=(ScriptDriver, type(self._control)))
         with ExitStack() as undo:
             undo.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             undo.callback(register_optimizer_step_post_hook(self._after_step).remove)
@@ -181,15 +208,23 @@ class ScriptDriver:
             undo.callback(marks.put_in, due=False, head=lambda _first, _last: None)
             torch.Tensor.backward = watched_backward  # type: ignore[assignment]
             _BaseDataLoaderIter.__next__ = __next__  # type: ignore[assignment,method-assign]
-            marks.put_in(due=self.resume is not None, head=self._at_head)
+            marks.put_in(due=self.resume is not None, head=head)
             yield
 
-    def begin_at(self, state: dict[str, Any], optimizers: list[Optimizer]) -> None:
+    def begin_at(
+        self, state: dict[str, Any], optimizers: list[Optimizer], feeding: Any = None
+    ) -> None:
         """The run goes on as ``state`` says, with this process's optimizers in the same order."""
         self.step, self.optimizer_steps = state["step"], state["optimizer_steps"]
         self.kind, self.passes = state["kind"], state["passes"]
         self._by_backward = state["by_backward"]
-        self.optimizers = optimizers
+        self._stepped.clear()
+        for optimizer in optimizers:
+            self._know(optimizer)
+        self._trained = False
+        if feeding is not None:
+            self._feeding = weakref.ref(feeding)
+            self._dataset_id = id(feeding._dataset)
 
     def state(self) -> dict[str, Any]:
         """What a resumed driver has to know; plain values. The optimizers go by their order."""
@@ -229,15 +264,20 @@ class ScriptDriver:
         if self._inside:
             return
         self.optimizer_steps += 1
-        if not any(known is optimizer for known in self.optimizers):
-            self.optimizers.append(optimizer)
+        if id(optimizer) not in self._stepped:
+            self._know(optimizer)
             if self._by_backward:  # backwards before there was an optimizer were not the training
                 self._by_backward, self.kind = False, self._kind_now()
         count = self._since_batch[id(optimizer)] = self._since_batch.get(id(optimizer), 0) + 1
         if self.kind == "loader" and count > MAX_STEPS_PER_BATCH:
             self.kind, self.step = "head", self.step + count - 1
             self._say(f"{count} steps on one batch: the loop is met at its head from here on")
-        self._note_training(sys._getframe(1), last=optimizer is self.optimizers[-1])
+        self._note_training(sys._getframe(1), last=id(optimizer) == next(reversed(self._stepped)))
+
+    def _know(self, optimizer: Optimizer) -> None:
+        key = id(optimizer)
+        self.optimizers_seen += 1
+        self._stepped[key] = weakref.ref(optimizer, lambda _: self._stepped.pop(key, None))
 
     def _forget_inside(self, first: int = 0) -> None:
         while len(self._inside) > first:
@@ -246,12 +286,15 @@ class ScriptDriver:
     def _before_backward(self, loss: torch.Tensor) -> None:
         if self._thread_id is None:
             if _optimizer_was_made():  # its first step decides; micro-batches may come before it
-                self.loss = loss.detach()
+                self._keep(loss)
                 return
             self._by_backward = True
             self._begin(sys._getframe(2), "backward")
         if self._is_mine():
-            self.loss = loss.detach()
+            self._keep(loss)
+
+    def _keep(self, loss: torch.Tensor) -> None:
+        self.loss = loss.detach() if loss.numel() == 1 else None
 
     def _begin(self, frame: FrameType, what: str) -> None:
         if self.resume is not None:
@@ -286,34 +329,62 @@ class ScriptDriver:
         self._trained = False
         self.step += 1
 
+    def _is_home(self, frame: FrameType) -> bool:
+        """Whether a run can go on from where a loader is asked now.
+
+        A second loop of the script's is met as well, from its second turn on; a loader that is
+        asked between two steps now and then is not.
+        """
+        here = _lines_of(frame)
+        home = here in self._homes or here == self._passed
+        self._passed = here if here not in self._homes else None
+        return home
+
     def _at_head(self, first: int, last: int) -> None:
         """At the head of a loop: a safe point if the last step was made inside this very loop."""
-        frame = sys._getframe(1)
+        frame = sys._getframe(2)
         if self.resume is not None:
             self._look_for_place(frame)
             return
+        if not self._is_mine():
+            return
+        if self.kind != "head" or not self._trained:
+            marks.put_in(due=False)
+            return
         here = (id(frame), frame.f_code)
-        if self._is_mine() and any(
+        if any(
             (at.frame_id, at.code) == here and first <= at.line <= last for at in self._stepped_at
         ):
             self._arrive(frame)
 
-    def _arrive(self, frame: FrameType) -> None:
+    def _arrive(self, frame: FrameType, asked: _BaseDataLoaderIter | None = None) -> None:
         self._trained = False
         if self.kind == "head":
             marks.put_in(due=False)
         self.step += 1
-        self._control.safe_point(frame)
+        self._meet(frame, asked)
 
-    def _look_for_place(self, frame: FrameType) -> None:
+    def _meet(self, frame: FrameType, asked: _BaseDataLoaderIter | None) -> None:
+        self.asked = asked
+        try:
+            self._control.safe_point(frame)
+        finally:
+            self.asked = None
+
+    def _look_for_place(self, frame: FrameType, asked: _BaseDataLoaderIter | None = None) -> None:
         assert self.resume is not None
         if threading.current_thread() is not threading.main_thread():
             return
-        if self.resume.arrived(frame):
-            self.resume = None
-            marks.put_in(due=False)
-            self._thread_id = threading.get_ident()
-            self._control.safe_point(frame)
+        self.asked = asked
+        try:
+            if not self.resume.arrived(frame):
+                return
+        finally:
+            self.asked = None
+        self.resume = None
+        marks.put_in(due=False)
+        self._thread_id = threading.get_ident()
+        self._meet(frame, asked)
 
     def _is_mine(self) -> bool:
         """False in a forked worker and on any thread but the first that stepped."""
@@ -339,6 +410,16 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
     return found[first:]
 
 
+def _lines_of(frame: FrameType | None) -> Lines:
+    """Of the frames that are not ours: one and the same function may be called by two loops."""
+    found: list[tuple[CodeType, int]] = []
+    while frame is not None:
+        if not is_ours(frame):
+            found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
+
+
 def _places(frame: FrameType | None) -> Iterator[Place]:
     while frame is not None:
         yield Place(id(frame), frame.f_code, frame.f_lineno)
@@ -347,6 +428,25 @@ def _places(frame: FrameType | None) -> Iterator[Place]:
 
 def _nothing() -> None:
     return None
+
+
+def _keep_from_dynamo(*through: Callable[..., Any], of: Iterable[type]) -> None:
+    """What is called within a compiled function is not compiled with it.
+
+    Args:
+        through: of these only the function itself; what it calls further is as ever.
+        of: of the functions of these classes all that they call.
+    """
+    dynamo = torch._C._dynamo.eval_frame
+    if not hasattr(dynamo, "set_code_exec_strategy"):  # before torch 2.7
+        return
+    action = dynamo._FrameAction
+    ours = [part for cls in of for part in vars(cls).values() if isinstance(part, FunctionType)]
+    for functions, inside in ((through, action.DEFAULT), (ours, action.SKIP)):
+        strategy = dynamo._FrameExecStrategy(action.SKIP, inside)
+        for function in functions:
+            dynamo.set_code_exec_strategy(function.__code__, strategy)
+            vars(function)["_torchdynamo_disable"] = True  # as torch.compiler.disable marks it
 
 
 def _optimizer_was_made() -> bool:

@@ -6,9 +6,10 @@ proxy answers ``isinstance`` with code, and are looked into by ``vars``.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import gc
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, Final
@@ -29,7 +30,33 @@ _WRAPPERS: Final = {  # a wrapper's class -> where the user's own module is
 Named = tuple[str, Any]
 
 
-@dataclasses.dataclass
+class Parts:
+    """Named objects, none of which is kept alive by it: a script may train one after the other."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, weakref.ref[Any]]] = []
+
+    def append(self, name: str, part: Any) -> None:
+        """Add one; what cannot be referred to weakly is left out."""
+        with contextlib.suppress(TypeError):
+            self._parts.append((name, weakref.ref(part)))
+
+    def __iter__(self) -> Iterator[Named]:
+        """Those that are still there."""
+        return iter([(n, part) for n, ref in self._parts if (part := ref()) is not None])
+
+    def __len__(self) -> int:
+        """How many are still there."""
+        return sum(ref() is not None for _, ref in self._parts)
+
+    def put(self, parts: Iterable[Named]) -> None:
+        """These instead."""
+        found = [*parts]
+        self._parts.clear()
+        for name, part in found:
+            self.append(name, part)
+
+
 class Found:
     """The parts, each with the name that the script has for it; the outermost frame's first.
 
@@ -39,12 +66,10 @@ class Found:
         scanned: the model was not on the stack, and was found among all objects.
     """
 
-    modules: list[Named] = dataclasses.field(default_factory=list)
-    optimizers: list[Named] = dataclasses.field(default_factory=list)
-    schedulers: list[Named] = dataclasses.field(default_factory=list)
-    loaders: list[Named] = dataclasses.field(default_factory=list)
-    others: list[Named] = dataclasses.field(default_factory=list)
-    scanned: bool = False
+    def __init__(self) -> None:
+        self.modules, self.optimizers, self.schedulers = Parts(), Parts(), Parts()
+        self.loaders, self.others = Parts(), Parts()
+        self.scanned = False
 
     def owners(self, optimizer: Optimizer) -> list[Named]:
         """The outermost modules that have the parameters of an optimizer, the largest first."""
@@ -62,7 +87,7 @@ class Found:
     def models(self) -> list[Named]:
         """The modules that are trained, without those that lie in another of them."""
         found = {id(m): (n, m) for _, o in self.optimizers for n, m in self.owners(o)}
-        owned = [*found.values()] or self.modules[:1]
+        owned = [*found.values()] or [*self.modules][:1]
         inner = {id(part) for _, m in owned for part in m.modules() if part is not m}
         return [(name, module) for name, module in owned if id(module) not in inner]
 
@@ -83,7 +108,8 @@ class Found:
         elif place is None:
             data = "a loader"
         else:
-            data = f"loader {place} of {len(self.loaders)} ('{self.loaders[place - 1][0]}')"
+            name = [*self.loaders][place - 1][0]
+            data = f"loader {place} of {len(self.loaders)} ('{name}')"
         also = [class_of(each) for _, each in (*self.schedulers, *self.others)]
         scanned = ["found by a scan of all objects"] if self.scanned else []
         return f"training found: {', '.join([*trained, data, *also, *scanned])}"
@@ -139,6 +165,9 @@ class _Walk:
         self.found = Found()
         self._own = own
         self._seen: set[int] = set()
+        self._entered: set[int] = (
+            set()
+        )  # a trainer may be seen before it is the ``self`` of a frame
 
     def look(self, name: str, value: Any, *, inside: bool = False, depth: int = 0) -> None:
         """Take it in, or go through it.
@@ -147,16 +176,17 @@ class _Walk:
             inside: go into its attributes, whoever's class it is.
         """
         cls = type(value)
-        if id(value) in self._seen or depth > MAX_DEPTH or cls in _PLAIN:
+        if cls in _PLAIN or depth > MAX_DEPTH or id(value) in self._entered:
             return
+        if (kind := self._kind(cls)) is not None and id(value) not in self._seen:
+            kind.append(name, value)
         self._seen.add(id(value))
-        if (kind := self._kind(cls)) is not None:
-            kind.append((name, value))
-            if not issubclass(cls, nn.Module):
-                return
+        if kind is not None and not issubclass(cls, nn.Module):
+            return
         if issubclass(cls, dict):
             items: Iterable[Named] = _first(
-                (f"{name}[{key!r}]", each) for key, each in dict.items(value)
+                (f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", each)
+                for key, each in dict.items(value)
             )
         elif cls in (list, tuple, set, frozenset):
             items = _first((f"{name}[{n}]", each) for n, each in enumerate(value))
@@ -170,10 +200,11 @@ class _Walk:
             ]
         else:
             return
+        self._entered.add(id(value))
         for inner, each in items:
             self.look(inner, each, depth=depth + 1)
 
-    def _kind(self, cls: type) -> list[Named] | None:
+    def _kind(self, cls: type) -> Parts | None:
         if issubclass(cls, nn.Module):
             return self.found.modules
         if issubclass(cls, Optimizer):
@@ -182,11 +213,12 @@ class _Walk:
             return self.found.schedulers
         if issubclass(cls, DataLoader):
             return self.found.loaders
-        if all(callable(getattr(cls, n, None)) for n in ("state_dict", "load_state_dict")):
+        if all(any(n in vars(base) for base in cls.__mro__) for n in _STATEFUL):
             return self.found.others
         return None
 
 
+_STATEFUL: Final = ("state_dict", "load_state_dict")
 _PLAIN: Final = frozenset((int, float, str, bytes, bool, type(None), type))
 
 
@@ -212,15 +244,14 @@ def _settle_optimizers(found: Found, stepped: Sequence[Optimizer]) -> None:
         if not any(optimizer.param_groups is o.param_groups for _, o in kept):
             kept.append((name, optimizer))
     order = [id(o) for _, o in found.optimizers]
-    found.optimizers = sorted(
-        kept, key=lambda named: order.index(id(named[1])) if id(named[1]) in order else len(order)
-    )
+    kept.sort(key=lambda n: order.index(id(n[1])) if id(n[1]) in order else len(order))
+    found.optimizers.put(kept)
 
 
 def _settle_schedulers(found: Found) -> None:
     """The outermost ones: not those inside a SequentialLR."""
     inner = {id(each) for _, s in found.schedulers for each in getattr(s, "_schedulers", ())}
-    found.schedulers = [named for named in found.schedulers if id(named[1]) not in inner]
+    found.schedulers.put(named for named in found.schedulers if id(named[1]) not in inner)
 
 
 def _scan(found: Found) -> None:
@@ -233,5 +264,7 @@ def _scan(found: Found) -> None:
     ]
     inner = {id(part) for module in modules for part in module.modules() if part is not module}
     before = len(found.modules)
-    found.modules += [(class_of(m), m) for m in modules if id(m) not in inner]
+    for module in modules:
+        if id(module) not in inner:
+            found.modules.append(class_of(module), module)
     found.scanned = len(found.modules) > before

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class Held:
 
     def __init__(self) -> None:
         self._edits: dict[Slot, Edit] = {}
-        self._parked: list[list[_Parked]] = []  # one for each optimizer that is in its step
+        self._parked: list[Sequence[_Parked]] = []  # one for each optimizer that is in its step
 
     def __bool__(self) -> bool:
         """Whether anything is held."""
@@ -44,6 +44,9 @@ class Held:
 
     def put_in(self, optimizer: Optimizer) -> None:
         """The optimizer is about to step: its groups get what is held."""
+        if not self._edits:
+            self._parked.append(_NOTHING)
+            return
         # Nested optimizers may share their groups: what is in already is not scaled again.
         taken = {parked.place for level in self._parked for parked in level}
         level: dict[_Place, _Parked] = {}
@@ -63,8 +66,8 @@ class Held:
 
     def take_out(self) -> None:
         """It has stepped: the script's own values are back, unless it has written them itself."""
-        if self._parked:
-            for parked in [parked for parked in self._parked.pop() if parked.stands()]:
+        if self._parked and (level := self._parked.pop()):
+            for parked in [parked for parked in level if parked.stands()]:
                 parked.give_back()
 
     # As Ledger; between two steps, where the groups have the script's own values.
@@ -142,6 +145,7 @@ class Held:
 
 
 _Place: TypeAlias = tuple[int, str]
+_NOTHING: Final[tuple[_Parked, ...]] = ()
 
 
 class _Parked:

@@ -1,33 +1,106 @@
-"""What is put into a script's code when it is compiled: a call at the head of each loop.
+"""What is put into a script's code when it is compiled: a call at the head of each loop, and one
+that knows the iterator of each ``for``.
 
-A loop that no DataLoader drives is met there. The lines stay those of the file, and a turn of a
-loop at which nothing is due costs one look at a name.
+A loop that no DataLoader drives is met at its head; where a ``for`` stands is known by its
+iterator, which Python keeps to itself. The lines stay those of the file.
+
+Rule 1: where nothing is due they do nothing, and cost a look at a name a turn.
+Rule 2: what the marks ask for stays in ``builtins`` for good: marked code may run at exit.
+Rule 3: no ``.pyc`` of marked code is written, none of unmarked code is read.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Callable
-from types import CodeType
+import contextlib
+import hashlib
+import importlib.machinery
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any, Final
+
+from otf_core.script.loops import LOOPS
 
 DUE: Final = "__otf_due__"
 HEAD: Final = "__otf_head__"
+LOOP: Final = "__otf_loop__"
+DONE: Final = "__otf_done__"
+# A decorator of such a name compiles the function itself, and knows no names of ours.
+_COMPILERS: Final = frozenset({"compile", "jit", "njit", "vectorize", "guvectorize", "jit_kernel"})
+_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+
+# Path -> hash of the source that runs in this process; the file may be another by now.
+SOURCES: Final[dict[str, str]] = {}
 
 
-class MarkLoopHeads(ast.NodeTransformer):
-    """Puts ``if __otf_due__: __otf_head__(first, last)`` at the head of each loop, lines kept."""
+class _Marker(ast.NodeTransformer):  # its methods are called as ast calls them
+    """``for x in it: body`` becomes, lines kept::
 
-    def _mark(self, node: ast.For | ast.While) -> ast.AST:
+        try:
+            for x in __otf_loop__(it, n):
+                if __otf_due__: __otf_head__(first, last)
+                body
+        finally:
+            __otf_done__(n)
+
+    so that the iterator is let go when Python would let it go.
+    """
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        # What a module does in its forward is no training, and may be compiled.
+        if node.name == "forward" or any(map(_compiles, node.decorator_list)):
+            return node
+        return self.generic_visit(node)
+
+    def visit_While(self, node: ast.While) -> ast.AST:
         self.generic_visit(node)
-        head = ast.parse(f"if {DUE}: {HEAD}({node.lineno}, {node.end_lineno})").body[0]
-        for part in ast.walk(head):
-            ast.copy_location(part, node.body[0])
-        node.body.insert(0, head)
+        node.body.insert(0, _head(node))
         return node
 
-    visit_For = visit_While = _mark  # noqa: N815 -- ast's own naming
+    def visit_For(self, node: ast.For) -> ast.AST:
+        n = next(self._count)
+        self.generic_visit(node)
+        node.body.insert(0, _head(node))
+        iterable = node.iter
+        if isinstance(iterable, ast.List):  # as Python compiles it, right behind ``in``
+            iterable = ast.copy_location(ast.Tuple(iterable.elts, ast.Load()), iterable)
+        node.iter = _at(iterable, ast.Call(_name(LOOP), [iterable, ast.Constant(n)], []))
+        done = ast.Expr(ast.Call(_name(DONE), [ast.Constant(n)], []))
+        wrapped = ast.Try([node], [], [], [_at(node.iter, done)])
+        return ast.copy_location(wrapped, node)
+
+
+def _compiles(decorator: ast.expr) -> bool:
+    named = decorator.func if isinstance(decorator, ast.Call) else decorator
+    last = named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", "")
+    return last in _COMPILERS
+
+
+def _head(loop: ast.For | ast.While) -> ast.stmt:
+    lines: list[ast.expr] = [ast.Constant(loop.lineno), ast.Constant(loop.end_lineno)]
+    call = ast.Expr(ast.Call(_name(HEAD), lines, []))
+    head: ast.If = _at(loop.body[0], ast.If(_name(DUE), [call], []))
+    return head
+
+
+def _name(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
+
+
+def _at(where: ast.AST, new: Any) -> Any:
+    """Everything in ``new`` that has no place yet stands where the other one does."""
+    for part in ast.walk(new):
+        if isinstance(part, ast.stmt | ast.expr) and not hasattr(part, "lineno"):
+            ast.copy_location(part, where)
+    return new
 
 
 def compile_marked(source: bytes, path: str) -> CodeType:
@@ -36,20 +109,63 @@ def compile_marked(source: bytes, path: str) -> CodeType:
     Raises:
         SyntaxError, ValueError: as ``compile`` does.
     """
-    tree = MarkLoopHeads().visit(ast.parse(source, path))
-    code: CodeType = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+    SOURCES[path] = hashlib.sha256(source).hexdigest()
+    tree = ast.parse(source, path)
+    # Python allows 20 blocks in each other, and a tree no deeper than its stack.
+    with contextlib.suppress(SyntaxError, RecursionError):
+        return _compiled(_Marker().visit(tree), path)
+    return _compiled(ast.parse(source, path), path)
+
+
+def _compiled(tree: ast.Module, path: str) -> CodeType:
+    code: CodeType = compile(tree, path, "exec", dont_inherit=True)
     return code
 
 
-def begin(_folder: str) -> None:
-    """Before a script runs: what its marks ask for is there.
+class _MarkingLoader(importlib.machinery.SourceFileLoader):
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return compile_marked(self.get_data(path), path)
+
+
+class _Finder:
+    """Finds what ``sys.path`` has below the script's folder; leaves the rest to Python's own."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
+            return None
+        if spec.origin is None or not is_below(spec.origin, self._folder):
+            return None
+        spec.loader = _MarkingLoader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def is_below(file: str, folder: Path) -> bool:
+    """Whether a file is of the script's own code; an environment in its folder is not."""
+    where = Path(os.path.realpath(file))
+    return where.is_relative_to(folder) and _INSTALLED.isdisjoint(where.parts)
+
+
+def begin(folder: str) -> None:
+    """Before a script runs: its modules are marked as well, and what the marks ask for is there.
 
     Args:
-        _folder: where the script's own modules are.
+        folder: where the script's own modules are.
     """
     # Where torch was there before the script, the driver has put in its own already.
     vars(builtins).setdefault(DUE, False)
-    vars(builtins).setdefault(HEAD, lambda _first, _last: None)
+    vars(builtins).setdefault(HEAD, _nothing)
+    vars(builtins).update({LOOP: LOOPS.begin, DONE: LOOPS.done})
+    finder: Any = _Finder(os.path.realpath(folder))
+    own = importlib.machinery.PathFinder
+    at = sys.meta_path.index(own) if own in sys.meta_path else len(sys.meta_path)
+    sys.meta_path.insert(at, finder)  # behind finders that others have put in front
 
 
 def put_in(*, due: bool | None = None, head: Callable[[int, int], Any] | None = None) -> None:
@@ -58,3 +174,7 @@ def put_in(*, due: bool | None = None, head: Callable[[int, int], Any] | None = 
         vars(builtins)[DUE] = due
     if head is not None:
         vars(builtins)[HEAD] = head
+
+
+def _nothing(*_: int) -> None:
+    pass

@@ -283,10 +283,13 @@ def drew_while_read(loader: Any) -> bool:
     return tapped(loader) and loader._otf.watch.reads
 
 
-def reasons(loader: Any) -> list[str]:
+def reasons(loader: Any, *, own_iter: bool = True) -> list[str]:
     """Sentences why the position of this loader cannot be had exactly; empty: it can.
 
     What is drawn while it is read shows in the first batches only.
+
+    Args:
+        own_iter: the state of an ``__iter__`` of the user's is unknown.
     """
     if has_own_state(loader) or isinstance(loader, Sequence):
         return []
@@ -298,7 +301,7 @@ def reasons(loader: Any) -> list[str]:
     watch, found = loader._otf.watch if tapped(loader) else Watch(), []
     if loader.num_workers > 1 and not loader.in_order:
         found.append("in_order=False: which batch comes next depends on the speed of the workers")
-    if inspect.unwrap(type(loader).__iter__) is not DataLoader.__iter__:
+    if own_iter and inspect.unwrap(type(loader).__iter__) is not DataLoader.__iter__:
         found.append(f"{type(loader).__name__} has an __iter__ of its own, whose state is unknown")
     objects = [*samplers(loader), *nested(loader.dataset)]
     found += [

@@ -75,7 +75,7 @@ def every(asked: int | str | None) -> Every:
 
 
 def find_origin(
-    asked: str | Path | None, *, save_dir: Path, project: str, run_name: str
+    asked: str | Path | None, *, save_dir: Path, project: str, run_name: str | None
 ) -> Origin | None:
     """The checkpoint that ``resume=`` means; None: start fresh.
 

@@ -154,16 +154,19 @@ def _version(name: str) -> str | None:
 
 
 def find_checkpoint(
-    save_dir: Path, project: str, run_name: str
+    save_dir: Path, project: str, run_name: str | None
 ) -> tuple[Path, Manifest, Path] | None:
     """Where the newest of the runs with this name goes on, for ``resume="auto"``; see ``newest``.
+
+    Args:
+        run_name: None for any run of the project.
 
     Returns:
         The run's folder, what is known of the checkpoint, and its file; None where there is none.
     """
     best: tuple[float, Path, Manifest, Path] | None = None
     for folder, record in _runs(save_dir, glob.escape(project)):
-        if (record.project, record.run_name) != (project, run_name):
+        if record.project != project or run_name not in (None, record.run_name):
             continue
         found = list(_complete(folder))
         chosen = newest(found, record.branch, record.base)

@@ -252,6 +252,9 @@ class TrainingState:
         pieces = self.pieces
         taking = Taking(pieces, {}, Encoder(skip=pieces.skip), {})
         schedules = [copy.deepcopy(s.state_dict()) for s in pieces.schedulers]
+        # A schedule writes its rate there.
+        groups = [group for o in pieces.optimizers for group in o.param_groups]
+        values = [{k: _of_its_own(v) for k, v in g.items() if k != "params"} for g in groups]
         small = [part for part in PARTS if part.name in ASIDE]
         saved = {part.name: part.capture(taking) for part in small if part.capture is not None}
         try:
@@ -261,6 +264,8 @@ class TrainingState:
             giving = Giving(pieces, whole, Decoder(skip=pieces.skip), again=False)
             for part in small:
                 part.apply(giving, saved.get(part.name))
+            for group, before in zip(groups, values, strict=True):
+                _put_back(group, before)
 
     def exactness(self) -> tuple[list[str], list[str]]:
         """Why a resume will not be exact, and what is left out and may matter."""
@@ -347,7 +352,7 @@ def _give_schedulers(giving: Giving, _: Any) -> None:
     for scheduler, state in zip(
         giving.pieces.schedulers, giving.whole["lr_schedulers"], strict=True
     ):
-        scheduler.load_state_dict(copy.deepcopy(state))  # it keeps what it is given
+        scheduler.load_state_dict(state)
 
 
 def _give_optimizers(giving: Giving, saved: Any) -> None:
@@ -505,6 +510,18 @@ def _kept_elsewhere(pieces: Pieces) -> set[int]:
         if isinstance(loader, torch.utils.data.DataLoader):
             found += [*samplers(loader), *nested(loader.dataset)]
     return {id(value) for value in found}
+
+
+def _put_back(group: dict[str, Any], before: Mapping[str, Any]) -> None:
+    for name, value in before.items():
+        if isinstance(value, torch.Tensor) and isinstance(group[name], torch.Tensor):
+            group[name].copy_(value)  # a compiled optimizer holds it
+        else:
+            group[name] = value
+
+
+def _of_its_own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _length(loader: Any) -> int | None:

@@ -1,9 +1,11 @@
 """Two ranks under torchrun."""
 
 import os
+import random
 import sys
 
 import digest
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,6 +18,8 @@ def main():
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(13)
+    random.seed(13)
+    np.random.seed(13)
     x = torch.randn(32, 4)
     data = TensorDataset(x, x.sum(1, keepdim=True))
     sampler = DistributedSampler(data, shuffle=True)

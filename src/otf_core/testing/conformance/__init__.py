@@ -29,7 +29,10 @@ from otf_core.testing.conformance.idle import Idle  # noqa: E402
 from otf_core.testing.conformance.small_run import Framework, Outcome, Probe  # noqa: E402
 from otf_core.testing.conformance.wire import Wire  # noqa: E402
 
-__all__ = ["DelegateSuite", "Framework", "Outcome", "Probe"]
+__all__ = [
+    "Changing", "DelegateSuite", "Framework", "GoingBack", "Holding", "Idle", "Outcome", "Probe",
+    "Wire",
+]  # fmt: skip
 
 
 class DelegateSuite(Idle, Holding, GoingBack, Changing, Wire):

@@ -27,7 +27,10 @@ class Suite:
     framework: Framework
 
     @pytest.fixture(autouse=True)
-    def _nothing_of_ours_is_left(self) -> Iterator[None]:
+    def _alone(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Nothing of the person at this machine gets in, and nothing of ours is left."""
+        for name in ("OTF_DASHBOARD", "OTF_TOKEN", "OTF_RESUME", "ONTHEFLY_TEST_LABEL"):
+            monkeypatch.delenv(name, raising=False)
         yield
         assert not threads_left(), "threads of the session are left"
 

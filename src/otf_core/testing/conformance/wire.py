@@ -13,7 +13,7 @@ from otf_core import protocol
 from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
 from otf_core.testing.conformance.running import Running
-from otf_core.testing.conformance.suite import WITHIN, Suite
+from otf_core.testing.conformance.suite import LATE, WITHIN, Suite
 
 CONNECTION: Final = protocol.ANSWERED_BY_CHANNEL
 # They end the run or open another session; each has tests of its own.
@@ -38,19 +38,24 @@ class Wire(Suite):
     """What a dashboard may send, and what comes back."""
 
     def test_every_command_has_one_answer(self, tmp_path: Path) -> None:
-        batch = self.batch(WITHIN)
-        with self.running(tmp_path, hold=(batch,)) as run:
+        batch, late = self.batch(WITHIN), self.batch(LATE)
+        with self.running(tmp_path, hold=(batch, late)) as run:
             run.pause_in(batch)
             able = self._able(run)
             asked, wrong = {}, {}
-            for name, payload in self._payloads(run).items():
+            for name, payload in self.payloads(run).items():
                 asked[name] = run.dashboard.send(name, payload)
                 reply = run.dashboard.reply_to(asked[name])
                 if (found := self._wrong(name, reply, able)) is not None:
                     wrong[name] = found
             assert not wrong
             run.ask("resume")
-            run.found()
+            run.probe.wait_for(late)
+            # Whoever says that leaves; the training goes on.
+            asked["enforce_version"] = run.dashboard.send("enforce_version")
+            assert run.dashboard.reply_to(asked["enforce_version"])["data"]["status"] == "fatal"
+            run.probe.open()
+            run.thread.found()
             ids = collections.Counter(m["id"] for m in run.dashboard.messages if "ok" in m)
         assert {name: ids[request_id] for name, request_id in asked.items()} == dict.fromkeys(
             asked, 1
@@ -74,7 +79,7 @@ class Wire(Suite):
             return f"another reason than declared: {reply['detail']}"
         return None
 
-    def _payloads(self, run: Running) -> dict[str, dict[str, Any]]:
+    def payloads(self, run: Running) -> dict[str, dict[str, Any]]:
         """A payload for every command that leaves the run standing; in an order that works."""
         kept = run.ask("list_checkpoints")["checkpoints"]
         newest = kept[0] if kept else {"id": "none", "path": "none"}
@@ -147,7 +152,7 @@ class Wire(Suite):
         batch = self.batch(WITHIN)
         with self.running(tmp_path, hold=(batch,)) as run:
             run.pause_in(batch)
-            payloads = self._payloads(run)
+            payloads = self.payloads(run)
             for name, why in cannot.items():
                 reply = run.refused(name, **payloads.get(name, {}))
                 assert reply["code"] == "unsupported", reply

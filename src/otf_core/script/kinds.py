@@ -1,0 +1,493 @@
+"""The table of what a script's variables are: values, containers, objects; see ``variables``."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import enum
+import functools
+import io
+import logging
+import queue
+import re
+import socket
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from otf_core.script.frames import ABSENT
+from otf_core.script.variables import (
+    Giving,
+    Kind,
+    Taking,
+    attributes,
+    class_name,
+    give_attributes,
+    made_again,
+    take_attributes,
+)
+from otf_core.state.plain_values import (
+    FACTORIES,
+    PACKED_FROM,
+    PLAIN,
+    SIMPLE,
+    SMALL,
+    Encoder,
+    UnsupportedValueError,
+    _packed,
+    _unpacked,
+)
+from otf_core.state.rng import GENERATORS, generator_kind, set_generator_state
+
+# Held by many, changed by none; or made again by the script before it is used.
+SILENT: Final = (
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+    types.CodeType,
+    types.FrameType,
+    types.TracebackType,
+    types.GenericAlias,
+    types.UnionType,
+    types.MappingProxyType,
+    type(Ellipsis),
+    type(NotImplemented),
+    property,
+    staticmethod,
+    classmethod,
+    weakref.ReferenceType,
+    logging.Logger,
+    re.Pattern,
+    np.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    torch.finfo,
+    torch.iinfo,
+    argparse.ArgumentParser,
+)
+# A library's object that holds one of them stands in the world outside.
+OUTSIDE: Final = (
+    io.IOBase,
+    socket.socket,
+    queue.Queue,
+    threading.Thread,
+    type(threading.Lock()),
+    type(threading.RLock()),
+)
+NAMESPACES: Final = (argparse.Namespace, types.SimpleNamespace)
+_FEW: Final = 100
+_CONTAINERS: Final = (list, dict, set, collections.deque, tuple, frozenset)
+
+
+def is_silent(taking: Taking, value: Any) -> bool:
+    """Whether a value is left alone without a word."""
+    kind = type(value)
+    if kind is types.FunctionType:
+        return not (value.__closure__ or value.__dict__) or not taking.own.function(value)
+    if isinstance(value, type):
+        return not taking.own.cls(value) or issubclass(value, enum.Enum)
+    if kind is types.ModuleType or kind is object:
+        return True
+    standard = (
+        value in (sys.stdout, sys.stderr, sys.stdin) if isinstance(value, io.IOBase) else False
+    )
+    typing_only = kind.__module__ in ("typing", "types", "typing_extensions", "_operator")
+    return isinstance(value, SILENT) or typing_only or standard
+
+
+def _left(_giving: Giving, _node: dict[str, Any], live: Any) -> Any:
+    return live
+
+
+# Values.
+
+
+def _is_value(_: Taking, value: Any) -> bool:
+    if isinstance(value, np.generic | torch.Size | range | slice):
+        return True
+    return type(value) in [simple for simple, _, _ in SIMPLE.values()]
+
+
+def _take_value(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    if isinstance(value, range | slice):
+        return {"v": (type(value).__name__, value.start, value.stop, value.step)}
+    try:
+        return {"v": Encoder()(value)}
+    except UnsupportedValueError:
+        taking.leave(path, value)
+        return {}
+
+
+def _make_value(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    saved = node.get("v", ABSENT)
+    if isinstance(saved, tuple) and saved and saved[0] in ("range", "slice"):
+        return (range if saved[0] == "range" else slice)(*saved[1:])
+    return live if saved is ABSENT else giving.dec(saved)
+
+
+def _take_member(_: Taking, value: enum.Enum, _path: str) -> dict[str, Any]:
+    v = value.value if isinstance(value, enum.Flag) else value.name
+    return {"c": class_name(type(value)), "v": v}
+
+
+def _make_member(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    kind = giving.own.find(node["c"], live)
+    if kind is None or not issubclass(kind, enum.Enum):
+        giving.lose(f"a {node['c']}")
+        return live
+    return kind(node["v"]) if issubclass(kind, enum.Flag) else kind[node["v"]]
+
+
+def _make_generator(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    saved = node["v"]
+    fits = type(live) in GENERATORS and generator_kind(live) == saved["c"]
+    try:
+        made = giving.dec(saved, live) if fits else giving.dec(saved)
+    except UnsupportedValueError:
+        giving.lose(f"a random generator of {saved['c']}")
+        return live
+    # A loader that is brought to its place may draw from it.
+    giving.last.append(lambda: set_generator_state(made, giving.dec(saved["v"])))
+    return made
+
+
+def _take_array(taking: Taking, value: np.ndarray, path: str) -> dict[str, Any]:
+    if (again := taking.large(value, path)) is not None:
+        return {"again": again}
+    try:
+        return {"v": Encoder()(value)}
+    except UnsupportedValueError:
+        taking.leave(path, value)
+        return {}
+
+
+def _make_array(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if "again" in node:
+        return made_again(giving, node["again"], live)
+    if "v" not in node:
+        return live
+    new = giving.dec(node["v"])
+    fits = (
+        type(live) is np.ndarray
+        and (live.dtype, live.shape, live.strides) == (new.dtype, new.shape, new.strides)
+        and live.base is None
+        and live.flags.writeable
+        and live.ctypes.data not in giving.protected
+    )
+    if not fits:
+        return new
+    np.copyto(live, new)
+    return live
+
+
+# Containers.
+
+
+def _is_container(taking: Taking, value: Any) -> bool:
+    return isinstance(value, _CONTAINERS) and (
+        type(value).__module__ in ("builtins", "collections")
+        or hasattr(value, "_fields")
+        or taking.own.cls(type(value))
+    )
+
+
+def _take_container(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    if (again := taking.large(value, path)) is not None:
+        return {"again": again}
+    node: dict[str, Any] = {"c": class_name(type(value))}
+    if isinstance(value, dict):
+        node["v"] = [
+            (taking(k, f"{path} key"), taking(v, _item(path, k))) for k, v in dict.items(value)
+        ]
+        node["f"] = getattr(getattr(value, "default_factory", None), "__name__", None)
+    elif type(value) is list and len(value) >= PACKED_FROM and (packed := _packed(value)):
+        node["p"] = packed
+    else:
+        node["v"] = [taking(v, _item(path, n)) for n, v in enumerate(value)]
+    if isinstance(value, collections.deque):
+        node["n"] = value.maxlen
+    if type(value).__module__ not in ("builtins", "collections") and hasattr(value, "__dict__"):
+        node["a"] = take_attributes(taking, value, path)
+    return node
+
+
+def _item(path: str, key: Any) -> str:
+    return f"{path}[{key!r}]" if isinstance(key, int | str) else f"{path}[…]"
+
+
+def _make_container(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if "again" in node:
+        return made_again(giving, node["again"], live)
+    kind: Any = giving.own.find(node["c"], live)
+    if kind is None or not issubclass(kind, _CONTAINERS):
+        giving.lose(f"a {node['c']}")
+        return live
+    if issubclass(kind, tuple | frozenset):
+        return _immutable(giving, kind, node, live)
+    same = type(live) is kind and getattr(live, "maxlen", None) == node.get("n")
+    if same:
+        return live
+    if issubclass(kind, collections.deque):
+        return kind((), node["n"])
+    new: Any = kind.__new__(kind)
+    if isinstance(new, collections.defaultdict):
+        new.default_factory = FACTORIES.get(node["f"])
+    if isinstance(new, collections.OrderedDict | collections.defaultdict | collections.Counter):
+        dict.__init__(new)
+    return new
+
+
+def _immutable(giving: Giving, kind: Any, node: dict[str, Any], live: Any) -> Any:
+    there = list(live) if type(live) is kind and isinstance(live, tuple) else []
+    items = [giving(v, there[n] if n < len(there) else ABSENT) for n, v in enumerate(node["v"])]
+    if any(item is ABSENT for item in items):
+        giving.lose(f"what lies in a {kind.__name__}")
+        return live
+    if len(there) == len(items) and all(a is b for a, b in zip(there, items, strict=True)):
+        return live
+    return tuple.__new__(kind, items) if issubclass(kind, tuple) else kind(items)
+
+
+def _fill_container(giving: Giving, node: dict[str, Any], made: Any) -> None:
+    if "again" in node or isinstance(made, tuple | frozenset):
+        return
+    if "p" in node:
+        made[:] = _unpacked(node["p"]["v"], node["p"]["of"])
+    elif isinstance(made, dict):
+        _fill_dict(giving, node, made)
+    else:
+        there = [] if isinstance(made, set) else list(made)
+        items = [giving(v, there[n] if n < len(there) else ABSENT) for n, v in enumerate(node["v"])]
+        kept = [item for item in items if item is not ABSENT]
+        if len(kept) < len(items):
+            giving.lose(f"what lies in a {type(made).__name__}")
+        made.clear()
+        made.update(kept) if isinstance(made, set) else made.extend(kept)
+    if "a" in node:
+        give_attributes(giving, node["a"], made)
+
+
+def _fill_dict(giving: Giving, node: dict[str, Any], made: dict[Any, Any]) -> None:
+    new = {}
+    for k, v in node["v"]:
+        key = giving(k)
+        new[key] = giving(v, dict.get(made, key, ABSENT))
+    if any(value is ABSENT for value in new.values()):
+        giving.lose(f"what lies in a {type(made).__name__}")
+    dict.clear(made)
+    for key, value in new.items():
+        if value is not ABSENT:
+            dict.__setitem__(made, key, value)
+
+
+# Objects.
+
+
+def _is_object(taking: Taking, value: Any) -> bool:
+    known = taking.own.cls(type(value)) or type(value) in NAMESPACES
+    return (
+        known
+        and not isinstance(value, type)
+        and bool(attributes(value) or hasattr(value, "__dict__"))
+    )
+
+
+def _take_object(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    return {"c": class_name(type(value)), "a": take_attributes(taking, value, path)}
+
+
+def _make_object(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if class_name(type(live)) == node["c"]:
+        return live
+    kind: Any = giving.own.find(node["c"])
+    if kind is None or kind.__new__ is not object.__new__:
+        giving.lose(f"a {node['c']}")
+        return ABSENT
+    return object.__new__(kind)
+
+
+def _fill_object(giving: Giving, node: dict[str, Any], made: Any) -> None:
+    give_attributes(giving, node["a"], made)
+
+
+def _take_class(taking: Taking, value: type, path: str) -> dict[str, Any]:
+    own = {
+        name: item
+        for name, item in vars(value).items()
+        if not name.startswith("__")
+        and not hasattr(item, "__get__")
+        and not isinstance(item, type | types.ModuleType)
+    }
+    return {"a": [(name, taking(item, f"{path}.{name}")) for name, item in own.items()]}
+
+
+def _fill_class(giving: Giving, node: dict[str, Any], made: type) -> None:
+    for name, saved in node["a"]:
+        live = vars(made).get(name, ABSENT)
+        new = giving(saved, live)
+        if new is not live and new is not ABSENT:
+            type.__setattr__(made, name, new)
+
+
+def _take_function(taking: Taking, value: types.FunctionType, path: str) -> dict[str, Any]:
+    cells = []
+    for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not bound yet
+            cells.append((name, taking(cell.cell_contents, f"{path}.{name}")))
+    attrs = [(n, taking(v, f"{path}.{n}")) for n, v in value.__dict__.items() if n != "__wrapped__"]
+    return {"f": f"{value.__module__}:{value.__qualname__}", "cells": cells, "a": attrs}
+
+
+def _make_function(_giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if isinstance(live, types.FunctionType):
+        named = f"{live.__module__}:{live.__qualname__}"
+        return live if named == node["f"] else ABSENT
+    return ABSENT  # the script defines it again before it calls it
+
+
+def _fill_function(giving: Giving, node: dict[str, Any], made: types.FunctionType) -> None:
+    saved = dict(node["cells"])
+    for name, cell in zip(made.__code__.co_freevars, made.__closure__ or (), strict=True):
+        if name in saved:
+            try:
+                live = cell.cell_contents
+            except ValueError:
+                live = ABSENT
+            new = giving(saved[name], live)
+            if new is not ABSENT and new is not live:
+                cell.cell_contents = new
+    for name, value in node["a"]:
+        live = made.__dict__.get(name, ABSENT)
+        if (new := giving(value, live)) is not ABSENT:
+            made.__dict__[name] = new
+
+
+def _take_method(taking: Taking, value: types.MethodType, path: str) -> dict[str, Any]:
+    return {"s": taking(value.__self__, f"{path}.__self__")}
+
+
+def _fill_method(giving: Giving, node: dict[str, Any], made: types.MethodType) -> None:
+    giving(node["s"], made.__self__)
+
+
+def _take_partial(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    return {
+        "v": [
+            taking(v, f"{path}.args") for v in (value.func, *value.args, *value.keywords.values())
+        ]
+    }
+
+
+def _fill_partial(giving: Giving, node: dict[str, Any], made: Any) -> None:
+    there = (made.func, *made.args, *made.keywords.values())
+    for saved, live in zip(node["v"], there, strict=False):
+        giving(saved, live)
+
+
+# Objects of libraries.
+
+
+def _take_library(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    """What it counts and collects, where that has changed; and what of the script's it holds."""
+    if _stands_outside(value):
+        taking.leave(path, value)
+    found = []
+    for name, item in list(vars(value).items()):
+        at = f"{path}.{name}"
+        if _is_of_interest(taking, item) or (_is_simple(item) and taking.changed(item, at)):
+            found.append((name, taking(item, at)))
+    return {"c": class_name(type(value)), "a": found}
+
+
+def _is_of_interest(taking: Taking, item: Any) -> bool:
+    kinds = (torch.nn.Module, torch.optim.Optimizer, torch.utils.data.DataLoader, *GENERATORS)
+    if isinstance(item, list | tuple) and 0 < len(item) <= _FEW:
+        return all(_is_of_interest(taking, each) for each in item)
+    if isinstance(item, kinds) or taking.own.cls(type(item)):
+        return not isinstance(item, type)
+    return hasattr(type(item), "state_dict") and hasattr(type(item), "load_state_dict")
+
+
+def _is_simple(item: Any, depth: int = 3) -> bool:
+    if type(item) in PLAIN:
+        return True
+    if not isinstance(item, list | dict | set | tuple | collections.deque) or depth == 0:
+        return isinstance(item, np.generic)
+    if type(item).__module__ not in ("builtins", "collections") or len(item) > SMALL:
+        return False
+    parts: Iterable[Any] = (*item.keys(), *item.values()) if isinstance(item, dict) else item
+    return all(_is_simple(part, depth - 1) for part in parts)
+
+
+def _stands_outside(value: Any, depth: int = 2) -> bool:
+    if type(value).__module__.partition(".")[0] in ("tqdm", "torch", "logging"):
+        return False
+    held = getattr(value, "__dict__", {}).values()
+    return any(isinstance(x, OUTSIDE) or (depth and _stands_outside(x, depth - 1)) for x in held)
+
+
+def _fill_library(giving: Giving, node: dict[str, Any], made: Any) -> None:
+    for name, saved in node["a"]:
+        live = vars(made).get(name, ABSENT)
+        new = giving(saved, live)
+        if new is not ABSENT and new is not live:
+            vars(made)[name] = new
+
+
+def _make_live(_giving: Giving, _node: dict[str, Any], live: Any) -> Any:
+    return live
+
+
+def _same_library(_giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    return live if live is not ABSENT and class_name(type(live)) == node["c"] else ABSENT
+
+
+def is_a(*kinds: type) -> Any:
+    """``fits`` of a row for instances."""
+    return lambda _, value: isinstance(value, kinds)
+
+
+VALUES: Final = (
+    Kind(
+        "text",
+        lambda _taking, _value: False,
+        lambda *_: {},
+        lambda g, n, x: made_again(g, n["again"], x),
+    ),
+    Kind("value", _is_value, _take_value, _make_value),
+    Kind("member", is_a(enum.Enum), _take_member, _make_member),
+    Kind(
+        "generator",
+        lambda _, value: type(value) in GENERATORS,
+        lambda _taking, value, _path: {"v": Encoder()(value)},
+        _make_generator,
+    ),
+    Kind("array", lambda _, value: type(value) is np.ndarray, _take_array, _make_array),
+)
+OBJECTS: Final = (
+    Kind("container", _is_container, _take_container, _make_container, _fill_container),
+    Kind("function", is_a(types.FunctionType), _take_function, _make_function, _fill_function),
+    Kind("method", is_a(types.MethodType), _take_method, _make_live, _fill_method),
+    Kind("partial", is_a(functools.partial), _take_partial, _make_live, _fill_partial),
+    Kind("class", is_a(type), _take_class, _make_live, _fill_class),
+    Kind("object", _is_object, _take_object, _make_object, _fill_object),
+)
+LIBRARY: Final = (
+    Kind(
+        "library",
+        lambda _, value: hasattr(value, "__dict__") and not isinstance(value, (type, *OUTSIDE)),
+        _take_library,
+        _same_library,
+        _fill_library,
+    ),
+)

@@ -1,0 +1,220 @@
+"""Where the script's DataLoaders stand; training thread.
+
+A loader is tapped when it is first iterated (``otf_core.state.data_tap``). The ``for`` holds its
+iterator, so that another one is put inside it.
+"""
+
+# ruff: noqa: SLF001 -- the private names of torch are listed in tapped_iterators.PRIVATE
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any, Final
+
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from otf_core.script.frames import ABSENT
+from otf_core.script.variables import Giving, Kind, Taking, class_name
+from otf_core.state import data_tap
+from otf_core.state.data_tap import OwnIter, PositionError, tap, tapped
+from otf_core.state.loader_parts import set_around
+from otf_core.state.tapped_iterators import SingleIter, WorkersIter
+
+LOADER: Final = "otf_loader"  # of an iterator, what gives its loader
+_OVER: Final = object()
+
+
+@contextlib.contextmanager
+def tapping() -> Iterator[None]:
+    """Every loader is tapped when it is iterated for the first time."""
+    begin = DataLoader.__iter__
+
+    def __iter__(loader: DataLoader[Any]) -> Any:  # noqa: N807 -- the name in a traceback
+        tap(loader)
+        iterator = begin(loader)
+        # A pool that persists is held by its loader, and must not hold it.
+        known: Any = weakref.ref(loader) if loader.persistent_workers else lambda: loader
+        vars(iterator)[LOADER] = known
+        return iterator
+
+    DataLoader.__iter__ = __iter__  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DataLoader.__iter__ = begin  # type: ignore[method-assign]
+
+
+def is_batches(iterator: Any) -> bool:
+    """Whether it is the iterator of a DataLoader, which knows its place."""
+    return isinstance(iterator, _BaseDataLoaderIter | OwnIter)
+
+
+def loader_of(iterator: Any) -> DataLoader[Any] | None:
+    """The loader whose iterator it is; None where that is not known."""
+    known = vars(iterator).get(LOADER)
+    return known() if known is not None else None
+
+
+def _take_batches(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    loader = loader_of(value)
+    if loader is None:
+        taking.leave(path, value)
+        return {}
+    # An __iter__ of its own is a generator, whose frame is known.
+    reasons = data_tap.reasons(loader, own_iter=False)
+    taking.reasons += [f"{type(loader).__name__}: {why}" for why in reasons]
+    taking.iterated.add(id(loader))
+    node: dict[str, Any] = {"loader": taking(loader, f"{path} loader"), "n": value._num_yielded}
+    if isinstance(value, SingleIter | WorkersIter):
+        node["state"] = data_tap.with_given(loader, data_tap.position(loader, value))
+    return node
+
+
+def _make_batches(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if "loader" not in node or isinstance(live, _BaseDataLoaderIter):
+        return live
+    loader = giving(node["loader"])
+    if not isinstance(loader, DataLoader):
+        giving.lose("the iterator of a loader that was made after this place")
+        return live
+    return iter(loader)
+
+
+def _fill_batches(giving: Giving, node: dict[str, Any], made: Any) -> None:
+    loader = loader_of(made) if made is not ABSENT else None
+    if "loader" not in node or loader is None:
+        return
+    giving(node["loader"], loader)
+    if "state" in node:
+        giving.loaders.append((loader, made, node["state"]))
+        return
+    for _ in range(node["n"] - made._num_yielded):
+        next(made, None)
+
+
+def _take_loader(taking: Taking, value: DataLoader[Any], path: str) -> dict[str, Any]:
+    taking.loaders.append((len(taking.loaders), value))
+    own = {n: v for n, v in vars(value).items() if not n.startswith("_") and type(v) in (bool, int)}
+    changed = {
+        n: v
+        for n, v in own.items()
+        if not taking.again(v, f"{path}.{n}") and taking.first is not None
+    }
+    parts = ("dataset", "sampler", "batch_sampler", "generator", "collate_fn")
+    return {
+        "c": class_name(type(value)),
+        "a": changed,
+        "n": len(taking.loaders) - 1,
+        "parts": [(name, taking(getattr(value, name), f"{path}.{name}")) for name in parts],
+    }
+
+
+def take_positions(taking: Taking) -> list[Any]:
+    """How the loaders stand that are not being read; in the order in which they were met."""
+    return [
+        data_tap.with_given(loader, loader.otf_state(iterating=False))
+        if tapped(loader) and id(loader) not in taking.iterated
+        else None
+        for _, loader in taking.loaders
+    ]
+
+
+def _make_loader(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if not isinstance(live, DataLoader):
+        giving.lose(f"a {node['c'].rpartition(':')[2]}, made after this place")
+    return live
+
+
+def _fill_loader(giving: Giving, node: dict[str, Any], made: Any) -> None:
+    if not isinstance(made, DataLoader):
+        return
+    for name, value in node["a"].items():
+        object.__setattr__(made, name, value)
+    for name, saved in node["parts"]:
+        giving(saved, getattr(made, name))
+    state = giving.positions[node["n"]]
+    if state is not None:
+        giving.loaders.append((made, None, state))
+
+
+def give_positions(giving: Giving) -> None:
+    """Bring the loaders to their places; draws random numbers."""
+    for loader, iterator, saved in giving.loaders:
+        tap(loader)
+        if not tapped(loader):
+            continue
+        state, settled = data_tap.settled(loader, saved)
+        giving.settled.append(settled)
+        try:
+            if iterator is None:
+                loader.otf_load(state)
+            else:
+                _go_on(loader, iterator, state)
+        except PositionError as error:
+            giving.lose(str(error))
+    for loader, _, state in giving.loaders:
+        if tapped(loader):
+            set_around(loader, state["around"], own=False)
+
+
+def _go_on(loader: Any, iterator: Any, state: dict[str, Any]) -> None:
+    """Put an iterator that stands at the place into the one that the script holds."""
+    back = state["iterator"]
+    if back["num_workers"] != loader.num_workers:
+        msg = (
+            f"the position of a loader with {back['num_workers']} workers was asked for, "
+            f"found {loader.num_workers}; allowed: the same number"
+        )
+        raise PositionError(msg)
+    if isinstance(iterator, WorkersIter):
+        iterator._shutdown_workers()
+    held = loader._iterator is iterator
+    loader._otf.pending = {**back, "around": state["around"]}
+    new = loader._otf.make(loader)
+    if isinstance(new, WorkersIter):  # torch knows the processes by the id of their iterator
+        known_to_torch: Any = signal_handling
+        known_to_torch._remove_worker_pids(id(new))
+        known_to_torch._set_worker_pids(id(iterator), tuple(w.pid for w in new._workers))
+    known = vars(iterator)[LOADER]
+    inside = dict(vars(new))
+    vars(new).clear()
+    vars(new)["_shutdown"] = True  # torch asks when it is deleted
+    vars(iterator).clear()
+    vars(iterator).update(inside)
+    vars(iterator)[LOADER] = known
+    if held:
+        object.__setattr__(loader, "_iterator", iterator)
+
+
+def _take_own(taking: Taking, value: OwnIter, path: str) -> dict[str, Any]:
+    return {"v": taking(value._made, path)}
+
+
+def _make_own(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    inside = live._made if type(live) is OwnIter else live
+    giving(node["v"], inside)
+    return live
+
+
+LOADERS: Final = (
+    Kind(
+        "batches",
+        lambda _, x: issubclass(type(x), _BaseDataLoaderIter),
+        _take_batches,
+        _make_batches,
+        _fill_batches,
+    ),
+    # Of a loader with an __iter__ of its own: what that has made.
+    Kind("own batches", lambda _, x: type(x) is OwnIter, _take_own, _make_own),
+    Kind(
+        "loader",
+        lambda _, x: issubclass(type(x), DataLoader),
+        _take_loader,
+        _make_loader,
+        _fill_loader,
+    ),
+)

@@ -1,0 +1,88 @@
+"""What tells a value from another without keeping it; training thread."""
+
+from __future__ import annotations
+
+import array
+import collections
+import zlib
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from otf_core.state.plain_values import PLAIN
+
+DEEP: Final = 6
+_CONTAINERS: Final = (list, tuple, dict, set, frozenset, collections.deque)
+
+Print = tuple[str, int, int]  # type, length or bytes, checksum
+
+
+def print_of(value: Any) -> Print:
+    """Equal for equal values; of objects that it does not know it has the type and plain values."""
+    return type(value).__name__, size_of(value), _sum(value, 0, DEEP)
+
+
+def size_of(value: Any) -> int:
+    """Bytes of what is one piece, entries of the rest."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    return len(value) if isinstance(value, (str, bytes, *_CONTAINERS)) else 1
+
+
+def _sum(value: Any, seed: int, depth: int) -> int:
+    if isinstance(value, str):
+        return zlib.crc32(value.encode("utf-8", "surrogatepass"), seed)
+    if isinstance(value, bytes):
+        return zlib.crc32(value, seed)
+    if type(value) in PLAIN:
+        return zlib.crc32(repr(value).encode(), seed)
+    if isinstance(value, torch.Tensor):
+        return _tensor(value, seed)
+    if isinstance(value, np.ndarray):
+        seed = zlib.crc32(f"{value.dtype}{value.shape}".encode(), seed)
+        if value.dtype.hasobject:
+            return seed
+        return (
+            zlib.crc32(np.ascontiguousarray(value).view(np.uint8).data, seed)
+            if value.size
+            else seed
+        )
+    seed = zlib.crc32(type(value).__name__.encode(), seed)
+    if depth == 0:
+        return seed
+    if isinstance(value, _CONTAINERS):
+        return _container(value, seed, depth)
+    for name, item in sorted(getattr(value, "__dict__", {}).items(), key=lambda i: str(i[0])):
+        if type(item) in PLAIN or isinstance(item, _CONTAINERS):
+            seed = _sum(item, zlib.crc32(str(name).encode(), seed), min(depth - 1, 2))
+    return seed
+
+
+def _tensor(value: torch.Tensor, seed: int) -> int:
+    seed = zlib.crc32(f"{value.dtype}{tuple(value.shape)}{value.requires_grad}".encode(), seed)
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        return seed
+    plain = value.detach().cpu().contiguous()
+    if not plain.numel():
+        return seed
+    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().data, seed)
+
+
+def _container(value: Any, seed: int, depth: int) -> int:
+    seed = zlib.crc32(str(len(value)).encode(), seed)
+    if isinstance(value, set | frozenset):
+        return seed ^ sum(_sum(item, 0, depth - 1) for item in value) & 0xFFFFFFFF
+    kinds = set(map(type, value)) if isinstance(value, list | tuple) else set()
+    if len(kinds) == 1 and (kind := kinds.pop()) in (int, float, str):
+        if kind is str:
+            return zlib.crc32("\0".join(value).encode("utf-8", "surrogatepass"), seed)
+        try:
+            return zlib.crc32(array.array("q" if kind is int else "d", value).tobytes(), seed)
+        except OverflowError:
+            pass
+    for item in value.items() if isinstance(value, dict) else value:
+        seed = _sum(item, seed, depth - 1)
+    return seed

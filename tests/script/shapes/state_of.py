@@ -1,0 +1,3 @@
+"""A module beside the script that holds a number."""
+
+TOTAL = 0
