@@ -86,13 +86,10 @@ SAME: Final = (
     "odd_attributes",
 )
 IN_SLICE: Final = (
-    "shuffle",
     "workers_persistent",
     "stream",
     "accumulation_with_clipping",
-    "validation_in_the_epoch",
     "metrics_of_step_and_epoch",
-    "data_module_with_state",
 )
 
 CONFIGS: Final[dict[str, Config]] = {}
@@ -255,7 +252,7 @@ class Ema(RunnerCallback):
                 p.lerp_(mean, 0.05)
 
 
-@config(in_slice=True)
+@config()
 def ema(tmp: Path) -> Setup:
     return _setup(m.BatchNormed(), None, None, Ema())
 
@@ -273,6 +270,11 @@ class Average(RunnerCallback):
         with torch.no_grad():
             for p, mean in zip(run.module.net.parameters(), self.model.parameters(), strict=True):
                 p.lerp_(mean, 0.05)
+
+
+@config()
+def ema_as_a_network(tmp: Path) -> Setup:
+    return _setup(m.BatchNormed(), None, None, Average())
 
 
 class Unfreezing(RunnerCallback):
@@ -362,7 +364,7 @@ def skips_batches(tmp: Path) -> Setup:
     return _setup(shapes.Nones(), accumulate_grad_batches=2)
 
 
-@config(in_slice=True)
+@config()
 def gan(tmp: Path) -> Setup:
     return _setup(shapes.Gan())
 
