@@ -51,7 +51,7 @@ MAX_STEPS_PER_BATCH: Final = 8
 Kind = Literal["loader", "head"]
 
 
-Lines = tuple[tuple[CodeType, int], ...]
+Lines = tuple[tuple[int, int], ...]
 
 
 class Place(NamedTuple):
@@ -411,11 +411,13 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
 
 
 def _lines_of(frame: FrameType | None) -> Lines:
-    """Of the frames that are not ours: one and the same function may be called by two loops."""
-    found: list[tuple[CodeType, int]] = []
+    """Of the whole stack: one and the same function may be called by two loops.
+
+    Code by its id: Python 3.11 hashes a code object anew each time, constants and all.
+    """
+    found: list[tuple[int, int]] = []
     while frame is not None:
-        if not is_ours(frame):
-            found.append((frame.f_code, frame.f_lineno))
+        found.append((id(frame.f_code), frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
 
