@@ -49,6 +49,35 @@ def test_the_script_trains_and_leaves_its_run(tmp_path: Path) -> None:
     assert events[-1] | {"status": "completed", "step": 40} == events[-1]
 
 
+@pytest.mark.timeout(120)
+def test_a_script_without_a_trace_of_us_does_what_it_does_under_python(tmp_path: Path) -> None:
+    script = [EXAMPLES / "plain_digits.py", "--epochs", "1"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    python, otf_fit = (
+        subprocess.run(
+            [sys.executable, *options, *script],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=110,
+        )
+        for options in ((), ("-m", "otf_core.cli.otf_fit", "--dashboard", "off"))
+    )
+    assert otf_fit.stdout == python.stdout
+    assert "accuracy 0." in python.stdout
+    [found, *rest] = otf_fit.stderr.splitlines()
+    assert found == (
+        "otf: training found: Adam over 1 parameter group of Sequential as 'net', "
+        "loader 1 of 3 ('train'), CosineAnnealingLR"
+    )
+    assert not rest
+    events = _events(tmp_path / "otf_runs")
+    assert [e["step"] for e in events if e["type"] == "trainStep"] == list(range(1, 41))
+    assert events[-1] | {"status": "completed", "step": 40} == events[-1]
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_without_what_it_printed(notebook: Path) -> None:
     cells = [cell for cell in _read(notebook).cells if cell.cell_type == "code"]
@@ -134,3 +163,25 @@ def test_the_first_run_is_paused_changed_and_resumed(
     assert (last["type"], last["status"]) == ("trainingFinished", "stopped")
     steps = [e["step"] for e in events if e["type"] == "trainStep"]
     assert steps == list(range(1, last["step"] + 1))
+
+
+@pytest.mark.timeout(240)
+def test_a_script_a_runner_and_a_loop_are_runs_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = _executed("03_plain_pytorch.ipynb", tmp_path, monkeypatch)
+
+    said = _printed(notebook)
+    assert re.search(r"held at step \d+, between two batches; checkpoint: True", said)
+    assert re.search(r"used 0\.0005, asked by the script 0\.00\d+", said)
+    assert "the script ended with exit code 0" in said
+    assert "training found: Adam over 1 parameter group of Sequential as 'net'" in said
+    assert "ended by signal 9" in said
+    assert len(set(re.findall(r"weights (\w+)", said))) == 1
+    assert len(re.findall(r"epoch 5: mean loss", said)) == 2  # python's, and the resumed one's
+    assert re.search(r"runner +step +72 +finished\ntick +step +72 +finished", said)
+    journals = (tmp_path / "otf_runs").glob("*/*/journal/*.jsonl")
+    ends = [decode_message(path.read_bytes().splitlines()[-1]) for path in journals]
+    assert sorted(str(end.get("status")) for end in ends if end["type"] == "trainingFinished") == [
+        *("completed", "completed", "completed", "stopped"),
+    ]

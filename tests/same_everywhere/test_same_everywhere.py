@@ -16,6 +16,7 @@ from otf_core.testing.conformance import DelegateSuite
 from otf_core.testing.conformance.fields import STAMPS
 from otf_core.testing.conformance.running import Running, bare, running
 from tests.same_everywhere.frameworks import FRAMEWORKS
+from tests.script.small_script import forks  # noqa: F401 -- the fixture
 
 IN_EPOCH, LATE = 3, 9  # batches of twelve
 

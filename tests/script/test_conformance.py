@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otf_core.testing.conformance import DelegateSuite
-from tests.script.small_script import Script
+from tests.script.small_script import Script, forks  # noqa: F401 -- the fixture
 
 
 class TestScript(DelegateSuite):

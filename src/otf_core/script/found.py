@@ -75,6 +75,8 @@ class Found:
         """The outermost modules that have the parameters of an optimizer, the largest first."""
         left = {id(p) for group in optimizer.param_groups for p in group["params"]}
         sizes = [({id(p) for p in m.parameters()}, name, m) for name, m in self.modules]
+        # Of a wrapper and what it wraps, which have the same parameters, the wrapper.
+        sizes.sort(key=lambda size: len([*size[2].modules()]), reverse=True)
         found: list[Named] = []
         while left and sizes:
             mine, name, module = max(sizes, key=lambda s: (len(s[0] & left), len(s[0])))

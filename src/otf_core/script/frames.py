@@ -159,7 +159,11 @@ def _before(file: str, at: tuple[int | None, ...]) -> tuple[ast.expr, ...]:
     way = _way_to(tree, at) if tree is not None else []
     found: list[ast.expr] = []
     for parent, child in itertools.pairwise(way):
-        found += [e for e in _evaluated_before(parent, child) if not _is_constant(e)]
+        before = (
+            e.value if isinstance(e, ast.FormattedValue) else e
+            for e in _evaluated_before(parent, child)
+        )
+        found += [e for e in before if not _is_constant(e)]
     return tuple(found)
 
 
@@ -200,7 +204,7 @@ def _evaluated_before(parent: ast.AST, child: ast.AST) -> list[ast.expr]:
     if isinstance(parent, ast.AugAssign):
         return _targets(parent.target)
     if isinstance(parent, ast.Assign | ast.AnnAssign):  # the value comes first
-        return []
+        return [parent.value] if parent.value not in (child, None) else []
     if isinstance(parent, ast.BoolOp | ast.IfExp | ast.For | ast.While | ast.If | ast.Match):
         return []  # what was tested is not held
     if isinstance(parent, ast.Compare):

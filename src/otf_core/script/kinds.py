@@ -93,7 +93,8 @@ def is_silent(taking: Taking, value: Any) -> bool:
     """Whether a value is left alone without a word."""
     kind = type(value)
     if kind is types.FunctionType:
-        return not (value.__closure__ or value.__dict__) or not taking.own.function(value)
+        parts = value.__closure__, value.__dict__, value.__defaults__, value.__kwdefaults__
+        return not any(parts) or not taking.own.function(value)
     if isinstance(value, type):
         return not taking.own.cls(value) or issubclass(value, enum.Enum)
     if kind is types.ModuleType or kind is object:
@@ -344,8 +345,16 @@ def _take_function(taking: Taking, value: types.FunctionType, path: str) -> dict
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # not bound yet
             cells.append((name, taking(cell.cell_contents, f"{path}.{name}")))
-    attrs = [(n, taking(v, f"{path}.{n}")) for n, v in value.__dict__.items() if n != "__wrapped__"]
-    return {"f": f"{value.__module__}:{value.__qualname__}", "cells": cells, "a": attrs}
+    return {
+        "f": f"{value.__module__}:{value.__qualname__}",
+        "cells": cells,
+        "a": [(n, taking(v, f"{path}.{n}")) for n, v in value.__dict__.items()],
+        "defaults": [taking(v, f"{path} default") for v in _defaults(value)],
+    }
+
+
+def _defaults(function: types.FunctionType) -> tuple[Any, ...]:
+    return (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
 
 
 def _make_function(_giving: Giving, node: dict[str, Any], live: Any) -> Any:
@@ -366,6 +375,8 @@ def _fill_function(giving: Giving, node: dict[str, Any], made: types.FunctionTyp
             new = giving(saved[name], live)
             if new is not ABSENT and new is not live:
                 cell.cell_contents = new
+    for value, default in zip(node["defaults"], _defaults(made), strict=False):
+        giving(value, default)
     for name, value in node["a"]:
         live = made.__dict__.get(name, ABSENT)
         if (new := giving(value, live)) is not ABSENT:

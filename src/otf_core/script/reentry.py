@@ -322,21 +322,33 @@ class Reentry:
     def _give_variables(
         self, giving: Giving, state: Mapping[str, Any], moment: Moment
     ) -> list[tuple[Any, dict[str, Any], set[str]]]:
-        """The new values of each frame and module; they are written when all are made."""
-        new: list[tuple[Any, dict[str, Any], set[str]]] = []
-        for frame, saved in zip(moment.stack, state["variables"], strict=True):
-            live = _not_dunder(frames.values(frame))
-            values = {n: giving(plain, live.get(n, ABSENT)) for n, plain in saved.items()}
-            new.append((frame, _there(values), live.keys() - saved.keys()))
+        """The new values of each frame and module; they are written when all are made.
+
+        What is there comes first: a variable that is not may be another name for a part of it.
+        """
+        pairs: list[tuple[Any, Mapping[str, Any], dict[str, Any]]] = [
+            (frame, saved, _not_dunder(frames.values(frame)))
+            for frame, saved in zip(moment.stack, state["variables"], strict=True)
+        ]
         for name, saved in state["modules"].items():
-            module = self._own.module(name)
-            if module is None:
-                continue  # it is imported later
-            live = vars(module)
-            values = {n: giving(plain, live.get(n, ABSENT)) for n, plain in saved.items()}
-            new.append((module, _there(values), set()))
-        giving.run()
-        return new
+            if (module := self._own.module(name)) is not None:  # else it is imported later
+                pairs.append((module, saved, _not_dunder(vars(module))))
+        for there in (True, False):
+            for _, saved, live in pairs:
+                for name, plain in saved.items():
+                    if (name in live) is there:
+                        giving(plain, live.get(name, ABSENT))
+            giving.run()
+        return [
+            (
+                owner,
+                _there(
+                    {name: giving(plain, live.get(name, ABSENT)) for name, plain in saved.items()}
+                ),
+                live.keys() - saved.keys() if isinstance(owner, FrameType) else set(),
+            )
+            for owner, saved, live in pairs
+        ]
 
     def _give_registered(self, giving: Giving, state: Mapping[str, Any]) -> None:
         for name, saved in state["registered"].items():

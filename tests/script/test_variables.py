@@ -1,0 +1,272 @@
+"""Every kind of variable comes back, as itself, where it was."""
+
+# ruff: noqa: E501 -- tables of scripts
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otf_core.errors import CommandError
+from otf_core.script.loops import LOOPS
+from otf_core.script.reentry import Moment, Reentry
+from tests.script.again import goes_on, read_back, run
+
+# name -> what is there before the loop, what each turn changes, what is told of it.
+KINDS: dict[str, tuple[str, str, str]] = {
+    "number": ("x = 0", "x += 1.5", "x"),
+    "no number": ("x = float('nan')", "x = x + turn if turn > 4 else x", "x"),
+    "negative zero": ("x = 0.0", "x = -x", "x"),
+    "long number": ("x = 3", "x **= 7", "x"),
+    "text and bytes": ("x, y = '', b''", "x += 'ä'; y += b'' if turn < 3 else b'a'", "x, y"),
+    "list": ("x = [1]", "x.append([turn])", "x"),
+    "list of many": ("x = list(range(40))", "x.append(turn)", "x"),
+    "list that holds itself": ("x = []; x.append(x)", "x.append(turn)", "x, x[0] is x"),
+    "dict with odd keys": ("x = {}", "x[turn, 'a'] = x[None] = turn", "x"),
+    "order of a dict": ("x = {1: 1, 2: 2}", "x[1] = x.pop(1)", "list(x)"),
+    "set": ("x = set()", "x |= {turn}", "x"),
+    "frozen set": ("x = frozenset()", "x |= {(turn,)}", "x"),
+    "deque": (
+        "from collections import deque; x = deque(maxlen=2)",
+        "x.append(turn)",
+        "x, x.maxlen",
+    ),
+    "counter": ("import collections as c; x = c.Counter()", "x[turn % 2] += 1", "x"),
+    "default dict": (
+        "import collections as c; x = c.defaultdict(lambda: [0])",
+        "x[turn % 2].append(turn)",
+        "x[turn % 2]",
+    ),
+    "ordered dict": (
+        "import collections as c; x = c.OrderedDict(a=1, b=2)",
+        "x.move_to_end('a' if turn % 2 else 'b')",
+        "x",
+    ),
+    "named tuple": (
+        "import collections as c; P = c.namedtuple('P', 'a b'); x = P(0, [])",
+        "x = P(turn, x.b); x.b.append(x.a)",
+        "x",
+    ),
+    "tuple with a list": ("x = (1, [])", "x[1].append(turn); y = x[1]", "x, y is x[1]"),
+    "aliases": (
+        "a = [0]; b = {'a': a}; c = (a, b)",
+        "a.append(turn)",
+        "a, b, c, c[0] is a is b['a']",
+    ),
+    "what was one and is two": ("a = [0]; b = a", "b = b + [turn]", "a, b, a is b"),
+    "what was two and is one": ("a = [0]; b = [1]", "b = a; b.append(turn)", "a is b, a"),
+    "deleted": ("x = 1", "globals().pop('x', None)", "'x' in globals()"),
+    "made later": ("", "later = [*globals().get('later', ()), turn]", "later"),
+    "path, range, slice": (
+        "from pathlib import Path; x = Path('a'), range(3), slice(None)",
+        "x = x[0] / str(turn), range(turn, 9, 2), slice(turn, None)",
+        "x",
+    ),
+    "date": (
+        "import datetime as d; x = d.date(2024, 1, 1), d.timedelta(1)",
+        "x = x[0] + x[1], x[1] * 2",
+        "x",
+    ),
+    "own object": (
+        "class A:\n  def __init__(self): self.n, self.me = 0, self\nx = A()",
+        "x.n += 1; x.made = turn",
+        "x.n, x.made, x.me is x",
+    ),
+    "attribute that goes": (
+        "class A: pass\nx = A(); x.a = 1",
+        "x.__dict__.pop('a', None)",
+        "hasattr(x, 'a')",
+    ),
+    "slots": (
+        "class A:\n  __slots__ = ('n', 'm')\nx = A(); x.n = 0",
+        "x.n += 1; x.m = [x.n]",
+        "x.n, x.m",
+    ),
+    "class with a say": (
+        "class A:\n  said = 0\n  def __setattr__(self, k, v):\n"
+        "    A.said += 1; object.__setattr__(self, k, v)\nx = A(); x.n = 0",
+        "x.n += 1",
+        "x.n, A.said",
+    ),
+    "frozen data class": (
+        "import dataclasses as d\n@d.dataclass(frozen=True)\nclass A: n: int\nx = A(0)",
+        "x = A(x.n + 1)",
+        "x",
+    ),
+    "own list": (
+        "class A(list): pass\nx = A(); x.n = 0",
+        "x.n += 1; x.append(turn); y = A(x)",
+        "x, x.n, type(y), y",
+    ),
+    "own dict": ("class A(dict): pass\nx = A()", "x[turn] = A(a=turn)", "x, type(x[turn])"),
+    "object made later": (
+        "class A:\n  def __init__(self, n): self.n = n\nx = []",
+        "x.append(A(turn))",
+        "[(type(a), a.n) for a in x]",
+    ),
+    "enumeration": (
+        "import enum\nclass E(enum.Enum): A = 1; B = 2\nclass F(enum.Flag): A = 1; B = 2\nx = E.A, F(0)",
+        "x = list(E)[turn % 2], x[1] | F(turn % 4)",
+        "x, x[0] is E.A",
+    ),
+    "class attribute": ("class A: n = 0; seen = []", "A.n += 1; A.seen.append(turn)", "A.n, A.seen"),
+    "namespace": (
+        "import argparse, types; x = argparse.Namespace(n=0); y = types.SimpleNamespace()",
+        "x.n += 1; y.n = x.n",
+        "x, y",
+    ),
+    "closure": (
+        "def made():\n  n = 0\n  def add():\n    nonlocal n\n    n += 1\n    return n\n  return add\nf = made()",
+        "x = f()",
+        "x",
+    ),
+    "function's attribute": ("def f(): f.n += 1\nf.n = 0", "f()", "f.n"),
+    "mutable default": ("def f(n, seen=[]):\n  seen.append(n)\n  return seen", "x = f(turn)", "x"),
+    "method and partial": (
+        "import functools\nclass A:\n  n = 0\n  def add(self, by): self.n += by; return self.n\n"
+        "m = A().add; p = functools.partial(A().add, 2)",
+        "x = m(1), p()",
+        "x",
+    ),
+    "generators of numbers": (
+        "import random, torch, numpy as np\n"
+        "a, b = random.Random(1), torch.Generator().manual_seed(1)\n"
+        "c, d = np.random.default_rng(1), np.random.RandomState(1)",
+        "x = a.random(), float(torch.rand(1, generator=b)), c.random(), d.rand()",
+        "x",
+    ),
+    "array": (
+        "import numpy as np; x = np.zeros((2, 3)); y = x",
+        "x += turn; z = x[:, 1] * 2",
+        "x, y is x, z",
+    ),
+    "scalar of numpy": ("import numpy as np; x = np.float32(0)", "x += np.float32(0.1)", "x, type(x)"),
+    "iterator in a variable": ("x = iter([1, 2, 3, 4])", "y = next(x)", "y"),
+    "enumerate in a variable": ("x = enumerate('abcd')", "y = next(x)", "y"),
+    "map over a list": ("x = map(str, [1, 2, 3, 4])", "y = next(x)", "y"),
+    "generator": (
+        "def g(a):\n  total = 0\n  for i in range(9):\n    for j in a:\n      total += i * j\n      yield i, j, total\n"
+        "x = g([1, 2, 3]); first = next(x)",
+        "y = next(x); y = next(x)",
+        "y",
+    ),
+    "generator that began later": (
+        "def g():\n  n = 5\n  while True:\n    n += 1\n    yield n\nx = g()",
+        "y = next(x)",
+        "y",
+    ),
+    "generator in a generator": (
+        "def h():\n  for c in 'abcdef': yield c\ndef g():\n  yield from h()\nx = g(); next(x)",
+        "y = next(x)",
+        "y",
+    ),
+    "dict in a loop": (
+        "d = {'a': 1}",
+        "d[str(turn)] = turn\nfor k, v in list(d.items()): s = k, v",
+        "d, s",
+    ),
+}  # fmt: skip
+
+
+def _source(setup: str, change: str, told: str, turns: int = 4) -> str:
+    inside = change.replace("\n", "\n    ")
+    return f"{setup}\nfor turn in range({turns}):\n    here()\n    {inside}\n    LOG.append(repr(({told},)))\n"
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_goes_on(kind: str, at: int, tmp_path: Path) -> None:
+    found = goes_on(_source(*KINDS[kind]), tmp_path, at)
+    assert found.given.lost == []
+    assert found.on == found.whole  # the log is a variable as well
+    assert len(found.on) == 4
+    assert found.taken.reasons == []
+    assert found.taken.left_out == []
+
+
+LEFT = {
+    "an open file": ("x = open(__file__)", "x (TextIOWrapper)"),
+    "a lock": ("import threading; x = threading.Lock()", "x (lock)"),
+    "a library's object that holds a file": (
+        "import mailbox; x = mailbox.mbox(__file__, create=False)",
+        "x (mbox)",
+    ),
+    "an object's": (
+        "import threading\nclass A: pass\nx = A(); x.lock = threading.Lock()",
+        "x.lock (lock)",
+    ),
+    "in a list": ("x = [open(__file__)]", "x[0] (TextIOWrapper)"),
+}
+SILENT = [
+    "import os, sys, typing, re; x = sys.stdout, print, [].append",
+    "import typing; x = typing.Any, list[int], int | None, typing.Optional[int]",
+    "def f(): pass\nclass A: pass",
+    "import re, logging; x = re.compile('a'); y = logging.getLogger('a')",
+    "import argparse; x = argparse.ArgumentParser()",
+    "import torch; x = torch.device('cpu'), torch.float32, torch.nn.functional.relu, torch.strided",
+    "import weakref\nclass A: pass\na = A(); x = weakref.ref(a)",
+    "x = ...; y = NotImplemented; z = object()",
+    "import textwrap; x = textwrap.TextWrapper()",
+]
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_stands_in_the_world_outside_is_left_and_named(what: str, tmp_path: Path) -> None:
+    setup, told = LEFT[what]
+    close = "for y in (x, *(x if type(x) is list else ())):\n        getattr(y, 'close', int)()"
+    source = f"{setup}\nfor turn in range(3):\n    here()\n{close.replace('        ', '    ')}\n"
+    found = goes_on(source, tmp_path, 1)
+    assert found.taken.left_out == [told]
+    assert found.given.lost == []
+
+
+@pytest.mark.parametrize("setup", SILENT)
+def test_what_does_not_change_is_left_without_a_word(setup: str, tmp_path: Path) -> None:
+    found = goes_on(f"{setup}\nfor turn in range(3):\n    here()\n", tmp_path, 1)
+    assert found.taken.left_out == []
+    assert found.taken.reasons == []
+    assert found.given.lost == []
+
+
+def test_what_a_librarys_object_counts_goes_on(tmp_path: Path) -> None:
+    source = (
+        "import textwrap; x = textwrap.TextWrapper()\nfor turn in range(3):\n    here()\n"
+        "    x.width += 1; x.initial_indent += 'a'\n    LOG.append((x.width, x.initial_indent))\n"
+    )
+    found = goes_on(source, tmp_path, 2)
+    assert found.on == found.whole
+
+
+def test_modules_beside_the_script_go_on_as_well(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text(
+        "n = 0\ndef add():\n    global n\n    n += 1\n    return n\n"
+    )
+    source = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules.pop('beside_it', None)\n"
+        "import beside_it; sys.path.pop(0)\n"
+        "for turn in range(4):\n    here()\n    LOG.append(beside_it.add())\n"
+    )
+    found = goes_on(source, tmp_path, 2)
+    assert found.on == found.whole == [1, 2, 3, 4]
+
+
+def test_what_is_registered_goes_on(tmp_path: Path) -> None:
+    got: list[list[int]] = []
+    core = Reentry(tmp_path, LOOPS, {"ticks": (lambda: [7], got.append)})
+    states: list[Any] = []
+
+    def act(moment: Moment) -> None:
+        if states and not got:
+            core.apply(read_back(states[0]), moment)
+        states.append(core.capture(moment).state)
+
+    run("for n in range(2):\n    here()\n", tmp_path, act)
+    assert got == [[7]]
+
+
+def test_what_is_registered_and_cannot_be_stored_is_refused(tmp_path: Path) -> None:
+    core = Reentry(tmp_path, LOOPS, {"odd": (object, print)})
+    with pytest.raises(CommandError, match="what was registered as odd holds a object"):
+        run("here()\n", tmp_path, lambda moment: core.capture(moment) and None)
