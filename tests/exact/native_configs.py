@@ -323,6 +323,19 @@ def early_stopping_and_accumulation_by_epoch(tmp: Path) -> Setup:
     return _setup(None, None, None, Patience(), max_epochs=5)
 
 
+class ClipsMore(RunnerCallback):
+    """Sets the clip once, by the first loss."""
+
+    def on_train_batch_end(self, run: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if run.counters.global_step == 1:
+            run.gradient_clip_val = 0.01 * float(outputs["loss"])
+
+
+@config()
+def clip_changed_under_way(tmp: Path) -> Setup:
+    return _setup(None, None, None, ClipsMore(), gradient_clip_val=10.0)
+
+
 class AsksToStop(RunnerCallback):
     """Asks once, long before the run may stop."""
 
@@ -408,7 +421,8 @@ class Lazy(m.Cosine):
 
 @config()
 def lazy_layer(tmp: Path) -> Setup:
-    return _setup(Lazy(), num_sanity_val_steps=0)
+    # Without the sanity check there is nothing to keep before the first batch.
+    return _setup(Lazy())
 
 
 @config()

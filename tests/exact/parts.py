@@ -142,6 +142,7 @@ SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
     ("counters.ahead", "runner_stream", 8),
     ("counters.accumulate_grad_batches", "runner_early_stopping_and_accumulation_by_epoch", 8),
     ("counters.should_stop", "runner_asked_to_stop_early", 8),
+    ("counters.clip", "runner_clip_changed_under_way", 8),
     ("counters.validated", "runner_logs_everywhere", 8),
 )
 

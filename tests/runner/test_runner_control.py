@@ -259,7 +259,7 @@ def test_an_extension_is_kept_by_the_process_that_goes_on(tmp_path: Path) -> Non
     barrier = Barrier(14)
     with fitting(tmp_path, barrier, after_fit="hold") as fit:
         fit.dashboard.expect("state", state="paused", reason="after_fit")
-        assert fit.dashboard.request("extend", {"max_epochs": 3})["data"]["max_epochs"] == 3
+        assert fit.dashboard.request("extend", {"max_epochs": 4})["data"]["max_epochs"] == 4
         fit.dashboard.request("resume")
         barrier.wait_for(14)
         asked = fit.dashboard.send("stop")
@@ -267,7 +267,7 @@ def test_an_extension_is_kept_by_the_process_that_goes_on(tmp_path: Path) -> Non
         barrier.open()
         assert fit.outcome().counters.global_step == 15
     again = fitted(dashboard="off", save_dir=tmp_path, resume="auto", max_epochs=2)
-    assert digest.differences(bare(max_epochs=3), digest.of_run(again)) == []
+    assert digest.differences(bare(max_epochs=4), digest.of_run(again)) == []
 
 
 def test_a_schedule_of_fixed_length_refuses_to_be_extended(tmp_path: Path) -> None:
@@ -364,6 +364,7 @@ def test_what_a_failed_fit_has_left_is_gone_on_with_and_called_inexact(
     with pytest.raises(PlannedError):
         fitted(model=Fails("training_step"), dashboard="off", save_dir=tmp_path)
     left = next(tmp_path.glob("*/*/checkpoints/3-auto.ckpt"))
+    assert read_checkpoint(left)[0]["otf"]["exact"]["counters"]["batches_done"] == 4
     capfd.readouterr()
     whole = fitted(model=Fails(""), dashboard="off", save_dir=tmp_path, resume="auto")
     assert "resumed from step 0" in capfd.readouterr().err
