@@ -40,6 +40,8 @@ SHAPES: Final[dict[str, tuple[int, ...]]] = {
     "everything": (5,),
     "library_generators": (5,),
 }
+# One holds what cannot go back: it is asked forwards only. The other stands at another place then.
+NOT_BACK: Final = frozenset({"everything", "library_generators"})
 # Of KINDS, those whose loss changes nothing: what they know is checked, or is put in by others.
 ONLY_CHECKED: Final = frozenset({"text", "loader", "own batches", "method", "partial", "inside"})
 # The two moments at which an iteration draws: with workers it is made, else it is first asked.
@@ -103,6 +105,8 @@ def _killed(
         found: dict[str, str | None] = {}
         if (attached.out, attached.digest) != (plain.out, plain.digest):
             found["attached"] = f"another run: {attached.said}"
+        if shape not in NOT_BACK:
+            found["taken back"] = kill.taken_back(script, folder / shape, plain, attached.steps)
         for step in steps or range(1, attached.steps + 1):
             killed, on = kill.killed_and_gone_on(script, folder / shape, step)
             found[f"killed at {step}"] = kill.fault(plain, killed, on)

@@ -6,7 +6,9 @@ import builtins
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
+import os
 import random
 import sys
 import types
@@ -49,6 +51,7 @@ class Ended:
     said: list[str] = dataclasses.field(default_factory=list)
     saved: str | None = None
     steps: int = 0
+    printed: int = 0
     exactness: str = ""
 
 
@@ -71,6 +74,7 @@ def with_otf(
     origin: str | None = None,
     kill_at: int | None = None,
     leave: Iterable[str] = (),
+    back: tuple[int, int] = (-1, -1),
 ) -> Ended:
     """As otf-fit runs it.
 
@@ -78,6 +82,7 @@ def with_otf(
         origin: the checkpoint from which it goes on.
         kill_at: the step behind which it is saved, and killed by SIGKILL.
         leave: what is not put back.
+        back: it is saved behind the first of these steps, and taken back behind the second.
     """
 
     def main(ended: _Told) -> None:
@@ -96,7 +101,7 @@ def with_otf(
             control._reentry.core._leave = frozenset(leave)
             _change_moments(control, leave)
             control.attach()
-            _at_each_step(control, ended, kill_at)
+            _at_each_step(control, ended, kill_at, back)
             controls.append(control)
 
         before = marks.begin
@@ -140,35 +145,45 @@ def _end(control: ScriptControl, ended: _Told) -> None:
     control.close(sys.exception())
 
 
-def _at_each_step(control: ScriptControl, ended: _Told, kill_at: int | None) -> None:
+def _at_each_step(
+    control: ScriptControl, ended: _Told, kill_at: int | None, back: tuple[int, int]
+) -> None:
     tick: Callable[..., Any] = control.safe_point
-    first: list[bool] = []
+    kept: list[bytes] = []
 
     def safe_point(frame: types.FrameType) -> None:
         tick(frame)
-        if control.driver.step != kill_at or first:
-            return
-        first.append(True)
-        session = control.session
-        assert session is not None
         control.frame = frame
-        control.driver.asked = next(
-            (f.f_locals["it"] for f in _above(sys._getframe(1)) if "it" in f.f_locals), None
-        )
-        saved = session.save("ring")
-        assert saved.wait(30.0)
-        assert saved.error is None, saved.error
-        ended.tell(saved=saved.path, exactness=session.exactness.text)
-        sys.stdout.flush()
-        forked.kill_myself()
+        step = control.driver.step
+        if step == back[0] and not kept:
+            kept.append(_saved(control._delegate.capture()))
+            sys.stdout.flush()
+            ended.tell(printed=os.fstat(sys.stdout.fileno()).st_size)
+        elif step == back[1] and len(kept) == 1:
+            kept.append(b"")
+            control._delegate.apply(torch.load(io.BytesIO(kept[0]), weights_only=True))
+        if step == kill_at:
+            _save_and_die(control, ended)
+        control.frame = None
 
     control.safe_point = safe_point  # type: ignore[method-assign]
 
 
-def _above(frame: types.FrameType | None) -> Iterable[types.FrameType]:
-    while frame is not None and frame.f_globals["__name__"].startswith(("otf_core", "tests")):
-        yield frame
-        frame = frame.f_back
+def _saved(state: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def _save_and_die(control: ScriptControl, ended: _Told) -> None:
+    session = control.session
+    assert session is not None
+    saved = session.save("ring")
+    assert saved.wait(30.0)
+    assert saved.error is None, saved.error
+    ended.tell(saved=saved.path, exactness=session.exactness.text)
+    sys.stdout.flush()
+    forked.kill_myself()
 
 
 class _Told:
@@ -253,6 +268,19 @@ def fault(plain: Ended, killed: Ended, on: Ended) -> str | None:
     if not plain.out.startswith(killed.out) or not on.out.endswith(rest):
         return f"other output: {on.out[-300:]!r} in place of {rest[-300:]!r}"
     return None
+
+
+def taken_back(script: Path, folder: Path, plain: Ended, steps: int) -> str | None:
+    """Why a run that is taken back while it runs ends otherwise; None: it does not."""
+    back = max(1, steps // 3), steps - 1
+    ended = with_otf(script, folder, "back", back=back)
+    if ended.code != 0:
+        return f"exit code {ended.code}: {ended.said}"
+    if ended.digest != plain.digest:
+        return "another end"
+    rest = plain.out[ended.printed :]
+    again = ended.out.endswith(rest) and len(ended.out) > len(plain.out)
+    return None if again else f"other output: {ended.out[-300:]!r} in place of {rest[-300:]!r}"
 
 
 def main() -> None:

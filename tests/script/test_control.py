@@ -120,7 +120,6 @@ def test_what_a_script_cannot_do_is_unsupported_with_its_reason(
         paused(dashboard)
         for cmd, payload in (
             ("test_now", {}),
-            ("rollback", {"step": 1}),
             ("extend", {"max_steps": 5}),
             ("reset_session", {}),
             ("validate_now", {}),

@@ -275,3 +275,28 @@ def test_writing_reaches_cells_and_takes_variables_away() -> None:
 
     assert function()[:2] == [5, [2]]
     assert outer == 5
+
+
+def test_nothing_that_a_frame_let_go_is_kept_alive(tmp_path: Path) -> None:
+    source = """
+import gc, weakref
+class A: pass
+gc.disable()
+def f():
+    a = A()
+    gone = weakref.ref(a)
+    for n in range(3):
+        here()
+        if n == 1: del a
+        LOG.append(gone() is None)
+try: f()
+finally: gc.enable()
+"""
+    core, states = Reentry(tmp_path, LOOPS), list[Any]()
+
+    def act(moment: Moment) -> None:
+        states.append(core.capture(moment).state)
+        if len(states) == 1:
+            core.apply(states[0], moment)
+
+    assert run(source, tmp_path, act)["LOG"] == [False, True, True]

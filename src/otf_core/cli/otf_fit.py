@@ -32,6 +32,12 @@ class Asked(NamedTuple):
     stop_code: int
     target: Target
 
+    @property
+    def project(self) -> str:
+        """What a run is filed under where nothing else is said: the script's name."""
+        name = self.target.name
+        return name.rpartition(".")[2] if self.target.module else Path(name).stem
+
 
 def main() -> None:
     """Run the script; the exit code is the script's."""
@@ -97,7 +103,7 @@ class Host:
             sys.path[:] = path
             random.setstate(rng)
         try:
-            options = RunOptions(**self._asked.options)
+            options = RunOptions(**{"project": self._asked.project, **self._asked.options})
         except ValueError as error:
             _end(str(error), 2)
         try:

@@ -27,18 +27,13 @@ NO_VALIDATION: Final = (
     "A script's validation cannot be called without its arguments, and may print and write files; "
     "allowed: one that the script names by otf_core.register_validation(fn)."
 )
-NOT_WHILE_IT_RUNS: Final = (
-    "A script goes on from a checkpoint by starting again (otf-fit --resume, or OTF_RESUME); "
-    "otf cannot put it back while it runs."
-)
+NO_NEW_SESSION: Final = "A script begins anew by starting again (otf-fit --resume, or OTF_RESUME)."
 NO_LIMIT: Final = "The limit of a script is the script's own; otf does not know it."
 NO_REENTRY: Final = "This version (0.2.0) of otf keeps no checkpoints of a script."
 UNSUPPORTED: Final = {
     "test_now": NO_TEST,
     "test": NO_TEST,
-    "rollback": NOT_WHILE_IT_RUNS,
-    "load_ckpt": NOT_WHILE_IT_RUNS,
-    "reset_session": NOT_WHILE_IT_RUNS,
+    "reset_session": NO_NEW_SESSION,
     "extend": NO_LIMIT,
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
@@ -18,6 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+
+from otf_core.script.frames import values
 
 MAX_DEPTH: Final = 6  # of containers and objects inside one another
 MAX_ITEMS: Final = 256  # looked at in one container: a list of a million samples holds no model
@@ -141,25 +142,14 @@ def find(
     """
     walk = _Walk(own)
     for frame in frames:
-        for name, value in [*frame.f_locals.items()]:
+        for name, value in [*values(frame).items()]:
             walk.look(name, value, inside=name == "self")
-        _forget(frame)
     found = walk.found
     _settle_optimizers(found, optimizers)
     _settle_schedulers(found)
     if any(not found.owners(optimizer) for _, optimizer in found.optimizers):
         _scan(found)
     return found
-
-
-def _forget(frame: FrameType) -> None:
-    """Before Python 3.13 a function's frame keeps what ``f_locals`` has given, tensors and all."""
-    code = frame.f_code
-    if not code.co_flags & inspect.CO_OPTIMIZED or {"locals", "vars", "dir"} & set(code.co_names):
-        return
-    shown = frame.f_locals
-    if type(shown) is dict:
-        shown.clear()
 
 
 class _Walk:

@@ -83,7 +83,20 @@ def position(code: CodeType, lasti: int) -> tuple[int | None, ...]:
 
 def values(frame: FrameType) -> dict[str, Any]:
     """The variables of a frame, those of the functions around it that it uses among them."""
-    return frame.f_locals if is_module(frame) else dict(frame.f_locals)
+    if is_module(frame):
+        return frame.f_locals
+    found = dict(frame.f_locals)
+    forget(frame)
+    return found
+
+
+def forget(frame: FrameType) -> None:
+    """Before Python 3.13 a function's frame keeps what ``f_locals`` has given, tensors and all."""
+    if is_module(frame) or {"locals", "vars", "dir"} & set(frame.f_code.co_names):
+        return
+    shown = frame.f_locals
+    if type(shown) is dict:
+        shown.clear()
 
 
 def is_module(frame: FrameType) -> bool:
@@ -102,6 +115,7 @@ def write(frame: FrameType, new: Mapping[str, Any], gone: set[str]) -> None:
         # No public way before Python 3.13; 1: what is not there is unbound.
         to_fast = ctypes.pythonapi.PyFrame_LocalsToFast
         to_fast(ctypes.py_object(frame), ctypes.c_int(1))
+        forget(frame)
 
 
 # Loops without a name.
@@ -249,7 +263,7 @@ def _is_constant(node: ast.expr) -> bool:
 def _look_up(node: ast.expr, frame: FrameType) -> Any:
     """The value of a name, or of an attribute that an object simply has."""
     if isinstance(node, ast.Name):
-        for names in (frame.f_locals, frame.f_globals, frame.f_builtins):
+        for names in (values(frame), frame.f_globals, frame.f_builtins):
             if node.id in names:
                 return names[node.id]
     if isinstance(node, ast.Attribute):

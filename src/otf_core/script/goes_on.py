@@ -71,8 +71,10 @@ class ScriptReentry:
         return [(t.numel() * t.element_size(), t.is_cuda) for t in tensors if t.numel()]
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """See ControlDelegate.check."""
-        self.core.check(_script_in(state))
+        """See ControlDelegate.check; also that this is the place."""
+        saved = _script_in(state)
+        self.core.check(saved)
+        self.core.refuse_another_place(saved, self.moment())
 
     def apply(self, state: dict[str, Any]) -> Applied:
         """See ControlDelegate.apply.

@@ -155,7 +155,7 @@ def _held(generator: GeneratorType[Any, Any, Any]) -> list[Any]:
     """The iterators of the loops of a generator that waits, the outermost first."""
     found = list(gc.get_referents(generator))
     frame: Any = generator.gi_frame
-    for value in (*frame.f_locals.values(), generator.gi_code):
+    for value in (*frames.values(frame).values(), generator.gi_code):
         n = next((n for n, x in enumerate(found) if x is value), None)
         if n is not None:
             del found[n]

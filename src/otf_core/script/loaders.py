@@ -4,7 +4,7 @@ A loader is tapped when it is first iterated (``otf_core.state.data_tap``). The 
 iterator, so that another one is put inside it.
 """
 
-# ruff: noqa: SLF001 -- the private names of torch are listed in tapped_iterators.PRIVATE
+# ruff: noqa: SLF001 -- the private names of torch are listed in PRIVATE and tapped_iterators.PRIVATE
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ from otf_core.state.data_tap import OwnIter, PositionError, tap, tapped
 from otf_core.state.loader_parts import set_around
 from otf_core.state.tapped_iterators import SingleIter, WorkersIter
 
+PRIVATE: Final = {
+    "dataloader": ("_BaseDataLoaderIter",),
+    "_BaseDataLoaderIter": ("_num_yielded", "_shutdown", "_shutdown_workers", "_workers"),
+    "_utils.signal_handling": ("_remove_worker_pids", "_set_worker_pids"),
+}
 LOADER: Final = "otf_loader"  # of an iterator, what gives its loader
 _OVER: Final = object()
 

@@ -269,6 +269,17 @@ class Reentry:
         if why := state["refused"] or self.edited(state):
             raise CommandError(ErrorCode.BAD_PAYLOAD, f"The script cannot go on there: {why}.")
 
+    def refuse_another_place(self, state: Mapping[str, Any], moment: Moment) -> None:
+        """Refuse where the script is not at the place where it was saved; nothing is touched.
+
+        Raises:
+            CommandError: ``not_allowed_now``.
+        """
+        if not self.is_here(state, moment):
+            at, here = Spot(*state["stack"][-1]), frames.spot(moment.stack[-1], self._own.folder)
+            detail = f"The state is of another place, {at}; the script stands at {here}."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+
     def apply(self, state: Mapping[str, Any], moment: Moment) -> Given:
         """Put the state back at the same place; the state is used up by it.
 
@@ -276,10 +287,7 @@ class Reentry:
             CommandError: ``not_allowed_now``; this is another place, nothing was touched.
         """
         self.check(state)
-        if not self.is_here(state, moment):
-            at = Spot(*state["stack"][-1])
-            detail = f"The state is of another place, {at}; allowed: a state of the same place."
-            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        self.refuse_another_place(state, moment)
         if self._first is None:
             self.begins(moment)
         giving = self._giving(state, moment)
@@ -302,6 +310,7 @@ class Reentry:
             give_positions(giving)
         for again in giving.last:
             again()
+        giving.last.clear()  # they know ``giving``, and it what was saved
         self._give_registered(giving, state)
         if "rng" not in self._leave:
             set_rng(state["rng"])

@@ -39,7 +39,6 @@ PRIVATE: Final = {
     "_utils.fetch": ("_IterableDatasetFetcher",),
     "_utils.worker": ("_IterableDatasetStopIteration",),
     "_utils.pin_memory": ("pin_memory",),
-    "_utils.signal_handling": ("_remove_worker_pids", "_set_worker_pids"),
 }
 # Attributes of an iterator with workers.
 INSTANCE: Final = (

@@ -1,0 +1,90 @@
+"""A script under otf-fit is killed, stopped and taken back, and ends as the one nobody touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.script.rig import Ran, Zygote, controlled, shape
+
+
+def ok(reply: dict[str, Any]) -> dict[str, Any]:
+    assert reply["ok"], reply
+    data: dict[str, Any] = reply["data"]
+    return data
+
+
+def after(whole: Ran, part: Ran) -> bytes:
+    """What is still to be printed."""
+    assert whole.stdout.startswith(part.stdout)
+    return whole.stdout[len(part.stdout) :]
+
+
+@pytest.mark.parametrize("how", ["path", "auto", "environment"])
+def test_killed_from_outside_it_goes_on_by_every_way_to_ask_for_it(
+    how: str, zygote: Zygote, tmp_path: Path
+) -> None:
+    bare = zygote.run("python", shape("gan"), tmp_path / "bare")
+    folder = tmp_path / "otf"
+    with controlled(zygote, shape("gan"), folder, "--checkpoint-every", "2") as (script, board):
+        board.expect("paused")
+        ok(board.request("resume"))
+        while board.expect("checkpoint_saved")["step"] < 4:
+            pass
+        os.kill(script.pid, signal.SIGKILL)
+        killed = script.wait()
+    assert killed.code == -signal.SIGKILL
+    found = sorted(folder.rglob("4-ring.ckpt"))
+    asked = {"path": ["--resume", str(found[0])], "auto": ["--resume", "auto"]}.get(how, [])
+    env = {"OTF_RESUME": str(found[0])} if how == "environment" else {}
+    on = zygote.run("otf-fit", [*asked, *shape("gan")], folder, env)
+    assert on.code == 0, on.stderr
+    assert on.digest == bare.digest
+    assert bare.stdout.endswith(on.stdout[-200:])
+    assert any("resumed from step" in line for line in on.said)
+
+
+def test_stopped_it_goes_on_where_it_was(zygote: Zygote, tmp_path: Path) -> None:
+    bare = zygote.run("python", shape("no_loader"), tmp_path / "bare")
+    with controlled(zygote, shape("no_loader"), tmp_path / "otf") as (script, board):
+        board.expect("paused")
+        saved = ok(board.request("stop"))["ckpt"]
+        stopped = script.wait()
+    on = zygote.run("otf-fit", ["--resume", saved, *shape("no_loader")], tmp_path / "on")
+    assert (on.code, on.digest) == (0, bare.digest), on.stderr
+    assert on.stdout.endswith(after(bare, stopped))
+
+
+def test_a_held_value_goes_on_being_held(zygote: Zygote, tmp_path: Path) -> None:
+    with controlled(zygote, shape("plain"), tmp_path / "otf") as (script, board):
+        board.expect("paused")
+        ok(board.request("set_param", {"path": "lr", "value": 0.5}))
+        saved = ok(board.request("stop"))["ckpt"]
+        stopped = script.wait()
+    on = zygote.run("otf-fit", ["--resume", saved, *shape("plain")], tmp_path / "on")
+    assert on.code == 0, on.stderr
+    told = stopped.events("trainStep")  # the run goes on in its folder
+    assert {event["lr"] for event in told if event["step"] > 1} == {0.5}
+    assert len(told) == 12
+
+
+def test_taken_back_while_it_runs_it_goes_on_from_there(zygote: Zygote, tmp_path: Path) -> None:
+    with controlled(zygote, shape("plain"), tmp_path / "otf") as (script, board):
+        board.expect("paused")
+        first = ok(board.request("save_ckpt"))
+        assert ok(board.request("rollback", {"checkpoint": first["id"]}))["step"] == 1
+        ok(board.request("resume"))
+        under = script.wait()
+    bare = zygote.run("python", shape("plain"), tmp_path / "bare")
+    assert (under.code, under.digest, under.stdout) == (0, bare.digest, bare.stdout), under.stderr
+
+
+def test_what_cannot_go_on_there_is_refused_with_code_3(zygote: Zygote, tmp_path: Path) -> None:
+    missing = zygote.run("otf-fit", ["--resume", "none.ckpt", *shape("plain")], tmp_path)
+    assert missing.code == 3
+    assert (missing.stdout, missing.digest) == (b"", None)
+    assert "where there is no file" in missing.stderr
