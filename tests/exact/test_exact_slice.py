@@ -58,7 +58,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
         process.terminate()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", SLICE)
 @pytest.mark.parametrize("config", IN_SLICE)
 def test_what_follows_is_what_it_would_have_been(config: str, way: str, verdicts: Verdicts) -> None:
@@ -69,7 +69,7 @@ def test_what_follows_is_what_it_would_have_been(config: str, way: str, verdicts
     assert "processes left over" not in found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("config", "part"), [(config, part) for config, found in NOTICED.items() for part in found]
 )
