@@ -194,3 +194,35 @@ def test_large_data_that_the_script_makes_otherwise_is_told(tmp_path: Path) -> N
         "a Tensor of 2,880,000, which the script makes and has made otherwise",
         "a list of 20,000, which the script makes and has made otherwise",
     ]
+
+
+WRAPPERS = """
+import torch
+class Wraps(torch.optim.Optimizer):
+    def __init__(self, inner): self.optimizer, self.steps = inner, 0
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    def state_dict(self): raise AttributeError("not by me")
+    def load_state_dict(self, state): raise AttributeError("not by me")
+    def step(self, closure=None):
+        self.steps += 1
+        self.optimizer.step(closure)
+class Odd:
+    def state_dict(self): raise AttributeError("not yet")
+    def load_state_dict(self, state): pass
+"""
+
+
+def test_a_librarys_wrapper_goes_on_and_what_cannot_tell_its_state_is_named(tmp_path: Path) -> None:
+    library = tmp_path / "site-packages"
+    library.mkdir()
+    (library / "wrapping_of_a_test.py").write_text(WRAPPERS)
+    setup = (
+        f"import sys; sys.path.insert(0, {str(library)!r}); import wrapping_of_a_test as w; sys.path.pop(0)\n"
+        "net, odd = nn.Linear(2, 2), w.Odd(); opt = w.Wraps(torch.optim.Adam(net.parameters(), lr=0.1))"
+    )
+    change = "net(torch.randn(3, 2)).sum().backward(); opt.step()"
+    found = goes_on(source(setup, change, "d(*net.parameters()), opt.steps"), tmp_path)
+    assert found.on == found.whole
+    assert found.given.lost == []
+    assert found.taken.left_out == ["odd (Odd)"]

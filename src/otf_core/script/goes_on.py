@@ -49,7 +49,11 @@ class ScriptReentry:
 
     def begins(self, frame: FrameType) -> None:
         """Before anything is trained."""
-        self.core.begins(Moment(frames_to(frame, self._control.main)))
+        try:
+            self.core.begins(Moment(frames_to(frame, self._control.main)))
+        except Exception as error:  # noqa: BLE001 -- border: the script's objects may raise anything
+            why = f"what the script holds could not be looked at ({type(error).__name__}: {error})"
+            self._reasons = [why[:300]]
 
     def capture(self, pool: HostPool | None) -> dict[str, Any]:
         """See ControlDelegate.capture."""

@@ -262,12 +262,19 @@ def _make_optimizer(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 def _is_stateful(taking: Taking, value: Any) -> bool:
     kind = type(value)
     has = hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
+    if issubclass(kind, torch.optim.Optimizer):
+        return False  # it wraps one, which is found inside
     return has and not isinstance(value, type) and not taking.own.cls(kind)
 
 
 def _take_stateful(taking: Taking, value: Any, path: str) -> dict[str, Any]:
     enc = Encoder()
-    saved = enc.tree(value.state_dict(), path)
+    try:
+        state = value.state_dict()
+    except Exception:  # noqa: BLE001 -- border: the script's own code, or a library's, may raise anything
+        taking.leave(path, value)
+        return {"c": class_name(type(value)), "v": None}
+    saved = enc.tree(state, path)
     for left in enc.unknown:
         name, _, kind = left.partition(": ")
         taking.left_out.setdefault(name, kind)

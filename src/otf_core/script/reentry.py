@@ -35,7 +35,7 @@ from otf_core.state.plain_values import PLAIN, Decoder, Encoder, UnsupportedValu
 from otf_core.state.rng import get_rng, set_rng
 
 FORMAT: Final = 1
-KINDS: Final[tuple[Kind, ...]] = (*VALUES, *MODELS, *ITERATORS, *LOADERS, *OBJECTS, *LIBRARY)
+KINDS: Final[tuple[Kind, ...]] = (*VALUES, *LOADERS, *MODELS, *ITERATORS, *OBJECTS, *LIBRARY)
 Registered = Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]]
 
 
