@@ -86,13 +86,10 @@ SAME: Final = (
     "odd_attributes",
 )
 IN_SLICE: Final = (
-    "shuffle",
     "workers_persistent",
     "stream",
     "accumulation_with_clipping",
-    "validation_in_the_epoch",
     "metrics_of_step_and_epoch",
-    "data_module_with_state",
 )
 
 CONFIGS: Final[dict[str, Config]] = {}
@@ -255,7 +252,7 @@ class Ema(RunnerCallback):
                 p.lerp_(mean, 0.05)
 
 
-@config(in_slice=True)
+@config()
 def ema(tmp: Path) -> Setup:
     return _setup(m.BatchNormed(), None, None, Ema())
 
@@ -273,6 +270,11 @@ class Average(RunnerCallback):
         with torch.no_grad():
             for p, mean in zip(run.module.net.parameters(), self.model.parameters(), strict=True):
                 p.lerp_(mean, 0.05)
+
+
+@config()
+def ema_as_a_network(tmp: Path) -> Setup:
+    return _setup(m.BatchNormed(), None, None, Average())
 
 
 class Unfreezing(RunnerCallback):
@@ -321,6 +323,19 @@ def early_stopping_and_accumulation_by_epoch(tmp: Path) -> Setup:
     return _setup(None, None, None, Patience(), max_epochs=5)
 
 
+class ClipsMore(RunnerCallback):
+    """Sets the clip once, by the first loss."""
+
+    def on_train_batch_end(self, run: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if run.counters.global_step == 1:
+            run.gradient_clip_val = 0.01 * float(outputs["loss"])
+
+
+@config()
+def clip_changed_under_way(tmp: Path) -> Setup:
+    return _setup(None, None, None, ClipsMore(), gradient_clip_val=10.0)
+
+
 class AsksToStop(RunnerCallback):
     """Asks once, long before the run may stop."""
 
@@ -362,7 +377,7 @@ def skips_batches(tmp: Path) -> Setup:
     return _setup(shapes.Nones(), accumulate_grad_batches=2)
 
 
-@config(in_slice=True)
+@config()
 def gan(tmp: Path) -> Setup:
     return _setup(shapes.Gan())
 
@@ -406,7 +421,8 @@ class Lazy(m.Cosine):
 
 @config()
 def lazy_layer(tmp: Path) -> Setup:
-    return _setup(Lazy(), num_sanity_val_steps=0)
+    # Without the sanity check there is nothing to keep before the first batch.
+    return _setup(Lazy())
 
 
 @config()

@@ -105,8 +105,8 @@ SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
     ("optimizers", "runner_shuffle", 8),
     ("positions", "runner_shuffle", 8),
     ("counters", "runner_shuffle", 8),
-    ("objects", "runner_metrics_of_step_and_epoch", 8),
-    ("rng", "runner_augmented_in_process", 8),
+    ("objects", "runner_shuffle", 8),
+    ("rng", "runner_shuffle", 8),
     ("schedulers", "runner_plateau_by_epoch", 8),
     ("scaler", "runner_fp16_with_a_scaler", 8),
     ("buffers", "runner_odd_attributes", 8),
@@ -142,6 +142,7 @@ SWITCHES: Final[tuple[tuple[str, str, int], ...]] = (
     ("counters.ahead", "runner_stream", 8),
     ("counters.accumulate_grad_batches", "runner_early_stopping_and_accumulation_by_epoch", 8),
     ("counters.should_stop", "runner_asked_to_stop_early", 8),
+    ("counters.clip", "runner_clip_changed_under_way", 8),
     ("counters.validated", "runner_logs_everywhere", 8),
 )
 

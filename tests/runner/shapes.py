@@ -132,6 +132,13 @@ class Lbfgs(Net):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
 
+class LbfgsLogs(Lbfgs):
+    """Another hook logs between two evaluations of the closure."""
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.log("zero_grad", 1.0, on_epoch=True, reduce_fx="sum")
+
+
 class Overrides(Net):
     """Every hook of the optimization written by the user."""
 
@@ -398,6 +405,17 @@ class OwnLog(Net):
         self.log_dict({"end": 2.0})
 
 
+class ChangesLoss(Net):
+    """Changes the loss in place before it is propagated back; its outputs are as they were."""
+
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        with torch.no_grad():
+            loss.mul_(3.0)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("output", outputs["loss"])
+
+
 class OwnClip(Net):
     """Clips in its own way, whatever was asked for."""
 
@@ -626,6 +644,7 @@ SHAPES: dict[str, Shape] = {
     "accumulation by hand": Shape(models.ManualAccumulation),
     "closure by hand": Shape(ByClosure),
     "lbfgs": Shape(Lbfgs),
+    "lbfgs, two hooks log": Shape(LbfgsLogs),
     "dicts": Shape(Dicts),
     "nones": Shape(Nones, {"accumulate_grad_batches": 2}),
     "leaves the epoch": Shape(Leaves),
@@ -660,6 +679,19 @@ SHAPES: dict[str, Shape] = {
     "freezes": Shape(models.FreezesOnce),
     "odd attributes": Shape(models.OddAttributes),
     "asks for the last": Shape(models.AsksForTheLast),
+    "loaders of the module, no sanity check": Shape(
+        OwnLoaders,
+        {"num_sanity_val_steps": 0},
+        train=None,  # type: ignore[arg-type]
+        val=None,
+    ),
+    "loss changed in place": Shape(ChangesLoss),
+    "validation that epochs decide": Shape(
+        Net,
+        {"max_epochs": 3},
+        val=lambda: data.val_loader(sampler=data.LazySampler(32)),
+        after=("validate",),
+    ),
     "own log": Shape(OwnLog),
     "own clip": Shape(OwnClip),
     "scheduler every second step": Shape(Frequencies),

@@ -14,7 +14,7 @@ from torch import nn
 from otf_core.runner import Runner, RunnerCallback
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.keeper import ResumeError
-from tests.exact import data, digest
+from tests.exact import data, digest, models
 from tests.exact.models import Net
 from tests.plugin.rig import pause_in
 from tests.runner.rig import BATCHES, Barrier, Logged, bare, fitted, fitting
@@ -255,6 +255,37 @@ def test_held_at_its_end_and_extended_it_had_always_been_longer(
     assert digest.differences(expected, found) == []
 
 
+def test_an_extension_is_kept_by_the_process_that_goes_on(tmp_path: Path) -> None:
+    barrier = Barrier(14)
+    with fitting(tmp_path, barrier, after_fit="hold") as fit:
+        fit.dashboard.expect("state", state="paused", reason="after_fit")
+        assert fit.dashboard.request("extend", {"max_epochs": 4})["data"]["max_epochs"] == 4
+        fit.dashboard.request("resume")
+        barrier.wait_for(14)
+        asked = fit.dashboard.send("stop")
+        fit.dashboard.expect("accepted", request_id=asked)
+        barrier.open()
+        assert fit.outcome().counters.global_step == 15
+    again = fitted(dashboard="off", save_dir=tmp_path, resume="auto", max_epochs=2)
+    assert digest.differences(bare(max_epochs=4), digest.of_run(again)) == []
+
+
+def test_a_schedule_of_fixed_length_refuses_to_be_extended(tmp_path: Path) -> None:
+    expected = bare(model=OneCycle())
+    with fitting(tmp_path, after_fit="hold", model=OneCycle()) as fit:
+        fit.dashboard.expect("state", state="paused", reason="after_fit")
+        refused = fit.dashboard.request("extend", {"max_epochs": 3})
+        assert (refused["code"], "OneCycleLR" in refused["detail"]) == ("unsupported", True)
+        fit.dashboard.request("resume")
+        assert digest.differences(expected, digest.of_run(fit.outcome())) == []
+
+
+class OneCycle(models.OneCycle):
+    def __init__(self) -> None:
+        torch.manual_seed(9)
+        super().__init__()
+
+
 def test_rolled_back_at_its_end_it_replays(tmp_path: Path) -> None:
     expected = bare()
     with fitting(tmp_path, after_fit="hold", checkpoint_every=8) as fit:
@@ -333,6 +364,7 @@ def test_what_a_failed_fit_has_left_is_gone_on_with_and_called_inexact(
     with pytest.raises(PlannedError):
         fitted(model=Fails("training_step"), dashboard="off", save_dir=tmp_path)
     left = next(tmp_path.glob("*/*/checkpoints/3-auto.ckpt"))
+    assert read_checkpoint(left)[0]["otf"]["exact"]["counters"]["batches_done"] == 4
     capfd.readouterr()
     whole = fitted(model=Fails(""), dashboard="off", save_dir=tmp_path, resume="auto")
     assert "resumed from step 0" in capfd.readouterr().err

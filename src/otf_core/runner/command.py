@@ -25,7 +25,7 @@ from otf_core.state.keeper import ResumeError
 
 REFUSALS: Final = (ResumeError, RunnerError, RunnerUnsupportedError)
 PLACE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_FLAGS: Final = ("--pause-at-start", "--pause_at_start")
+_ALONE: Final = ("--help", "--print_config")
 
 
 class UsageError(OtfError):
@@ -40,7 +40,7 @@ def run_module(place: str, argv: Sequence[str]) -> None:
         argv: what stands behind it on the command line.
 
     Raises:
-        UsageError: there is no such class.
+        UsageError: there is no such class, or a value is not allowed.
         SystemExit: 2 where an argument is not allowed; it is said on stderr.
         REFUSALS: the run that was to go on cannot, or the Runner does not do that.
     """
@@ -50,16 +50,25 @@ def run_module(place: str, argv: Sequence[str]) -> None:
     model_class = _class_at(place)
     data_class = _class_at(data_place) if data_place is not None else None
     parser = _parser(place, model_class, data_class)
-    asked = parser.parse_args([_plain(argument) for argument in rest])
+    asked = parser.parse_args(_plain(rest))
     model = model_class(**_of(asked, "model"))
     data = data_class(**_of(asked, "data")) if data_class is not None else None
     own = {"config", "print_config", "model", "data"}
     options = {name: value for name, value in vars(asked).items() if name not in own}
-    Runner(**options).fit(model, datamodule=data)
+    try:
+        runner = Runner(**options)
+    except (ValueError, RunnerError, RunnerUnsupportedError) as error:
+        raise UsageError(str(error)) from error
+    runner.fit(model, datamodule=data)
 
 
 def _parser(place: str, model: type, data: type | None) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"otf-fit {place}", description=_first_line(model))
+    parser = ArgumentParser(
+        prog=f"otf-fit {place}",
+        usage=f"otf-fit {place} [--data pkg.mod:Data] [options]",
+        description=_first_line(model),
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action="config", help="a YAML file with any of these")
     parser.add_class_arguments(Options, fail_untyped=False)
     parser.add_class_arguments(RunOptions)
@@ -108,14 +117,17 @@ def _made_there(value: Any, module: str) -> bool:
     return isinstance(value, type) and value.__module__ == module
 
 
-def _plain(argument: str) -> str:
-    """``--max-epochs`` is ``--max_epochs``; a flag alone is true."""
-    if argument in _FLAGS:
-        return f"{_FLAGS[1]}=true"
-    name, given, value = argument.partition("=")
-    if name.startswith("--") and "." not in name:
-        name = "--" + name[2:].replace("-", "_")
-    return name + given + value
+def _plain(argv: Sequence[str]) -> list[str]:
+    """``--max-epochs`` is ``--max_epochs``; one without a value is a flag, and true."""
+    plain = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        name, given, value = argument.partition("=")
+        if name.startswith("--") and "." not in name:
+            name = "--" + name[2:].replace("-", "_")
+        if name.startswith("--") and following.startswith("--") and name not in _ALONE:
+            given, value = "=", value if given else "true"
+        plain.append(name + given + value)
+    return plain
 
 
 def _of(asked: Namespace, name: str) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class RunnerDelegate:
             run.optimizers,
             [config.scheduler for config in run.schedulers],
             run.precision.scaler,
-            objects={"logged": LoggedState(run.book), **_with_state(run)},
+            objects={"logged": LoggedState(run.book), **_with_state(run, plain)},
             plain=plain,
             data=data,
             readings={"train": self._reading},
@@ -247,11 +247,17 @@ class RunnerDelegate:
         )
 
 
-def _with_state(run: Run) -> dict[str, Any]:
-    """Those whose authors have said what their state is."""
+def _with_state(run: Run, owners: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that say themselves what their state is: networks of callbacks, a data module."""
+    parts = {id(module) for part in run.parts for module in part.modules()}
+    found: dict[str, Any] = {
+        f"{owner}.{name}": value
+        for owner, obj in owners.items()
+        for name, value in vars(obj).items()
+        if isinstance(value, nn.Module) and id(value) not in parts
+    }
     datamodule = run.datamodule
-    if datamodule is None or framework_base(datamodule) is None:
-        return {}
-    base: Any = framework_base(datamodule)
-    own = type(datamodule).state_dict is not base.state_dict
-    return {"data module": datamodule} if own else {}
+    base: Any = framework_base(datamodule) if datamodule is not None else None
+    if base is not None and type(datamodule).state_dict is not base.state_dict:
+        found["data module"] = datamodule
+    return found

@@ -241,12 +241,9 @@ class FitLoop:
         run, counters = self.run, self.counters
         if not self._validates_in_epoch():
             return False
-        unknown = self.val_check_batch == UNKNOWN
-        if (counters.is_last_batch and unknown) or self._stops():
+        if self._stops():
             return True
-        if isinstance(run.limit_train_batches, int) and unknown:
-            return counters.batches_begun % run.limit_train_batches == 0
-        if unknown:
+        if self.val_check_batch == UNKNOWN:
             return counters.is_last_batch
         over_epochs = run.check_val_every_n_epoch is None
         done = counters.total_batches if over_epochs else counters.batches_begun

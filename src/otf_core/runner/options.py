@@ -25,12 +25,13 @@ class Options:
     min_epochs: int | None = None
     max_steps: int = -1
     min_steps: int | None = None
-    limit_train_batches: float = 1.0
-    limit_val_batches: float = 1.0
-    limit_test_batches: float = 1.0
-    val_check_interval: float = 1.0
+    # Both are said: of a command line 1 is a batch, and 1.0 all of them.
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    limit_test_batches: int | float = 1.0
+    val_check_interval: int | float = 1.0
     check_val_every_n_epoch: int | None = 1
-    num_sanity_val_steps: float = 2
+    num_sanity_val_steps: int | float = 2
     log_every_n_steps: int = 50
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
