@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,29 +17,21 @@ CONTROL = "otf_core.script.control ScriptControl."
 # What fails, at which call, in which script.
 FAULTS = [
     (f"{CONTROL}begins 1", "plain"),
-    (f"{CONTROL}before_step 1", "plain"),
     (f"{CONTROL}before_step 5", "lbfgs"),
     (f"{CONTROL}after_step 2", "sam"),
-    (f"{CONTROL}fetching 3", "plain"),
     (f"{CONTROL}fed 2", "workers"),
     (f"{CONTROL}pass_ended 1", "plain"),
     (f"{CONTROL}safe_point 3", "gan"),
     (f"{CONTROL}safe_point 3", "no_loader"),
     (f"{CONTROL}attach 1", "plain"),
-    ("otf_core.script.control find 2", "gan"),
     ("otf_core.script.control Held.take_out 2", "plain"),
-    ("otf_core.script.driver ScriptDriver._keep 3", "by_hand"),
     ("otf_core.script.driver ScriptDriver._keep 3", "compiled"),
-    ("otf_core.script.driver ScriptDriver._was_fed 3", "while_next"),
-    ("otf_core.script.goes_on Reentry.begins 1", "everything"),
     ("otf_core.script.loaders tap 2", "two_loaders"),
-    ("otf_core.state.loader_parts ordering_parts 5", "plain"),
     ("otf_core.state.loader_parts ordering_parts 3", "workers"),
     ("otf_core.script.loops Loops._followed 1", "two_loaders"),
     ("otf_core.script.marks _Marker.visit_For 2", "no_loader"),
     ("otf_core.script.marks is_below 1", "plain"),
     ("otf_core.session Session.start 1", "plain"),
-    ("otf_core.session Session.tick 4", "plain"),
     ("otf_core.telemetry.recorder StepRecorder.boundary 3", "accumulation"),
     ("otf_core.script.delegate ScriptDelegate.position 4", "plain"),
 ]
@@ -47,17 +41,23 @@ SAID = re.compile(
 )
 
 
+@pytest.fixture(scope="module")
+def bare(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
+    """A shape as python runs it, once."""
+    folder = tmp_path_factory.mktemp("bare")
+    return functools.cache(lambda name: zygote.run("python", shape(name), folder / name))
+
+
 def with_fault(zygote: Zygote, fault: str, name: str, folder: Path) -> Ran:
     return zygote.run("otf-fit", shape(name), folder, {"FAULT": fault})
 
 
 @pytest.mark.parametrize(("fault", "name"), FAULTS)
 def test_a_script_trains_on_as_if_we_had_never_been_there(
-    fault: str, name: str, zygote: Zygote, tmp_path: Path
+    fault: str, name: str, bare: Callable[[str], Ran], zygote: Zygote, tmp_path: Path
 ) -> None:
-    bare = zygote.run("python", shape(name), tmp_path / "bare")
-    under = with_fault(zygote, fault, name, tmp_path / "under")
-    compare(bare, under)
+    under = with_fault(zygote, fault, name, tmp_path)
+    compare(bare(name), under)
     [said] = [line for line in under.said if "otf's own" in line]
     assert SAID.match(said), said
     assert "Traceback" not in under.stderr
@@ -71,12 +71,11 @@ def test_a_script_trains_on_as_if_we_had_never_been_there(
 
 
 def test_a_fault_at_the_very_end_is_said_and_the_exit_code_is_the_script_s(
-    zygote: Zygote, tmp_path: Path
+    bare: Callable[[str], Ran], zygote: Zygote, tmp_path: Path
 ) -> None:
-    bare = zygote.run("python", shape("plain"), tmp_path / "bare")
     fault = "otf_core.script.control _ended 1"
-    under = with_fault(zygote, fault, "plain", tmp_path / "under")
-    compare(bare, under)
+    under = with_fault(zygote, fault, "plain", tmp_path)
+    compare(bare("plain"), under)
     [said] = re.findall("otf: an error of otf's own.*", under.stderr)
     assert said.endswith("(ZeroDivisionError: planted); the record of the run ends there")
     [end] = under.events("trainingFinished")

@@ -168,7 +168,9 @@ def begin(folder: str) -> None:
     # Where torch was there before the script, the driver has put in its own already.
     vars(builtins).setdefault(DUE, False)
     vars(builtins).setdefault(HEAD, _nothing)
-    vars(builtins).update({LOOP: LOOPS.begin, DONE: LOOPS.done, _AT_THE_END: _AtTheEnd()})
+    vars(builtins).update({LOOP: LOOPS.begin, DONE: LOOPS.done})
+    if _AT_THE_END not in vars(builtins):
+        vars(builtins)[_AT_THE_END] = _AtTheEnd()
     finder: Any = _Finder(os.path.realpath(folder))
     own = importlib.machinery.PathFinder
     at = sys.meta_path.index(own) if own in sys.meta_path else len(sys.meta_path)
