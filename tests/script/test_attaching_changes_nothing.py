@@ -36,9 +36,9 @@ FOUND = {
         15,
     ),
     "while_next": ("Adam over 1 parameter group of Linear as 'model', loader 1 of 1", 10),
-    "compiled": ("Adam over 1 parameter group of Sequential as 'net', loader 1 of 1", 6),
+    "compiled": ("Adam over 1 parameter group of Sequential as 'model', loader 1 of 1", 6),
     "compiled_step": ("SGD over 1 parameter group of Linear as 'net', loader 1 of 1", 6),
-    "compiled_loops": ("Adam over 1 parameter group of Net as 'net', no loader", 6),
+    "compiled_loops": ("Adam over 1 parameter group of Net as 'model', no loader", 6),
     "folds": ("Adam over 1 parameter group of Linear as 'model', a loader", 6),
     "prefetched": ("Adam over 1 parameter group of Sequential as 'model', loader 1 of 2", 9),
     "library_trainer": (
