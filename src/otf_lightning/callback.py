@@ -13,11 +13,12 @@ import torch
 from otf_core.opening import RunOptions, only_watched, tell_epoch
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
+from otf_core.state.other_rank import OtherRank
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
-from otf_lightning.other_rank import OtherRank, agree_on_origin, cannot_save
+from otf_lightning.other_rank import agree_on_origin, cannot_save
 
 
 class OnTheFlyCallback(L.Callback):

@@ -159,13 +159,7 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
     """
     exact: Any = (state.get("otf") or {}).get("exact")
     parts.refuse_another_kind(exact, parts.LIGHTNING, FORMAT)
-    ranks = 1 + len(state["otf"].get("ranks", ()))
-    if ranks != trainer.world_size:
-        detail = (
-            f"The checkpoint is of {_of_ranks(ranks)}, this run has {_of_ranks(trainer.world_size)}"
-            "; each goes on where it stood, so allowed: as many; the run is as it was."
-        )
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+    parts.refuse_another_world(1 + len(state["otf"].get("ranks", ())), trainer.world_size)
     parts.refuse_another_model(exact["parameters"], _parameters(trainer))
     parts.refuse_another_number("optimizers", len(exact["optimizers"]), len(trainer.optimizers))
     parts.refuse_another_number(
@@ -190,10 +184,6 @@ def apply(trainer: L.Trainer, state: dict[str, Any]) -> tuple[list[str], list[Se
     finally:
         connector._loaded_checkpoint = {}
     return giving.dec.unknown, giving.differ
-
-
-def _of_ranks(n: int) -> str:
-    return f"{n} rank{'s' * (n > 1)}"
 
 
 # What Lightning restores itself, so that the users' hooks have their say.

@@ -117,6 +117,20 @@ def refuse_another_number(what: str, saved: int, here: int) -> None:
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
 
 
+def refuse_another_world(saved: int, here: int) -> None:
+    """Refuse a snapshot of more or fewer ranks. Raises CommandError ``bad_payload``."""
+    if saved != here:
+        detail = (
+            f"The checkpoint is of {_ranks(saved)}, this run has {_ranks(here)}; each goes on "
+            "where it stood, so allowed: as many; the run is as it was."
+        )
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+
+
+def _ranks(n: int) -> str:
+    return f"{n} rank{'s' * (n > 1)}"
+
+
 # Optimizers.
 
 
