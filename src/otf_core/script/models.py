@@ -239,15 +239,20 @@ def _tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def _fill_optimizer(giving: Giving, node: dict[str, Any], made: torch.optim.Optimizer) -> None:
-    live = dict(made.state)
     giving(node["groups"], made.param_groups)
+    give_attributes(giving, node["a"], made, vars(made).keys())
+    # The parameters are to be met where they lie: what is there is filled in place.
+    giving.late.append(lambda: _fill_states(giving, node, made))
+
+
+def _fill_states(giving: Giving, node: dict[str, Any], made: torch.optim.Optimizer) -> None:
+    live = dict(made.state)
     for param, state in node["state"]:
         key = giving(param)
         made.state[key] = giving(state, live.get(key, ABSENT))
         live.pop(key, None)
     for key in live:
         del made.state[key]
-    give_attributes(giving, node["a"], made, vars(made).keys())
 
 
 def _make_optimizer(giving: Giving, node: dict[str, Any], live: Any) -> Any:

@@ -244,6 +244,7 @@ class Giving:
         self.lost: list[str] = []
         self.loaders: list[tuple[Any, Any, Any]] = []  # put back behind the rest
         self.last: list[Callable[[], None]] = []  # and behind those
+        self.late: collections.deque[Callable[[], None]] = collections.deque()  # behind the rest
         self.behind: list[Callable[[], None]] = []  # what stands on something else that is filled
         self.dec = Decoder()
         self._kinds = {kind.name: kind for kind in kinds}
@@ -284,7 +285,10 @@ class Giving:
 
     def run(self) -> None:
         """Fill what was made, and what lies in it."""
-        while self._waiting:
+        while self._waiting or self.late:
+            if not self._waiting:
+                self.late.popleft()()
+                continue
             kind, node, made = self._waiting.popleft()
             assert kind.fill is not None
             kind.fill(self, node, made)
