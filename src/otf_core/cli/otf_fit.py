@@ -112,6 +112,7 @@ class Host:
             from otf_core import spawn
             from otf_core.opening import RunOptions
             from otf_core.script.control import ScriptControl
+            from otf_core.script.ranks import expected, refused
             from otf_core.state.keeper import ResumeError
         finally:
             sys.path[:] = path
@@ -120,19 +121,23 @@ class Host:
             options = RunOptions(**{"project": self._asked.project, **self._asked.options})
         except ValueError as error:
             _end(str(error), 2)
+        if why := refused(options.every, expected()):
+            _end(why, 2)
         try:
             if options.dashboard == "spawn" and _is_first_rank():  # now, not within a step
                 dashboard = spawn.start_dashboard(Path(options.save_dir))
                 options = dataclasses.replace(options, dashboard=dashboard)
         except RuntimeError as error:
             _end(str(error), REFUSED_CODE)
+        asked = options.asked_origin() is not None
         try:
             self._control = ScriptControl(
                 options,
                 folder=folder,
                 stop_code=self._asked.stop_code,
                 say=say,
-                origin=options.origin(None),
+                origin=options.origin(None) if expected() == 1 else None,
+                find=(lambda: options.origin(None)) if asked and expected() > 1 else None,
                 border=self._border,
             )
         except ResumeError as error:
@@ -189,7 +194,8 @@ def _nothing_trained() -> str:
 
 
 def _end(said: str, code: int) -> NoReturn:
-    sys.stderr.write(f"otf-fit: {said}\n")
+    if _is_first_rank():
+        sys.stderr.write(f"otf-fit: {said}\n")
     sys.exit(code)
 
 

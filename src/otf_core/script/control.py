@@ -2,25 +2,26 @@
 
 Rule 1: attaching changes nothing; what is asked for is done at the safe point.
 Rule 2: the session is closed when the process ends, behind the script's own threads and ``atexit``.
-Rule 3: of several ranks only the first has a session, and only watches.
+Rule 3: of several ranks only the first has a session; the others have their part saved.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from otf_core.errors import CommandError
-from otf_core.opening import RunOptions, script_name
+from otf_core.errors import CommandError, OtfError
+from otf_core.opening import RunOptions, only_watched, script_name
 from otf_core.script import marks
 from otf_core.script.border import Border
 from otf_core.script.delegate import UNSUPPORTED, ScriptDelegate
@@ -29,16 +30,14 @@ from otf_core.script.found import Found, class_of, find
 from otf_core.script.goes_on import ScriptReentry, Waiting
 from otf_core.script.held import Held
 from otf_core.script.loaders import tapping
+from otf_core.script.ranks import Ranks, expected, joining, refused, together
 from otf_core.script.stop import Stop, StopScript
 from otf_core.session import Session
-from otf_core.state.keeper import Origin, ResumeError
+from otf_core.state.keeper import Every, Origin, Schedule
+from otf_core.state.other_rank import OtherRank
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
 from otf_core.telemetry.batch import batch_size
-
-CHANGES: Final = (
-    "pause", "stop", "set_param", "save_ckpt", "validate_now", "attach_context", "undo",
-)  # fmt: skip
 
 
 class ScriptControl:
@@ -50,6 +49,7 @@ class ScriptControl:
         stop_code: the exit code of a script that was stopped.
         say: one sentence for the person; never on stdout, which is the script's.
         origin: from which the run goes on, where it does.
+        find: in place of it, where there will be several ranks.
         border: told of faults before there was a control as well.
 
     Raises:
@@ -64,10 +64,12 @@ class ScriptControl:
         stop_code: int = 0,
         say: Callable[[str], None],
         origin: Origin | None = None,
+        find: Callable[[], Origin | None] | None = None,
         border: Border | None = None,
     ) -> None:
         self._options, self._folder, self._stop_code = options, Path(folder), stop_code
-        self._origin, self._say = origin, say
+        self._say = say
+        self.ranks = Ranks()  # until there is a process group
         self.border = border or Border(say)
         self.border.let_go, self.border.refuses = self._let_go, self._refuses
         self.driver = ScriptDriver(self, say, self.border)
@@ -77,11 +79,11 @@ class ScriptControl:
         self._reentry = ScriptReentry(self, self._folder)
         self._delegate = ScriptDelegate(self.driver, lambda: self.found, self._reentry)
         self._waiting: Waiting | None = None
-        if origin is not None:
-            self._waiting = Waiting(self, self._reentry.core, origin, say)
+        if origin is not None or find is not None:
+            self._waiting = Waiting(self, self._reentry.core, say, origin=origin, find=find)
             self.driver.resume = self._waiting
         self._session: Session | None = None
-        self._watched = True  # not another rank, not a forked child
+        self._other: OtherRank | None = None  # in place of the session, on another rank
         self._looked_at = -1  # when so many optimizers had stepped
         self._said: str | None = None
         self._stop: Stop | None = None
@@ -104,8 +106,20 @@ class ScriptControl:
 
     def attach(self) -> None:
         """Put the hooks into torch."""
+        if self._waiting is not None:
+            self._attached.enter_context(together(self._waiting.agree))
+        if self._options.every.steps is not None and expected() > 1:
+            self._attached.enter_context(joining(self._part))
         self._attached.enter_context(tapping(self.border))
         self._attached.enter_context(self.driver.attached())
+
+    def begins_anew(self) -> None:
+        """There is nothing to go on from."""
+        self._waiting = self.driver.resume = None
+        marks.put_in(due=False)
+
+    def _part(self) -> None:
+        self._reentry.apart = "within join() each has its own number of batches"
 
     def frames(self) -> list[FrameType]:
         """At a safe point: the script's frames from ``<module>`` to the loop."""
@@ -159,33 +173,46 @@ class ScriptControl:
 
     def safe_point(self, frame: FrameType) -> None:
         """See driver.Control; raises StopScript where the script is to end."""
-        if self._session is None and self._watched:
-            self._open(frame)  # the run goes on: nothing was trained yet
-        session = self._session
-        if session is None:
-            return
         self.frame = frame
         try:
-            if self._looked_at != self.driver.optimizers_seen:
-                self._look(frame)
-                self._looked_at = self.driver.optimizers_seen
-                self._tell_found(session)
-            if self.driver.step > 0:  # else it goes on from here
-                self._end_batch(session)
-            stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
-        except (ResumeError, CommandError) as error:
+            stop = self._tick(frame)
+        except (OtfError, CommandError) as error:
             if self._waiting is None:
                 raise
-            session.finish("failed", error=str(error))
+            if self._session is not None:
+                self._session.finish("failed", error=str(error))
             self.driver.wait_again(self._waiting)
             self._waiting.leave(str(error))
         finally:
             self.frame = None
         self._waiting = None  # it goes on
+        session = self._session
+        if session is None:
+            return
         if self.driver.kind == "head":
             session.recorder.batch_started(None)
         if stop or self._stop is not None:
             self._leave(session)
+
+    def _tick(self, frame: FrameType) -> bool:
+        """Whether the run is to stop here."""
+        if self._session is None and self._other is None:
+            self._open(frame)  # the run goes on: nothing was trained yet
+        if self._other is not None:
+            return self._other.tick()
+        session = self._session
+        assert session is not None
+        goes_on = self.driver.step == 0  # nothing was trained: what feeds it is known behind it
+        if self._looked_at != self.driver.optimizers_seen:
+            self._look(frame)
+        if not goes_on:
+            self._tell_found(session)
+            self._end_batch(session)
+        stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
+        if goes_on:
+            self._look(frame)
+            self._tell_found(session)
+        return stop
 
     def _leave(self, session: Session) -> None:
         self._stop = self._stop or Stop(self._stop_code)
@@ -198,27 +225,32 @@ class ScriptControl:
     # Inside.
 
     def _open(self, frame: FrameType) -> None:
-        rank, world_size = _ranks()
-        if rank != 0:
-            self._watched = False
+        self.ranks = ranks = Ranks.here()
+        origin = self._waiting.origin if self._waiting is not None else None
+        if ranks.rank != 0:
+            schedule, saves = Schedule(self._options.every), self._options.every.steps is not None
+            self._other = OtherRank(self._delegate, schedule, origin, saves=saves, env=os.environ)
             return
+        world_size = ranks.size
         self._look(frame)
         model = self._delegate.model()
         name = class_of(model) if model is not None else script_name()
         device = _device_of(self.found)
         session = Session(
             self._delegate,
-            self._options.session_options(name, self._origin, world_size=world_size),
+            self._options.session_options(name, origin, world_size=world_size),
             steering=Steering(self._delegate, self._held),
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=world_size,
-            unsupported={**UNSUPPORTED, **_unsupported(world_size)},
-            cannot_save=_cannot_save(world_size),
+            unsupported={**only_watched(world_size), **UNSUPPORTED},
+            cannot_save=_cannot_save(self._options.every, world_size),
             guest=True,
             say=self._say,
         )
         session.start(meta={"model": name})
+        if not session.saves:
+            ranks.part("rank 0 keeps none")
         session.begin()
         session.recorder.fetching(self._fetched_s)
         session.recorder.batch_started(None, self._fed_s)
@@ -230,6 +262,9 @@ class ScriptControl:
 
     def _tell_found(self, session: Session) -> None:
         """On stderr once; in the journal whenever something else is trained."""
+        if self._looked_at == self.driver.optimizers_seen:
+            return
+        self._looked_at = self.driver.optimizers_seen
         it = self.driver.feeding if self.driver.kind == "loader" else None
         loader = _loader_of(it, self.found) if it is not None else None
         said = self.found.sentence(loader, fed=it is not None)
@@ -309,7 +344,8 @@ class ScriptControl:
         self._break_off(said)
 
     def _break_off(self, said: str) -> None:
-        session, self._session, self._watched = self._session, None, False
+        session, self._session = self._session, None
+        self.border.attempt(lambda: self.ranks.part(f"rank {self.ranks.rank} has had {said}"))
         if session is not None:
             self.border.attempt(lambda: session.break_off(said))
 
@@ -323,9 +359,11 @@ class ScriptControl:
             Whether anything was trained.
         """
         self._attached.close()
+        if self._other is not None or self._options.every.steps is not None:
+            self.ranks.end()
         session = self._session
         if session is None:
-            return not self._watched
+            return self._other is not None
         if self.driver.trained:  # there was no safe point behind it any more
             self.driver.count_last()
             self._end_batch(session)
@@ -351,27 +389,13 @@ def _ended(ending: BaseException | None) -> tuple[str, str | None]:
     return "failed", f"{type(ending).__name__}: {ending}"[:2000]
 
 
-def _ranks() -> tuple[int, int]:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _unsupported(world_size: int) -> dict[str, str]:
-    if world_size == 1:
-        return {}
-    reason = (
-        f"This run has {world_size} ranks; holding or changing one of them alone would leave the "
-        "others waiting. This version (0.2.0) only watches such a run."
+def _cannot_save(every: Every, world_size: int) -> str | None:
+    if world_size == 1 or every.steps is not None:
+        return None
+    return refused(every, world_size) or (
+        f"Of a script with {world_size} ranks checkpoints are kept by --checkpoint-every N, at "
+        "steps that all of them count."
     )
-    return dict.fromkeys(CHANGES, reason)
-
-
-def _cannot_save(world_size: int) -> str | None:
-    if world_size > 1:
-        return f"This version (0.2.0) keeps no checkpoints of a script with {world_size} ranks."
-    return None
 
 
 def _loader_of(it: Any, found: Found) -> DataLoader[Any] | None:

@@ -85,6 +85,11 @@ OUTSIDE: Final = (
     type(threading.RLock()),
 )
 NAMESPACES: Final = (argparse.Namespace, types.SimpleNamespace)
+# Process groups, stores, what DDP reduces with: made again by each rank.
+_OF_RANKS: Final = frozenset(
+    f"torch.{name}"
+    for name in ("_C._distributed_c10d", "distributed.distributed_c10d", "distributed.device_mesh")
+)
 _FEW: Final = 100
 _CONTAINERS: Final = (list, dict, set, collections.deque, tuple, frozenset)
 
@@ -103,7 +108,7 @@ def is_silent(taking: Taking, value: Any) -> bool:
         value in (sys.stdout, sys.stderr, sys.stdin) if isinstance(value, io.IOBase) else False
     )
     typing_only = kind.__module__ in ("typing", "types", "typing_extensions", "_operator")
-    return isinstance(value, SILENT) or typing_only or standard
+    return isinstance(value, SILENT) or kind.__module__ in _OF_RANKS or typing_only or standard
 
 
 def _left(_giving: Giving, _node: dict[str, Any], live: Any) -> Any:
