@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from otf_core.errors import CommandError
 from otf_core.state import training as state
-from otf_core.state.training import PARTS, Pieces, TrainingState
+from otf_core.state.training import OPTIMIZER_OWN, PARTS, Pieces, TrainingState
 from tests.state.loader_kinds import seed_all
 from tests.state.trainings import (
     KINDS,
@@ -286,3 +288,17 @@ def test_the_sizes_are_those_of_weights_optimizer_states_and_gradients() -> None
 def test_the_batches_of_an_epoch_are_part_of_the_environment() -> None:
     assert begun("Training").state.environment() == {"data": 6}
     assert begun("Streamed").state.environment() == {}
+
+
+def test_what_every_optimizer_has_is_known_by_name() -> None:
+    assert vars(torch.optim.SGD([torch.zeros(1)])).keys() <= OPTIMIZER_OWN
+
+
+def test_nothing_of_ours_makes_an_optimizer_when_it_is_imported() -> None:
+    code = (
+        "import otf_core.script.control, otf_core.own_loop, otf_core.runner, torch; "
+        "made = [k for k in torch.optim.Optimizer.__subclasses__() if 'step' in vars(k) "
+        "and hasattr(k.step, 'hooked')]; print(made)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -35,7 +35,25 @@ from otf_core.state.rng import get_rng, set_rng
 FORMAT: Final = 1
 # Of what is copied whole, what must be in the file.
 NEEDED: Final = ("state_dict", "optimizer_states", "lr_schedulers", "scaler")
-OPTIMIZER_OWN: Final = vars(torch.optim.SGD([torch.zeros(1)])).keys() | {"step", "zero_grad"}
+# Attributes of every optimizer that are not its own state. Listed, not read from one: making one
+# here would be taken for the script's.
+OPTIMIZER_OWN: Final = frozenset(
+    {
+        "defaults",
+        "param_groups",
+        "state",
+        "step",
+        "zero_grad",
+        "_optimizer_step_pre_hooks",
+        "_optimizer_step_post_hooks",
+        "_optimizer_state_dict_pre_hooks",
+        "_optimizer_state_dict_post_hooks",
+        "_optimizer_load_state_dict_pre_hooks",
+        "_optimizer_load_state_dict_post_hooks",
+        "_warned_capturable_if_run_uncaptured",
+        "_zero_grad_profile_name",
+    }
+)
 
 
 @dataclasses.dataclass
