@@ -39,6 +39,11 @@ FOUND = {
     "compiled": ("Adam over 1 parameter group of Sequential as 'model', loader 1 of 1", 6),
     "compiled_step": ("SGD over 1 parameter group of Linear as 'net', loader 1 of 1", 6),
     "compiled_loops": ("Adam over 1 parameter group of Net as 'model', no loader", 6),
+    # A loader with an __iter__ of its own, and another that is asked now and then.
+    "everything": (
+        "Adam over 1 parameter group of Sequential as 'net', loader 1 of 2 ('loader'), StepLR",
+        12,
+    ),
     "folds": ("Adam over 1 parameter group of Linear as 'model', a loader", 6),
     "prefetched": ("Adam over 1 parameter group of Sequential as 'model', loader 1 of 2", 9),
     "library_trainer": (

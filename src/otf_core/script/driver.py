@@ -30,6 +30,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from otf_core.script import marks
 from otf_core.script.border import Border, bordered, is_ours
+from otf_core.state import data_tap
 from otf_core.transport import at_fork
 
 # What is used beyond the documentation: owner -> names.
@@ -47,6 +48,7 @@ PRIVATE: Final = {
 # More optimizer steps than this on one batch, and the loader is not what drives the loop: one
 # batch taken out and trained on for ever, or all batches collected first. WGAN's critic takes 5.
 MAX_STEPS_PER_BATCH: Final = 8
+_TAP: Final = vars(data_tap)
 
 Kind = Literal["loader", "head"]
 
@@ -461,11 +463,13 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
 def _lines_of(frame: FrameType | None) -> Lines:
     """Of the whole stack: one and the same function may be called by two loops.
 
-    Code by its id: Python 3.11 hashes a code object anew each time, constants and all.
+    Code by its id: Python 3.11 hashes a code object anew each time, constants and all. Without the
+    tap, through which a loader with an ``__iter__`` of its own is read from its second time on.
     """
     found: list[tuple[int, int]] = []
     while frame is not None:
-        found.append((id(frame.f_code), frame.f_lineno))
+        if frame.f_globals is not _TAP:
+            found.append((id(frame.f_code), frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
 
