@@ -716,6 +716,7 @@ class Session:
     def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The first safe point: the loaders are made, no batch was fetched."""
         self._began_training = True
+        self._look()  # a script is met behind its first step
         if self._alone and not self._guest:  # else the other ranks would go on
             self._interrupt.on()
         self.keeper.begin()

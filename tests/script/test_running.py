@@ -37,6 +37,22 @@ SCRIPTS = {
             with mp.get_context("spawn").Pool(1) as pool:
                 print(pool.apply(work, (4,)).n)
         """,
+    "a function that goes to another python by value": """
+        import subprocess, sys
+        import cloudpickle
+        def total(n):
+            found = 0
+            for i in range(n):
+                while found < i: found += 1
+                found += sum(1 for _ in range(2))
+            return found
+        class Sums:
+            def them(self): return [total(n) for n in range(3)]
+        there = "import pickle, sys; f, a = pickle.load(sys.stdin.buffer); print(f(5), a.them())"
+        sent = cloudpickle.dumps((total, Sums()))
+        done = subprocess.run([sys.executable, "-c", there], input=sent, capture_output=True)
+        print(done.stdout, done.stderr, total(5))
+        """,
     "exit with words": "import sys\nprint(1)\nsys.exit('words')",
     "exit with a code": "import sys\nprint(1)\nsys.exit(3)",
     "exit with nothing": "exit()",

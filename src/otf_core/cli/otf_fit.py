@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
+from otf_core.script import by_value
 from otf_core.script.border import Border
 from otf_core.script.imported import when_imported
 from otf_core.script.loops import LOOPS
@@ -52,7 +53,7 @@ def main() -> None:
     host = Host(asked)
     sys.argv = [asked.target.name, *asked.target.args]  # names the run where torch is there already
     atexit.register(host.close)  # first, so that it runs behind all that the script registers
-    with when_imported("torch", host.attach):
+    with when_imported("torch", host.attach), when_imported(by_value.PICKLER, by_value.mend):
         try:
             run(asked.target)
         except CannotRunError as error:
