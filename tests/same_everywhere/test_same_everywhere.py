@@ -25,7 +25,7 @@ ITS_OWN_CLIP = "Whoever writes the loop clips in it."
 NO_LOGGER = "A script logs where it likes: its losses are seen, its other numbers are not."
 NO_HOOKS = "A script's model gets no hooks: torch.compile would see them."
 NO_CALL = "A script's test cannot be called; its validation can, where it registers one."
-AGAIN = "A script goes on by starting again."
+AGAIN = "A script goes on from another run by starting again."
 ITS_OWN_END = "When a script is through is the script's own affair."
 
 # What of the others is not as with Lightning, and why.
@@ -39,14 +39,12 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
         "only Lightning: parameter after_fit": ITS_OWN_END,
         "extend is unsupported": ITS_OWN_END,
+        "load_ckpt is unsupported": AGAIN,
         "only Lightning: a step has val_loss": NO_LOGGER,
         "only Lightning: a step logs train_loss": NO_LOGGER,
         "only Lightning: a step logs val_loss": NO_LOGGER,
         "only Lightning: epoch_end has a val_loss": NO_LOGGER,
         "only Lightning: a step has activation_zero_frac": NO_HOOKS,
-        "rollback is unsupported": AGAIN,
-        "load_ckpt is unsupported": AGAIN,
-        "only Lightning, asked: event checkpoint_loaded: from_step id path step": AGAIN,
         "test is unsupported": NO_CALL,
         "test_now is unsupported": NO_CALL,
         "validate_now is unsupported": NO_CALL,

@@ -28,12 +28,17 @@ NO_VALIDATION: Final = (
     "allowed: one that the script names by otf_core.register_validation(fn)."
 )
 NO_NEW_SESSION: Final = "A script begins anew by starting again (otf-fit --resume, or OTF_RESUME)."
+NO_FOREIGN: Final = (
+    "A script loads no file while it runs; allowed: rollback to a checkpoint of its own, or "
+    "starting again (otf-fit --resume)."
+)
 NO_LIMIT: Final = "The limit of a script is the script's own; otf does not know it."
 NO_REENTRY: Final = "This version (0.2.0) of otf keeps no checkpoints of a script."
 UNSUPPORTED: Final = {
     "test_now": NO_TEST,
     "test": NO_TEST,
     "reset_session": NO_NEW_SESSION,
+    "load_ckpt": NO_FOREIGN,
     "extend": NO_LIMIT,
 }
 

@@ -117,8 +117,19 @@ class ScriptReentry:
         return [(t.numel() * t.element_size(), t.is_cuda) for t in tensors if t.numel()]
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """See ControlDelegate.check; also that this is the place."""
-        saved = _script_in(state, self._control.ranks)
+        """See ControlDelegate.check; also that this is the place, and that of this very run.
+
+        What another run's models and variables were shows only when they are put back, which is
+        too late where something is trained already.
+        """
+        saved, session = _script_in(state, self._control.ranks), self._control.session
+        run_id = state["otf"].get("run_id")
+        if self._control.driver.step and session is not None and run_id != session.run_id:
+            detail = (
+                f"The checkpoint is of the run {str(run_id)[:120]!r}, this one is "
+                f"{session.run_id}; allowed: one of its own, or otf-fit --resume."
+            )
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
         self.core.check(saved)
         self.core.refuse_another_place(saved, self.moment())
 
