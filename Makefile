@@ -43,6 +43,7 @@ test: $(STAMP) page chromium lint
 test-exact: $(STAMP)
 	$(BIN)/python -m tests.exact --kills $(KILLS) $(ARGS)
 	$(BIN)/python -m tests.script.exact
+	$(BIN)/python -m pytest -m long
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

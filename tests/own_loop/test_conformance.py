@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -86,5 +87,6 @@ class TestOwnLoop(DelegateSuite):
     framework = OwnLoop()
 
 
+@pytest.mark.long
 class TestAccumulating(DelegateSuite):
     framework = OwnLoop(every=3)

@@ -34,6 +34,7 @@ def both(folder: Path, how: str) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{how}.{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_two_ranks_train_as_they_would_and_rank_0_tells(tmp_path: Path) -> None:
     bare, live = both(tmp_path, "bare"), both(tmp_path, "live")

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import lightning as L
+import pytest
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -76,5 +77,6 @@ class TestLightning(DelegateSuite):
     framework = Lightning()
 
 
+@pytest.mark.long
 class TestAccumulating(Holding, GoingBack):
     framework = Lightning(accumulate_grad_batches=2, gradient_clip_val=0.5)

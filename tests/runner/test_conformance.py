@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import pytest
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -101,5 +102,6 @@ class TestRunner(DelegateSuite):
     framework = Native()
 
 
+@pytest.mark.long
 class TestAccumulating(Holding, GoingBack):
     framework = Native(accumulate_grad_batches=2, gradient_clip_val=0.5)

@@ -20,7 +20,7 @@ from tests.script.refusals import REFUSED
 ROOT = Path(__file__).parents[2]
 IN_SLICE = {shape: steps for shape, steps in exact.SHAPES.items() if steps}
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 class Found:

@@ -22,7 +22,7 @@ from tests.script.rig import PATIENCE_S, SHAPES, Ran, Zygote, environment, shape
 
 RANKS: Final = (0, 1)
 EVERY: Final = ["--checkpoint-every", "2"]
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(200)]
 
 
 @pytest.fixture(scope="module")
