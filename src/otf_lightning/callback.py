@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from otf_core.opening import RunOptions, only_watched, tell_epoch
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.state.other_rank import OtherRank
+from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
@@ -262,7 +263,7 @@ class OnTheFlyCallback(L.Callback):
 
     def _lrs(self) -> list[Any]:
         assert self._delegate is not None
-        return [g["lr"] for o in self._delegate.optimizers() for g in o.param_groups if "lr" in g]
+        return rates_of(self._delegate.optimizers())
 
     def on_train_batch_start(
         self,
@@ -284,7 +285,7 @@ class OnTheFlyCallback(L.Callback):
     ) -> None:
         """Gradients are complete and not clipped yet."""
         if self._recorder is not None:
-            self._recorder.before_optimizer_step(lambda: _params_of(optimizer))
+            self._recorder.before_optimizer_step(lambda: params_of(optimizer))
 
     def on_train_batch_end(
         self,
@@ -355,7 +356,3 @@ def _refuse_for_ranks(trainer: L.Trainer, every: Every, origin: Any) -> None:
             "whose clocks are not the same; allowed: a number of steps"
         )
         raise ValueError(msg)
-
-
-def _params_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
-    return (p for group in optimizer.param_groups for p in group["params"])

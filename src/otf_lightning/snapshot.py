@@ -13,17 +13,17 @@ Rule 4: nothing of the run is touched before ``check`` has found the snapshot fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loops.loop import _Loop
 
-from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import parts
 from otf_core.state.given import Settled
 from otf_core.state.host_pool import HostPool
+from otf_core.state.parts import Part
 from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.rng import get_rng, set_rng
@@ -64,20 +64,6 @@ class Giving:
     differ: list[Settled] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One part of the state.
-
-    Attributes:
-        capture: plain values; None for what the Lightning checkpoint has already.
-        apply: puts them back.
-    """
-
-    name: str
-    capture: Callable[[Taking], Any] | None
-    apply: Callable[[Giving, Any], None]
-
-
 def capture(
     trainer: L.Trainer, pool: HostPool | None = None, *, part: bool = False
 ) -> dict[str, Any]:
@@ -95,10 +81,7 @@ def capture(
     exact["unknown"] = taking.enc.unknown
     exact["apart"] = taking.enc.apart
     copied, left_out = loadable(_own(stock, trainer) if part else stock, "checkpoint", pool)
-    needed = [name for name in left_out if name.startswith(NEEDED)]
-    if needed:
-        detail = f"Saving was asked, but {needed[0]} cannot be stored without pickle."
-        raise CommandError(ErrorCode.UNSUPPORTED, detail)
+    parts.refuse_left_out(left_out, NEEDED)
     exact["unknown"] += left_out
     copied["otf"] = {"exact": exact}
     set_rng(rng)  # the user's hooks on the way may have drawn
@@ -350,7 +333,7 @@ def _give_logged(giving: Giving, saved: Any) -> None:
     inside.set_log_state(giving.trainer, {n: giving.dec(v) for n, v in saved.items()})
 
 
-PARTS: Final[tuple[Part, ...]] = (
+PARTS: Final[tuple[Part[Taking, Giving], ...]] = (
     Part(  # for ``check`` alone
         "parameters",
         lambda taking: parts.take_shapes(_parameters(taking.trainer)),

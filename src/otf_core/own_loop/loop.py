@@ -8,7 +8,7 @@ when it ends, and whether it has ended is said only then.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,6 +23,7 @@ from otf_core.own_loop.batches import Batches, Handed
 from otf_core.own_loop.delegate import Evaluate, OwnLoopDelegate
 from otf_core.session import Session
 from otf_core.state.keeper import ResumeError
+from otf_core.state.parts import params_of, rates_of
 from otf_core.state.training import Pieces
 from otf_core.steering.params import Steering
 from otf_core.telemetry.canonical import canonicalize_metrics
@@ -502,7 +503,7 @@ class OwnLoop:
 
         def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
             if recording and self._session is not None:
-                self._session.recorder.before_optimizer_step(_params_of(optimizer))
+                self._session.recorder.before_optimizer_step(lambda: params_of(optimizer))
 
         def after(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
             self._stepped += 1
@@ -518,16 +519,7 @@ class OwnLoop:
             yield from module.parameters()
 
     def _lrs(self) -> list[Any]:
-        return [
-            group["lr"]
-            for optimizer in self._given.optimizers
-            for group in optimizer.param_groups
-            if "lr" in group
-        ]
-
-
-def _params_of(optimizer: Any) -> Callable[[], Iterator[torch.Tensor]]:
-    return lambda: (p for group in optimizer.param_groups for p in group["params"])
+        return rates_of(self._given.optimizers)
 
 
 def _ranks() -> tuple[int, int]:

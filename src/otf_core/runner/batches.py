@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from otf_core.runner.counters import Counters
 from otf_core.runner.refusals import RunnerError, refuse
+from otf_core.state import loader_parts
 
 UNKNOWN: Final = math.inf
 _BLOCKING: Final = ("cpu", "mps")
@@ -21,10 +22,8 @@ _BLOCKING: Final = ("cpu", "mps")
 
 def length_of(loader: Any) -> float:
     """Batches that it says it has; inf where it does not know."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return UNKNOWN
+    length = loader_parts.length_of(loader)
+    return UNKNOWN if length is None else length
 
 
 def limited(length: float, limit: float, what: str) -> float:

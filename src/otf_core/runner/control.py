@@ -18,6 +18,7 @@ from otf_core.opening import RunOptions, tell_epoch
 from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.delegate import RunnerDelegate
 from otf_core.session import Session
+from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 
@@ -104,7 +105,7 @@ class Controlled(RunnerCallback):
     def on_before_optimizer_step(self, run: Run, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are complete and not clipped yet."""
         if self._recorder is not None:
-            self._recorder.before_optimizer_step(lambda: _params_of(optimizer))
+            self._recorder.before_optimizer_step(lambda: params_of(optimizer))
 
     def on_train_batch_end(self, run: Run, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The batch is through."""
@@ -126,17 +127,13 @@ class Controlled(RunnerCallback):
             tell_epoch(self.session, epoch)
 
     def _lrs(self) -> list[Any]:
-        return [g["lr"] for o in self._run.optimizers for g in o.param_groups if "lr" in g]
+        return rates_of(self._run.optimizers)
 
     def _logged(self) -> Mapping[str, Any]:
         return self._run.book.callback
 
     def _parameters(self) -> Iterable[torch.Tensor]:
         return (p for part in self._run.parts for p in part.parameters())
-
-
-def _params_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
-    return (p for group in optimizer.param_groups for p in group["params"])
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from otf_core.script.stop import Stop, StopScript
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, Schedule
 from otf_core.state.other_rank import OtherRank
+from otf_core.state.parts import params_of
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
 from otf_core.telemetry.batch import batch_size
@@ -137,7 +138,7 @@ class ScriptControl:
         if self._session is None:
             return
         if complete and self._tells:
-            self._session.recorder.before_optimizer_step(lambda: _params_of(optimizer))
+            self._session.recorder.before_optimizer_step(lambda: params_of(optimizer))
         self._held.put_in(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002 -- the protocol's
@@ -301,7 +302,7 @@ class ScriptControl:
         models = self.found.models()
         if models:
             return (p for _, model in models for p in model.parameters())
-        return (p for _, o in self.found.optimizers for p in _params_of(o))
+        return (p for _, o in self.found.optimizers for p in params_of(o))
 
     def _lrs(self) -> list[Any]:
         """What the next step uses, of every group."""
@@ -407,13 +408,9 @@ def _loader_of(it: Any, found: Found) -> DataLoader[Any] | None:
 
 def _device_of(found: Found) -> torch.device:
     for _, optimizer in found.optimizers:
-        for parameter in _params_of(optimizer):
+        for parameter in params_of(optimizer):
             return torch.device(parameter.device)
     for _, module in found.models():
         for parameter in module.parameters():
             return torch.device(parameter.device)
     return torch.device("cpu")
-
-
-def _params_of(optimizer: Optimizer) -> Iterable[torch.Tensor]:
-    return (p for group in optimizer.param_groups for p in group["params"])

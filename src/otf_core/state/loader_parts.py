@@ -278,3 +278,11 @@ def live_iterators(found: Sequence[Any]) -> list[str]:
         # An open file of a data set is sought in before it is read.
         and not isinstance(value, Dataset | Sampler | io.IOBase)
     ]
+
+
+def length_of(loader: Any) -> int | None:
+    """Batches that it says it has; None where it does not know."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None

@@ -9,8 +9,9 @@ Rule 2: what ``take_â€¦`` returns is plain (see ``plain_values``), what ``give_â
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -257,3 +258,51 @@ def refuse_fixed_length(schedulers: Iterable[Any]) -> None:
             detail = f"extend was asked, but {name} has a fixed length; it would raise."
             raise CommandError(ErrorCode.UNSUPPORTED, detail)
         refuse_fixed_length(getattr(scheduler, "_schedulers", ()))
+
+
+# What is read of an optimizer.
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Those that it steps."""
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
+def rates_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[Any]:
+    """The learning rate of every group that has one."""
+    return [g["lr"] for o in optimizers for g in o.param_groups if "lr" in g]
+
+
+# A table of parts.
+
+T = TypeVar("T")
+G = TypeVar("G")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Generic[T, G]):
+    """One part of a state.
+
+    Attributes:
+        capture: plain values, with what a capture works with; None for what is copied as it is.
+        apply: puts them back, with what an apply works with.
+    """
+
+    name: str
+    capture: Callable[[T], Any] | None
+    apply: Callable[[G, Any], None]
+
+
+def refuse_left_out(left_out: Iterable[str], needed: tuple[str, ...]) -> None:
+    """Refuse to save without what must be in the file whole.
+
+    Args:
+        needed: how the names of it begin.
+
+    Raises:
+        CommandError: ``unsupported``.
+    """
+    for name in left_out:
+        if name.startswith(needed):
+            detail = f"Saving was asked, but {name} cannot be stored without pickle."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)

@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied
-from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import parts, watched
 from otf_core.state.data_tap import reasons, tap
 from otf_core.state.exactness import of_kernels
 from otf_core.state.given import Given, Settled, given, settle_in, unchanged
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
-from otf_core.state.loader_parts import nested, samplers
+from otf_core.state.loader_parts import length_of, nested, samplers
+from otf_core.state.parts import Part
 from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.reading import Reading, between, go_between, settle
@@ -166,20 +166,6 @@ class Giving:
     differ: list[Settled] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One part of the state.
-
-    Attributes:
-        capture: plain values; None for what is copied as it is.
-        apply: puts them back.
-    """
-
-    name: str
-    capture: Callable[[Taking], Any] | None
-    apply: Callable[[Giving, Any], None]
-
-
 class TrainingState:
     """Captures a training, and puts it back in place.
 
@@ -208,9 +194,7 @@ class TrainingState:
         exact = {part.name: part.capture(taking) for part in PARTS if part.capture is not None}
         copied, left_out = loadable(whole, "", pool)
         left_out = [name.removeprefix(".") for name in left_out]
-        if needed := [name for name in left_out if name.startswith(NEEDED)]:
-            detail = f"Saving was asked, but {needed[0]} cannot be stored without pickle."
-            raise CommandError(ErrorCode.UNSUPPORTED, detail)
+        parts.refuse_left_out(left_out, NEEDED)
         exact |= {
             "format": FORMAT,
             "kind": pieces.kind,
@@ -302,7 +286,7 @@ class TrainingState:
 
     def environment(self) -> dict[str, Any]:
         """Batches of an epoch, where they are known; see ``ControlDelegate.environment``."""
-        lengths = [_length(reading.loader) for reading in self.pieces.readings.values()]
+        lengths = [length_of(reading.loader) for reading in self.pieces.readings.values()]
         return {"data": lengths[0]} if len(lengths) == 1 and lengths[0] is not None else {}
 
 
@@ -437,7 +421,7 @@ def _give_positions(giving: Giving, saved: Any) -> None:
 PLAIN, MODULES, DATA = "plain attributes", "module attributes", "data attributes"
 ASIDE: Final = ("objects", "schedulers", PLAIN, DATA)
 
-PARTS: Final[tuple[Part, ...]] = (
+PARTS: Final[tuple[Part[Taking, Giving], ...]] = (
     Part(  # for ``check`` alone
         "parameters",
         lambda taking: parts.take_shapes(taking.pieces.parameters()),
@@ -540,10 +524,3 @@ def _put_back(group: dict[str, Any], before: Mapping[str, Any]) -> None:
 
 def _of_its_own(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
