@@ -125,6 +125,8 @@ def test_an_evaluation_of_the_users_leaves_no_trace(tmp_path: Path) -> None:
             barrier.wait_for(n)
             cmds = ("validate_now", "test_now", "save_ckpt")
             asked = [run.dashboard.send(cmd) for cmd in cmds]
+            for each in asked:  # one that comes while another is carried out is refused
+                run.dashboard.expect("accepted", request_id=each)
             barrier.let_go(n)
             validated, tested, saved = (run.dashboard.reply_to(each)["data"] for each in asked)
             assert validated["metrics"].keys() == {"val_loss"}
