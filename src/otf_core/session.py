@@ -364,6 +364,9 @@ class Session:
         if status == "finished" and self.actions.stopping:
             said = "stopped"
         self.keeper.ended()
+        if said == "stopped" and status == "finished":  # the person here may not be who asked
+            self._say(f"{self.run_id}: stopped by a command at step {self._position.step:,}")
+            self.keeper.tell_newest()
         if status == "failed":
             self._tell_how_it_goes_on(left_by)
         elif status == "interrupted" and (self._guest or not (self._alone or self._told_to_end)):

@@ -138,6 +138,12 @@ def test_a_choice_is_shown_with_what_may_be_chosen() -> None:
     assert "auto, becomes hold" in sentences.params("d", {"params": [row]}, {})
 
 
+def test_a_value_that_was_set_is_shown_with_what_the_script_would_use() -> None:
+    row = {"path": "lr", "value": 5e-4, "script": 2e-3, "min": 0, "max": 10, "owner": "scheduler"}
+    said = sentences.params("d", {"params": [row]}, {})
+    assert said == "lr  0.0005  (scheduler; 0 to 10; 0.002 by the script itself)"
+
+
 def test_a_table_has_its_columns_in_line() -> None:
     table = columns([("id", "step"), ("9-ring", "9"), ("x", "1,200")], right=["step"])
     assert table.splitlines() == ["id       step", "9-ring      9", "x       1,200"]

@@ -145,6 +145,33 @@ def test_the_learning_rate_shows_what_was_read_back_and_nothing_else(
     expect(page.locator("dialog code")).to_have_text("otf set lr 0.06 --run resnet18-baseline")
 
 
+def test_a_value_that_was_set_is_given_back_to_the_script(
+    page: Page, dashboard: FakeDashboard
+) -> None:
+    page.locator("body").press("1")
+    row = page.locator("[data-path=lr]")
+    back = row.get_by_role("button", name="Give back to the script")
+    expect(back).to_have_count(0)
+    params = [dict(param) for param in PARAMS]
+    params[0].update(value=0.06, script=0.1)
+    dashboard.update("s1", params=params)
+    expect(row.locator(".cur")).to_have_text("0.06 set, 0.1 by the script")
+    back.click()
+    sent = dashboard.command()
+    assert (sent["cmd"], sent["payload"]) == ("set_param", {"path": "lr", "release": True})
+    dashboard.receipt(sent, "accepted", accepted_ts=NOW, waits_for="safe_point")
+    expect(row.locator(".st")).to_have_text("0.06 → the script's own, sent, waiting for step end")
+    expect(back).to_have_count(0)
+    expect(page.locator(".rc").first).to_contain_text("Learning rate back to the script")
+    data = {"path": "lr", "old": 0.06, "new": 0.1, "owner": "scheduler"}
+    dashboard.receipt(sent, "applied", **applied(62, **data))
+    dashboard.update("s1", params=[dict(param) for param in PARAMS])
+    expect(row.locator(".st")).to_have_text("applied at step 62, read back 0.1")
+    expect(back).to_have_count(0)
+    page.locator(".rc").first.click()
+    expect(page.locator("dialog code")).to_have_text("otf resume lr --run resnet18-baseline")
+
+
 def test_a_refused_value_keeps_the_old_one_and_offers_the_nearest(
     page: Page, dashboard: FakeDashboard
 ) -> None:

@@ -96,7 +96,7 @@ def stop_at(
     [(4, [("epoch", 5)]), (11, [("epoch", 12)]), (12, [("epoch", 12), ("epoch", 1)])],
 )
 def test_stop_ends_after_the_step_that_is_done(
-    batch: int, epochs: list[tuple[str, int]], tmp_path: Path
+    batch: int, epochs: list[tuple[str, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In mid-epoch; after an epoch's last batch, so that the next is empty; after a first batch."""
     reply, trainer, ends, logger = stop_at(batch, tmp_path)
@@ -112,6 +112,9 @@ def test_stop_ends_after_the_step_that_is_done(
     assert kinds.index("stopping") < kinds.index("trainingFinished")
     assert [e["step"] for e in events if e["type"] == "trainStep"] == list(range(1, batch + 2))
     nothing_on(trainer)
+    *_, said, how = (x for x in capfd.readouterr().err.splitlines() if x.startswith("otf: "))
+    assert said.endswith(f": stopped by a command at step {batch + 1}")
+    assert f"OTF_RESUME={reply['ckpt']} " in how
 
 
 @pytest.mark.parametrize("limits", [{"min_epochs": 2}, {"min_steps": 20}])

@@ -111,6 +111,9 @@ def test_a_stop_saves_before_it_leaves(zygote: Zygote, tmp_path: Path) -> None:
         assert Path(done["ckpt"]).is_file()
         under = script.wait()
     assert (under.code, under.digest) == (0, None)
+    *_, said, how = under.said
+    assert said.endswith(f": stopped by a command at step {done['step']}")
+    assert f"OTF_RESUME={done['ckpt']} " in how
 
 
 def test_what_a_script_cannot_do_is_unsupported_with_its_reason(

@@ -17,7 +17,7 @@ def sessions_table(sessions: Sequence[Mapping[str, Any]]) -> None:
     """Print sessions, one a row; main thread. Names are untrusted: no markup is read in them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "project", "state", "step", "epoch", "device", "last heard", "session"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title not in ("run", "session"))
     for session in sessions:
         last = session.get("last_ts")
         heard = span(max(0.0, time.time() - last)) + " ago" if last else "-"

@@ -97,8 +97,9 @@ def params(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
         choices = row.get("choices")
         allowed = ", ".join(map(str, choices)) if choices else bounds
         value = number(row.get("value"))
+        own = f"; {number(row['script'])} by the script itself" if "script" in row else ""
         lines.append(
-            f"{row.get('path')!s:<{width}}  {value}{waits}  ({row.get('owner')}; {allowed})"
+            f"{row.get('path')!s:<{width}}  {value}{waits}  ({row.get('owner')}; {allowed}{own})"
         )
     return "\n".join(lines)
 

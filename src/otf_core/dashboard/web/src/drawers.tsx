@@ -7,7 +7,7 @@ import { KINDS } from "./checkpoints";
 import { bytes, clockSeconds, count, plural, setting, sig } from "./format";
 import { Icon } from "./icons";
 import { download } from "./live";
-import { applyDrafts, controlsNow, draftsOf, page, readDraft, receiptFor, type Panel } from "./page";
+import { applyDrafts, controlsNow, draftsOf, giveBack, page, readDraft, receiptFor, type Panel } from "./page";
 import { closed, nameOf, stateOf, type View } from "./state";
 import { store, type Held } from "./store";
 import type { Checkpoint, OtfEvent, Param, Session } from "./types";
@@ -135,7 +135,7 @@ function rowState(param: Param, draft: string | undefined, receipt: Held | undef
     return { s: "edited", text: `${now} → ${setting(reading.value)}, not sent` };
   }
   if (receipt !== undefined && (receipt.state === "sent" || receipt.state === "accepted")) {
-    const asked = setting(receipt.payload?.["value"]);
+    const asked = receipt.payload?.["release"] === true ? "the script's own" : setting(receipt.payload?.["value"]);
     const wait = view.link.state === "up" ? `sent, waiting for ${waits(receipt.waits_for)}` : "sent, no answer — unknown until reconnected";
     return { s: "pending", text: `${now} → ${asked}, ${wait}` };
   }
@@ -176,7 +176,9 @@ function ParamRow({ param, typed, receipt, view, shut }: {
         <span class="cur">
           <b data-current={JSON.stringify(param.value)}>{setting(param.value)}</b>
           {param.unit ? ` ${param.unit}` : ""}
-          {param.owner === "scheduler" ? " on the schedule" : ""}
+          {param.script !== undefined
+            ? ` set, ${setting(param.script)} by the script`
+            : param.owner === "scheduler" ? " on the schedule" : ""}
         </span>
       </div>
       <Editor id={id} name={name} param={param} draft={draft} off={off} type={type} invalid={draft !== undefined && !readDraft(param, draft).ok} />
@@ -186,6 +188,9 @@ function ParamRow({ param, typed, receipt, view, shut }: {
       </div>
       {fits !== null && (
         <button type="button" class="btn sm" onClick={() => type(String(fits))}>Use {fits}</button>
+      )}
+      {param.script !== undefined && !off && draft === undefined && (
+        <button type="button" class="btn sm" onClick={() => giveBack((view.session as Session).session_id, param.path)}>Give back to the script</button>
       )}
     </div>
   );

@@ -231,6 +231,11 @@ export function receiptFor(receipts: Held[], path: string): Held | undefined {
   return receipts.find((one) => one.cmd === "set_param" && one.payload?.["path"] === path);
 }
 
+/** What was set is over: script and schedule have the value again. */
+export function giveBack(session_id: string, path: string): void {
+  command(session_id, "set_param", { path, release: true });
+}
+
 /** Send what is typed and can be sent; each row then waits for its own answer. */
 export function applyDrafts(): void {
   const view = viewNow();

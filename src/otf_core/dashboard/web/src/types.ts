@@ -14,6 +14,8 @@ export interface Param {
   path: string;
   kind: string;
   value: Json;
+  /** What script and schedule by themselves would use, where it was set. */
+  script?: Json;
   pending?: { value: Json; at_step: number | null } | null;
   min?: number | null;
   max?: number | null;

@@ -64,6 +64,7 @@ export function what(receipt: Held, params: Param[]): string {
     if (isDict(data) && "new" in data) {
       return `${name} ${brief(data["old"])} → ${brief(data["new"])}`;
     }
+    if (payload["release"] === true) return `${name} back to the script`;
     if ("mul" in payload) return `${name} × ${setting(payload["mul"])}`;
     const now = params.find((param) => param.path === payload["path"])?.value;
     return now === undefined
@@ -211,7 +212,10 @@ const CLI: Record<string, string> = {
 export function cli(cmd: string, payload: Record<string, Json>, run: string): string {
   const which = `--run ${shell(run)}`;
   if (cmd === "set_param") {
-    return `otf set ${shell(String(payload["path"]))} ${shell(setting(payload["value"]))} ${which}`;
+    const path = shell(String(payload["path"]));
+    if (payload["release"] === true) return `otf resume ${path} ${which}`;
+    const [value, mul] = "mul" in payload ? [payload["mul"], "--mul "] : [payload["value"], ""];
+    return `otf set ${path} ${shell(setting(value))} ${mul}${which}`;
   }
   if (cmd === "rollback" || cmd === "load_ckpt") {
     return `otf rollback ${shell(String(payload["step"] ?? payload["checkpoint"] ?? payload["path"]))} ${which}`;
