@@ -53,7 +53,7 @@ _TAP: Final = vars(data_tap)
 Kind = Literal["loader", "head"]
 
 
-Lines = tuple[tuple[int, int], ...]
+Calls = tuple[int, ...]
 
 
 class Place(NamedTuple):
@@ -135,9 +135,9 @@ class ScriptDriver:
         self._feeding: Callable[[], _BaseDataLoaderIter | None] = _nothing  # it came from there
         self._dataset_id: int | None = None  # of the loader that is trained on
         self._trained = False
-        self._homes: set[Lines] = set()  # where a loader was asked before anything was trained
+        self._homes: set[Calls] = set()  # where a loader was asked before anything was trained
         # Where one was asked since, and it was no safe point; what had been trained by then.
-        self._passed: tuple[Lines, int] | None = None
+        self._passed: tuple[Calls, int] | None = None
         self._trainings = 0  # optimizer steps, or backwards where they are the steps
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
@@ -190,7 +190,8 @@ class ScriptDriver:
                 self._undo.close()
             self._before_backward(loss, sys._getframe(1))
             backward(loss, *args, **kwargs)
-            self._after_backward(sys._getframe(1))
+            if self._by_backward:
+                self._after_backward(sys._getframe(1))
 
         def head(first: int, last: int) -> None:
             if not torch.compiler.is_compiling():  # a loop of a compiled function is no training
@@ -258,7 +259,7 @@ class ScriptDriver:
             if self.kind == "loader" and self._is_home(frame):
                 self._arrive(frame, it)
         elif self._thread_id is None:
-            self._homes.add(_lines_of(frame))
+            self._homes.add(_calls_of(frame))
             if self.resume is not None:
                 self._look_for_place(frame, it)
         self._since_batch.clear()
@@ -284,7 +285,7 @@ class ScriptDriver:
 
     @bordered
     def _after_backward(self, frame: FrameType) -> None:
-        if self._by_backward and self._is_mine():
+        if self._is_mine():
             self._note_training(frame)
 
     @bordered
@@ -318,7 +319,7 @@ class ScriptDriver:
         if self.kind == "loader" and count > MAX_STEPS_PER_BATCH:
             self.kind, self.step = "head", self.step + count - 1
             self._say(f"{count} steps on one batch: the loop is met at its head from here on")
-        self._note_training(sys._getframe(1), last=id(optimizer) == next(reversed(self._stepped)))
+        self._note_training(sys._getframe(1), optimizer)
 
     def _know(self, optimizer: Optimizer) -> None:
         key = id(optimizer)
@@ -354,11 +355,11 @@ class ScriptDriver:
     def _kind_now(self) -> Kind:
         return "loader" if self._fed else "head"
 
-    def _note_training(self, frame: FrameType, *, last: bool = True) -> None:
+    def _note_training(self, frame: FrameType, by: Optimizer | None = None) -> None:
         self._trained = True
         self._trainings += 1
         if self.kind == "head":
-            if last:
+            if by is None or id(by) == next(reversed(self._stepped)):
                 self._stepped_at = list(_places(frame))
                 marks.put_in(due=True)
         elif self._dataset_id is None and (it := self._feeding()) is not None:
@@ -383,7 +384,7 @@ class ScriptDriver:
         A second loop of the script's that trains is met as well, from its second turn on; a loader
         that is asked between two steps now and then is not.
         """
-        here = _lines_of(frame)
+        here = _calls_of(frame)
         if here in self._homes:
             self._passed = None
             return True
@@ -460,16 +461,17 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
     return found[first:]
 
 
-def _lines_of(frame: FrameType | None) -> Lines:
+def _calls_of(frame: FrameType | None) -> Calls:
     """Of the whole stack: one and the same function may be called by two loops.
 
-    Code by its id: Python 3.11 hashes a code object anew each time, constants and all. Without the
-    tap, through which a loader with an ``__iter__`` of its own is read from its second time on.
+    Code by its id: Python 3.11 hashes a code object anew each time, constants and all. By
+    instruction: to find a line, the table of the whole function is read. Without the tap, through
+    which a loader with an ``__iter__`` of its own is read from its second time on.
     """
-    found: list[tuple[int, int]] = []
+    found: list[int] = []
     while frame is not None:
         if frame.f_globals is not _TAP:
-            found.append((id(frame.f_code), frame.f_lineno))
+            found += id(frame.f_code), frame.f_lasti
         frame = frame.f_back
     return tuple(found)
 
