@@ -1,7 +1,7 @@
 """``while True`` and ``next``: a loop that begins the loader anew by itself, and saves as it goes."""
 
-import os
 import sys
+from pathlib import Path
 
 import digest
 import torch
@@ -30,5 +30,6 @@ while True:
         torch.save(model, sys.argv[1] + ".model")
     if iteration >= 10:
         break
-os.remove(sys.argv[1] + ".model")
+# One that goes on from behind the last save has saved nothing itself.
+Path(sys.argv[1] + ".model").unlink(missing_ok=True)
 digest.write(sys.argv[1], model=model, optimizer=optimizer)
