@@ -80,6 +80,7 @@ PRIVATE_CLASSES: Final = {
         "_Sync",
     ),
     "lightning.pytorch.loops.loop": ("_Loop",),
+    "lightning.pytorch.trainer.connectors.data_connector": ("_parse_num_batches",),
     "lightning.pytorch.loops.fetchers": ("_DataLoaderIterDataFetcher",),
 }
 # A LightningModule's own attributes: links to the trainer, and caches keyed by id(), which are

@@ -72,7 +72,8 @@ def _jobs(options: argparse.Namespace, folder: Path) -> Iterator[Job]:
             options.kills -= share
         work = _with_config(config, folder / config.name, chosen, share, options.seed)
         yield Job(config.name, work)
-    yield from _part_jobs(parts.wanted(only_parts=options.slice, only=options.only), folder)
+    if not options.slice:
+        yield from _part_jobs(parts.wanted(only=options.only), folder)
 
 
 def _with_config(

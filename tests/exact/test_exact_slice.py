@@ -18,7 +18,6 @@ import pytest
 from tests.exact import parts
 from tests.exact.__main__ import SLICE
 from tests.exact.table import CONFIGS
-from tests.exact.verdict import PARTS
 from tests.exact.ways import SIDES
 
 ROOT = Path(__file__).parents[2]
@@ -67,17 +66,6 @@ def test_what_follows_is_what_it_would_have_been(config: str, way: str, verdicts
     how, why = found[way]
     assert how == "exact", why
     assert "processes left over" not in found
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("config", "part"), [(config, part) for config, found in NOTICED.items() for part in found]
-)
-def test_a_run_notices_that_a_part_was_not_put_back(
-    config: str, part: str, verdicts: Verdicts
-) -> None:
-    how, why = verdicts.of(f"{PARTS}{config}")[part]
-    assert how in ("inexact", "raises"), why
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -151,7 +151,7 @@ def test_the_gate_is_reached_between_two_batches_and_taken_off_again() -> None:
 
 
 # The modules that reach into Lightning; what they use is listed in the first.
-REACHING = ("inside.py", "snapshot.py", "logged.py", "positions.py")
+REACHING = ("inside.py", "snapshot.py", "logged.py", "positions.py", "training_data.py")
 # Not Lightning's: our own, and those of Python.
 OWN = {"_undo", "_call_lightning_datamodule_hook", "_metadata"}
 

@@ -84,7 +84,10 @@ def goes_on(script: Path, command: str) -> str:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 8), (signal.SIGTERM, 8)])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [pytest.param(signal.SIGINT, 8, marks=pytest.mark.long), (signal.SIGTERM, 8)],
+)
 def test_the_printed_command_goes_on_as_if_nothing_had_been(
     number: signal.Signals, step: int, script: Path
 ) -> None:

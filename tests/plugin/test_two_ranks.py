@@ -47,7 +47,7 @@ def manifests(folder: Path) -> list[Manifest]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("kind", ["workers", "accumulating"])
+@pytest.mark.parametrize("kind", [pytest.param("workers", marks=pytest.mark.long), "accumulating"])
 def test_killed_together_they_go_on_as_if_nothing_had_been(tmp_path: Path, kind: str) -> None:
     assert run(tmp_path, kind, "bare").returncode == 0
     killed = run(tmp_path, kind, "kill")
@@ -108,6 +108,7 @@ def test_what_rank_0_cannot_resume_from_ends_both(tmp_path: Path) -> None:
     assert done.stderr.count("where there is no file; allowed: a checkpoint, auto") >= 2
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", ["finder", "twice"])
 def test_neither_a_finder_nor_a_second_fit_parts_the_ranks(tmp_path: Path, how: str) -> None:

@@ -86,9 +86,14 @@ def command_in(err: str) -> str:
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("SIGINT", -signal.SIGINT, "Ctrl-C: saved step 4;"),
+        pytest.param("SIGINT", -signal.SIGINT, "Ctrl-C: saved step 4;", marks=pytest.mark.long),
         ("SIGTERM", 143, "SIGTERM: saved step 4;"),
-        ("fail", 1, "RuntimeError: step 4 is kept as it was left, in the middle of a batch"),
+        pytest.param(
+            "fail",
+            1,
+            "RuntimeError: step 4 is kept as it was left, in the middle of a batch",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_the_printed_command_goes_on_as_if_nothing_had_been(

@@ -42,13 +42,20 @@ class FitLoop:
         if self.loaders is not None or run.limit_train_batches == 0:
             return
         self.loaders = run.request("train_dataloader")
-        number = limited(length_of(self.loaders[0]), run.limit_train_batches, "limit_train_batches")
-        self.batches = Batches(self.loaders, [number], self.counters)
+        self.count()
         self.batches.begin()
         self._iterator_is_new = True
-        self.max_batches = number
-        if number != 0:
+        if self.max_batches != 0:
             self.val_check_batch = self._val_check_batch(length_of(self.loaders[0]))
+
+    def count(self) -> None:
+        """How many batches an epoch has, by the loader as it is; the iterator is left alone."""
+        assert self.loaders is not None
+        length, limit = length_of(self.loaders[0]), self.run.limit_train_batches
+        self.max_batches = limited(length, limit, "limit_train_batches")
+        iterator = self.batches.iterator
+        self.batches = Batches(self.loaders, [self.max_batches], self.counters)
+        self.batches.go_on(iterator)
 
     def _val_check_batch(self, length: float) -> float:
         run = self.run

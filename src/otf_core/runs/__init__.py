@@ -1,0 +1,1 @@
+"""What one does with runs: fork, merge, select samples, export."""

@@ -1,0 +1,230 @@
+"""On which samples a run trains: the user's own loader, that draws other indices.
+
+Rule 1: the loader stays the object it is, with its data set, collate, workers and transforms. Only
+who draws the indices is another one while the run has chosen samples.
+Rule 2: ids are indices of the loader's data set.
+Rule 3: training thread, between two batches. Whoever chooses makes the iterator anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from otf_core.errors import CommandError, ErrorCode
+
+# torch.multinomial takes no more.
+MAX_WEIGHTS: Final = 2**24
+_ORDER: Final = ("batch_size", "sampler", "batch_sampler", "drop_last")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataChoice:
+    """What of the training data a run trains on.
+
+    Attributes:
+        ids: indices of the data set, int64, each at most once; None: all.
+        weights: of each of them, how often it is drawn; float64 of the same length. With
+            replacement, as many draws in a pass as there are samples.
+        batch_size: None: the loader's own.
+    """
+
+    ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    batch_size: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is other than the script has it."""
+        return any(value is not None for value in vars(self).values())
+
+    def to_state(self) -> dict[str, Any]:
+        """As it lies in a checkpoint."""
+        return dict(vars(self))
+
+    @classmethod
+    def of_state(cls, saved: Mapping[str, Any] | None) -> DataChoice:
+        """What ``to_state`` returned; None is a run that has chosen nothing."""
+        return cls(**(saved or {}))
+
+
+class ChosenSampler(Sampler[int]):
+    """Draws from chosen samples, as torch's own samplers draw from all.
+
+    Args:
+        ids: see DataChoice.
+        shuffle: each pass in another order; without it in the order of ``ids``.
+        generator: None: seeded from torch's, as RandomSampler does.
+    """
+
+    def __init__(
+        self,
+        ids: torch.Tensor,
+        *,
+        shuffle: bool,
+        weights: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.ids, self.shuffle, self.weights, self.generator = ids, shuffle, weights, generator
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids[self._places()].tolist())
+
+    def _places(self) -> torch.Tensor:
+        number = len(self.ids)
+        if self.weights is None and not self.shuffle:
+            return torch.arange(number)
+        generator = self.generator
+        if generator is None:
+            generator = torch.Generator()
+            generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        if self.weights is None:
+            return torch.randperm(number, generator=generator)
+        return torch.multinomial(self.weights, number, replacement=True, generator=generator)
+
+
+class ChosenData:
+    """A training loader, and what of it a run trains on now.
+
+    Args:
+        loader: the user's; an attribute of it is another one only while something is chosen.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.choice = DataChoice()
+        self._own: dict[str, Any] = {name: getattr(loader, name, None) for name in _ORDER}
+
+    def check(self, choice: DataChoice) -> None:
+        """Refuse what the loader cannot do; nothing is changed.
+
+        Raises:
+            CommandError: ``unsupported`` or ``bad_payload``.
+        """
+        if not choice:
+            return
+        if (why := self._why_not(choice)) is not None:
+            detail = f"Other training data was asked; {why}."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
+        if choice.ids is not None:
+            _check_ids(choice.ids, len(self.loader.dataset))
+        if choice.weights is not None:
+            number = len(self.loader.dataset) if choice.ids is None else len(choice.ids)
+            _check_weights(choice.weights, number)
+        if choice.batch_size is not None and choice.batch_size < 1:
+            detail = f"A batch size of {choice.batch_size} was asked; allowed: 1 or more."
+            allowed = {"min": 1}
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="batch_size", allowed=allowed)
+
+    def choose(self, choice: DataChoice) -> list[str]:
+        """From the next ``iter`` of the loader on.
+
+        Returns:
+            Sentences on what does not apply while it is so.
+
+        Raises:
+            CommandError: see ``check``.
+        """
+        self.check(choice)
+        self.restore()
+        if not choice:
+            return []
+        own, told = self._own, list[str]()
+        sampler: Any = own["sampler"]
+        if choice.ids is not None or choice.weights is not None:
+            sampler = self._sampler(choice)
+            if not isinstance(own["sampler"], RandomSampler | SequentialSampler):
+                kind = type(own["sampler"]).__name__
+                told.append(f"the order of {kind} does not apply to the chosen samples")
+        size = choice.batch_size or own["batch_size"]
+        drop_last = own["drop_last"]
+        if drop_last and len(sampler) < size:
+            drop_last = False
+            told.append(f"drop_last does not apply: {len(sampler)} samples are less than a batch")
+        new: dict[str, Any] = {"sampler": sampler}
+        if own["batch_sampler"] is not None:
+            batches = BatchSampler(sampler, size, drop_last)
+            new |= {"batch_sampler": batches, "batch_size": size, "drop_last": drop_last}
+        self._set(new)
+        self.choice = choice
+        return told
+
+    def restore(self) -> None:
+        """The loader as the script has made it."""
+        if self.choice:
+            self._set(self._own)
+            self.choice = DataChoice()
+
+    def _sampler(self, choice: DataChoice) -> ChosenSampler:
+        own = self._own["sampler"]
+        ids = choice.ids
+        if ids is None:
+            ids = torch.arange(len(self.loader.dataset))
+        return ChosenSampler(
+            ids,
+            shuffle=not isinstance(own, SequentialSampler),
+            weights=choice.weights,
+            generator=getattr(own, "generator", None),
+        )
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            object.__setattr__(self.loader, name, value)  # DataLoader forbids it by its own
+
+    def _why_not(self, choice: DataChoice) -> str | None:
+        loader = self.loader
+        name = type(loader).__name__
+        if not isinstance(loader, DataLoader):
+            return f"{name} is no DataLoader of torch"
+        if isinstance(loader.dataset, IterableDataset):
+            return f"{type(loader.dataset).__name__} is an iterable data set, without indices"
+        batches = self._own["batch_sampler"]
+        if batches is not None and type(batches) is not BatchSampler:
+            return f"{name} has a batch sampler of its own ({type(batches).__name__})"
+        if batches is None and choice.batch_size is not None:
+            return f"{name} makes no batches (batch_size=None)"
+        return None
+
+
+def _check_ids(ids: torch.Tensor, number: int) -> None:
+    if ids.numel() == 0:
+        detail = "No sample was chosen; allowed: at least 1."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="ids")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= number:
+        wrong = low if low < 0 else high
+        detail = (
+            f"Sample {wrong} was chosen of a data set with {number:,}; allowed: 0 to {number - 1}."
+        )
+        allowed = {"min": 0, "max": number - 1}
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="ids", allowed=allowed)
+    if len(torch.unique(ids)) != len(ids):
+        detail = "A sample was chosen more than once; allowed: each once, or weights."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="ids")
+
+
+def _check_weights(weights: torch.Tensor, number: int) -> None:
+    if len(weights) != number:
+        detail = f"{len(weights):,} weights were given for {number:,} samples."
+    elif number > MAX_WEIGHTS:
+        detail = f"Weights for {number:,} samples were given; allowed: {MAX_WEIGHTS:,} at most."
+    elif not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+        detail = "A weight is negative or not finite; allowed: 0 and above."
+    elif not bool((weights > 0).any()):
+        detail = "All weights are 0; allowed: at least one above."
+    else:
+        return
+    raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="weights")
