@@ -139,7 +139,7 @@ def _presses(host: LegacyDashboard) -> list[Callable[[], Any]]:
         lambda: host.ask("generate_report", {"owner_run_id": "run", "subset_on": "train"}),
         lambda: host.ask("prepare_export", {"dir": "x", "latest_only": True, "owners": ["run"]}),
         lambda: host.ask("dist_health", {}),
-        lambda: host.ask("fork", {"parent_run_id": "run", "owner_run_id": "run"}),
+        lambda: host.ask("merge", {"parents": ["run", "other"], "strategy": "swa"}),
     ]
 
 
