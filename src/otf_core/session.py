@@ -983,7 +983,11 @@ class Session:
             "reasons": list(self.exactness.reasons),
             "steering": self.steering.state(),
             **self.forks.state(),
-            "environment": {**environment(), **self._delegate.environment()},
+            "environment": {
+                **environment(),
+                **self._delegate.environment(),
+                **self.forks.environment(),
+            },
             **state["otf"],
         }
         return state

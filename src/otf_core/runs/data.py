@@ -74,6 +74,9 @@ class TrainingData(Protocol):
     def begin_pass(self) -> None:
         """The epoch begins anew, with the data as it is now."""
 
+    def environment(self) -> dict[str, Any]:
+        """Where something is chosen: what ``ControlDelegate.environment`` says of the script's."""
+
     def off(self) -> None:
         """The loader as the script has made it."""
 

@@ -113,6 +113,10 @@ class Forks:
         if self._data is not None:
             self._data.off()
 
+    def environment(self) -> dict[str, Any]:
+        """See TrainingData.environment."""
+        return self._data.environment() if self._data is not None else {}
+
     def use(self, saved: Mapping[str, Any]) -> list[str]:
         """Data and budget of a state that is about to be put in place.
 
@@ -242,11 +246,13 @@ class Forks:
         """The other run is the one that trains, or, where that fails, this one is as it was."""
         left = self.tree.find(self._run.run_id)
         budget, self.budget = self.budget, Budget()
-        step = self._run.position().step
+        now = self._run.position()
+        step, left.limits = now.step, _limits(now)
         self._tell_move(left.run_id, there.run_id, step)
         self._run.enter(there)
         try:
             begin()
+            self._limit_again(there.limits)
         except Exception as error:
             self._take_back(there, left, back, error)
             self.budget = budget
@@ -259,11 +265,19 @@ class Forks:
         self._run.enter(left)
         try:
             self._run.put(_read(back.path, own=back.id).state, back.id)
+            self._limit_again(left.limits)
         except Exception as again:
             self._run.tear(again)
             raise
         if there.record.made and not run_folder.complete_checkpoints(there.folder):
             self.tree.drop(there)
+
+    def _limit_again(self, limits: dict[str, int]) -> None:
+        """How long a run is to train is its own, whatever the others were given."""
+        now = _limits(self._run.position())
+        other = {name: value for name, value in limits.items() if now[name] != value}
+        if other:
+            self._delegate.extend(other)
 
     def _tell_move(self, left: str, to: str, step: int) -> None:
         self._run.emit("runTransition", **{"from": left, "to": to, "prev_step": step})
@@ -325,6 +339,11 @@ class Forks:
         if grown:
             self._delegate.extend(grown)
         self.budget = budget
+
+
+def _limits(now: Position) -> dict[str, int]:
+    found = {"max_steps": now.max_steps, "max_epochs": now.max_epochs}
+    return {name: -1 if value is None else value for name, value in found.items()}
 
 
 def _at_its_end(now: Position) -> bool:

@@ -28,11 +28,13 @@ class Here:
     Attributes:
         folder: None where the disk has none.
         lock: None for the run that the session began with, whose lock is the session's.
+        limits: ``max_steps`` and ``max_epochs`` when it was left, -1 for none.
     """
 
     record: RunRecord
     folder: Path | None
     lock: RunLock | None = None
+    limits: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
