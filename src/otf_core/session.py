@@ -720,7 +720,10 @@ class Session:
     def _switch(self, ticket: Ticket) -> Later:
         """Another run of this session, or one that lies in the project; held there."""
         asked = ticket.payload
+        left, before = self.run_id, self._position.step
         found = self.forks.switch(asked.run_id, asked.init_ckpt)
+        self._tell_exactness_anew()
+        self.history.made_run(ticket, before, lambda _: self._back_to(left))
         self._raise_seeds(asked)
         self.actions.hold(_Held(ticket, {"ok": True, **found, **self._counters()}))
         return LATER
@@ -729,14 +732,16 @@ class Session:
         parent, before = self.run_id, self._position.step
         said = self.forks.fork(ticket, self._seeds["fork"])
         self._look()
+        self._tell_exactness_anew()
         kept = self.store.last()
         self.actions.stands_elsewhere(self._position.step, kept[1] if kept is not None else None)
         self.history.made_run(ticket, before, lambda _: self._back_to(parent))
         return said
 
     def _back_to(self, run_id: str) -> dict[str, Any]:
-        """Undo of a fork: its parent again, from where it was left."""
+        """Undo of a fork or a switch: the run before, from where it was left."""
         self.forks.switch(run_id, None)
+        self._tell_exactness_anew()
         return {"run_id": run_id, "step": self._position.step}
 
     def _file_of(self, asked: str) -> tuple[str, Path]:
@@ -866,6 +871,11 @@ class Session:
 
     def _look_for_what_is_not_exact(self) -> None:
         self._tell_exactness(self.exactness.worse(*self._delegate.exactness()))
+
+    def _tell_exactness_anew(self) -> None:
+        """Another run trains; whoever looks at it is told as well."""
+        self._told_exactness = None
+        self._tell_exactness(self.exactness)
 
     def _tell_exactness(self, found: Exactness) -> None:
         self.exactness = found
