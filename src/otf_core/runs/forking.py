@@ -317,6 +317,8 @@ class Forks:
         }
         names = {"project": record.project, "run_name": record.run_id}
         self._run.emit("newRun", parents=record.parents, **names, meta=meta)
+        text = f"{record.kind} of {record.made['from']} at step {record.made['at_step']:,}"
+        self._run.emit("log", level="info", phase="info", text=text)
 
     def _limit(self, wishes: Wishes) -> None:
         """Its budget; limits of the fit that are in the way are raised."""
