@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
-from otf_core.runs.samples import Subject
+from otf_core.runs.subject import Subject
 from otf_core.state.parked import parked
 
 SIZE, WIDTH, CLASSES = 23, 6, 4

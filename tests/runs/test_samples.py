@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs import figures
 from otf_core.runs.losses import RECOGNISED
-from otf_core.runs.samples import Progress, Rule, Scan, Subject
+from otf_core.runs.samples import Progress, Rule, Scan
+from otf_core.runs.subject import Subject
 from otf_core.runs.table import SampleTable
 from tests.exact.digest import exact
 from tests.runs.scans import CLASSES, SIZE, WIDTH, Rows, cross_entropy, one_by_one, subject

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -30,13 +29,13 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.layers import LayerWatch
 from otf_core.runs.losses import LossWatch, Scores
 from otf_core.runs.scanned import Scanned
+from otf_core.runs.subject import Subject, fetch, seed_all
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 from otf_core.runs.weights import weights_kept, weights_watched
 from otf_core.state.loader_parts import Look, put_parts, reading_parts
-from otf_core.state.parts import Modules, named_modules, named_parameters
+from otf_core.state.parts import named_modules, named_parameters
 from otf_core.state.plain_values import Decoder
 
-Around = Callable[[], contextlib.AbstractContextManager[Any]]
 # Losses, what a classifier said, features.
 _Found = tuple[torch.Tensor, Scores | None, torch.Tensor | None]
 
@@ -51,34 +50,6 @@ class Rule(enum.StrEnum):
     HOOK = "hook"
     STEP = "step"
     ALONE = "one at a time"
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A data set, and what a fit does with its batches.
-
-    Attributes:
-        name: of the set: "train", "val", "test".
-        collate: of the user's loader.
-        step: ``(batch, batch_idx)``, as the framework calls it; None: there is none that may be.
-        step_name: for people, as "training_step of Net".
-        hook: the module's ``per_sample_loss``.
-        transfer: to the device, and the user's transforms of a batch.
-        around: what happens inside leaves no trace on the run; weights and data set are seen to.
-        context: precision, around a step.
-    """
-
-    name: str
-    dataset: Any
-    collate: Callable[[list[Any]], Any]
-    batch_size: int
-    modules: Modules
-    step: Callable[[Any, int], Any] | None
-    step_name: str
-    around: Around
-    hook: Callable[[Any], Any] | None = None
-    transfer: Callable[[Any], Any] = lambda batch: batch
-    context: Around = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,16 +307,3 @@ class Scan:
     def _go_alone(self, why: str) -> None:
         self.rule, self._why_alone = Rule.ALONE, why
         self._since = self._done, self._worked()
-
-
-def fetch(dataset: Any, ids: list[int]) -> list[Any]:
-    """Samples, as torch's own loaders fetch them."""
-    many = getattr(dataset, "__getitems__", None)
-    return list(many(ids)) if callable(many) else [dataset[i] for i in ids]
-
-
-def seed_all(seed: int) -> None:
-    """Every generator of the process."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
