@@ -170,6 +170,18 @@ def test_what_is_left_out_does_not_count(folded: bool) -> None:
     assert table.labels is None
 
 
+def test_a_sample_that_is_left_out_has_no_loss() -> None:
+    data = Rows()
+    data.y[[2, 9]] = -100
+    for step in (cross_entropy, STEPS["nll_loss"], PENALISED["something added"]):
+        made = subject(step, dataset=data)
+        table, _ = scanned(made)
+        assert np.isnan(table.losses).nonzero()[0].tolist() == [2, 9]  # type: ignore[arg-type]
+        assert close(torch.from_numpy(table.losses), one_by_one(made))
+        assert table.labels is not None
+        assert table.labels[[2, 9]].tolist() == [-1, -1]
+
+
 def test_parts_of_a_sample_that_do_not_lie_together_are_found_out() -> None:
     def time_first(net: Any, batch: Any) -> Any:
         x, y = batch

@@ -375,13 +375,13 @@ def test_doubtful_labels_are_those_of_the_confident_joint_most_doubtful_first() 
 
 @given(
     st.lists(
-        st.tuples(st.integers(1, 99), st.integers(0, 1)),
+        st.tuples(st.integers(1, 127).filter(lambda n: n != 64), st.integers(0, 1)),
         min_size=4,
         max_size=40,
     )
 )
 def test_with_two_classes_they_are_just_those(rows: list[tuple[int, int]]) -> None:
-    p = [[n / 100, 1 - n / 100] for n, _ in rows]
+    p = [[n / 128, 1 - n / 128] for n, _ in rows]  # sums of them are exact
     y = [label for _, label in rows]
     found = set(sel.LabelNoise().ids(classes(p, y)).tolist())
     assert found == confident_joint(p, y)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -42,8 +42,13 @@ RECOGNISED: Final = (
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
 )
-_SIGNATURES: Final = {
-    getattr(functional, name): inspect.signature(getattr(functional, name)) for name in RECOGNISED
+# function -> its parameters, with what they are where nobody says it.
+_PARAMETERS: Final = {
+    getattr(functional, name): {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(getattr(functional, name)).parameters.values()
+    }
+    for name in RECOGNISED
 }
 _OF_CLASSES: Final = ("cross_entropy", "nll_loss")
 _BINARY: Final = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
@@ -68,7 +73,7 @@ class Scores:
     """What a loss of classes was given, a row for each sample."""
 
     name: str
-    ignore_index: int
+    ignore_index: int | None
     scores: torch.Tensor
     target: torch.Tensor
 
@@ -93,42 +98,67 @@ def classes_of(found: Sequence[Scores]) -> Classes:
     return _of_two(joined) if first.name in _BINARY else _of_classes(joined)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Call:
     """A loss that was computed.
 
-    Attributes:
-        arguments: by name, those that were left out too.
+    Args:
+        args, kwargs: as it was called.
         returned: what the step got.
     """
 
-    function: Callable[..., torch.Tensor]
-    arguments: dict[str, Any]
-    returned: torch.Tensor
-    versions: tuple[int, ...]
+    def __init__(
+        self,
+        function: Callable[..., torch.Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returned: torch.Tensor,
+    ) -> None:
+        self.function, self.returned = function, returned
+        self._given = {**dict(zip(_PARAMETERS[function], args, strict=False)), **kwargs}
+        self._version = self._versions()
 
     @property
     def name(self) -> str:
         """Of the function in torch.nn.functional."""
         return self.function.__name__
 
+    @property
+    def reduction(self) -> str:
+        """mean, sum, batchmean or none."""
+        found: str = self.get("reduction")
+        return found
+
+    def get(self, name: str) -> Any:
+        """An argument, also one that was left out."""
+        return self._given.get(name, _PARAMETERS[self.function].get(name))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it says its reduction by that name, and nothing was changed in place since."""
+        of_old = self.get("size_average"), self.get("reduce")
+        return of_old == (None, None) and self._versions() == self._version
+
     def is_loss(self, loss: torch.Tensor) -> bool:
-        """Whether the loss of a step is this very tensor, and nothing was changed in place."""
-        reduced = self.arguments["reduction"] != "none"
-        return self.returned is loss and reduced and self._versions_now() == self.versions
+        """Whether the loss of a step is this very tensor."""
+        return self.returned is loss and self.reduction != "none" and self.is_known
 
     def equals(self, loss: torch.Tensor) -> bool:
-        """Whether it is of the same value, and nothing was changed; waits for the device."""
+        """Whether it is of the same value; waits for the device."""
         mine = self.returned.detach()
-        if self.arguments["reduction"] == "none":
+        if self.reduction == "none":
             mine = mine.mean()
-        if mine.shape != loss.shape or self._versions_now() != self.versions:
+        if mine.shape != loss.shape or not self.is_known:
             return False
         loss = loss.detach().to(mine.dtype)
         return torch.allclose(loss, mine, rtol=0, atol=0, equal_nan=True)
 
-    def _versions_now(self) -> tuple[int, ...]:
-        return _versions([*self.arguments.values(), self.returned])
+    def _versions(self) -> list[int]:
+        """So that what was changed in place after it was noted is not computed with."""
+        return [
+            value._version  # noqa: SLF001 -- torch has no other name for it
+            for value in (self.returned, *self._given.values())
+            if isinstance(value, torch.Tensor) and not value.is_inference()
+        ]
 
     def per_sample(self, number: int) -> tuple[torch.Tensor, bool] | None:
         """The mean over all but the batch's dimension; None where that cannot be told.
@@ -141,16 +171,17 @@ class Call:
             that it is a guess which belong together: those that follow each other.
         """
         each = self.returned.detach()
-        if self.arguments["reduction"] != "none":
-            each = self.function(**{**self.arguments, "reduction": "none"})
+        reduction = self.reduction
+        if reduction != "none":
+            each = self.function(**{**self._given, "reduction": "none"})
         if each.ndim == 0 or each.numel() == 0 or len(each) % number:
             return None
+        if each.ndim == 1 and len(each) == number:
+            return each, False  # those that are left out have no label, see Scanned
         folded = len(each) != number
         rows = each.reshape(number, -1)
-        if self.arguments["reduction"] == "batchmean":
+        if reduction == "batchmean":
             return rows.sum(1), folded
-        if rows.shape[1] == 1:
-            return rows[:, 0], folded
         counted = self._counted()
         if counted is None:
             return rows.mean(1), folded
@@ -160,22 +191,20 @@ class Call:
         """What a classifier said, where this is a loss of one class for each sample."""
         if self.name not in (*_OF_CLASSES, *_BINARY):
             return None
-        scores, target = self.arguments["input"], self.arguments["target"]
+        scores, target = self.get("input"), self.get("target")
         if self.name in _BINARY:
             if scores.shape not in ((number,), (number, 1)):
                 return None
             scores, target = scores.reshape(number), target.reshape(number)
         elif scores.ndim != 2 or len(scores) != number or scores.shape[1] < 2:
             return None
-        return Scores(
-            self.name, self.arguments.get("ignore_index", 0), scores.detach(), target.detach()
-        )
+        return Scores(self.name, self.get("ignore_index"), scores.detach(), target.detach())
 
     def _counted(self) -> torch.Tensor | None:
-        target = self.arguments.get("target")
+        target = self.get("target")
         if self.name not in _OF_CLASSES or target is None or target.is_floating_point():
             return None
-        counted: torch.Tensor = target != self.arguments["ignore_index"]
+        counted: torch.Tensor = target != self.get("ignore_index")
         return counted
 
 
@@ -187,33 +216,19 @@ class LossWatch(TorchFunctionMode):
         self.calls: list[Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returned = func(*args, **(kwargs or {}))
-        signature = _SIGNATURES.get(func)
-        if signature is not None and isinstance(returned, torch.Tensor):
-            bound = signature.bind(*args, **(kwargs or {}))
-            bound.apply_defaults()
-            arguments = bound.arguments
-            # The reduction of old, which overrides the other.
-            if arguments.get("size_average") is None and arguments.get("reduce") is None:
-                versions = _versions([*arguments.values(), returned])
-                self.calls.append(Call(func, arguments, returned, versions))
+        given = kwargs or {}
+        returned = func(*args, **given)
+        if func in _PARAMETERS and isinstance(returned, torch.Tensor):
+            self.calls.append(Call(func, args, given, returned))
         return returned
 
     def of(self, loss: torch.Tensor) -> Call | None:
         """The one call that the step's loss is; None where there is none, or more than one."""
-        if any(call.is_loss(loss) for call in self.calls):
-            return next(call for call in self.calls if call.is_loss(loss))
+        for call in self.calls:
+            if call.is_loss(loss):
+                return call
         found = [call for call in self.calls if call.equals(loss)]
         return found[0] if len(found) == 1 else None
-
-
-def _versions(values: Iterable[Any]) -> tuple[int, ...]:
-    """So that what was changed in place after it was noted is not computed with."""
-    return tuple(
-        value._version  # noqa: SLF001 -- torch has no other name for it
-        for value in values
-        if isinstance(value, torch.Tensor) and not value.is_inference()
-    )
 
 
 def _of_classes(found: Scores) -> Classes:
@@ -222,6 +237,7 @@ def _of_classes(found: Scores) -> Classes:
     if target.is_floating_point():
         labels = target.argmax(1)
     else:
+        assert found.ignore_index is not None
         labels = target.where(target != found.ignore_index, NO_CLASS)
     best, second = chances.topk(2).indices.T
     rivals = torch.where(best == labels, second, best)

@@ -40,8 +40,10 @@ class Scanned:
         """Of the next samples."""
         self._waiting.append((losses, scores, features))
         self._samples += len(losses)
-        held = (losses, scores.scores if scores is not None else None, features)
-        self._numbers += sum(tensor.numel() for tensor in held if tensor is not None)
+        if scores is not None:
+            self._numbers += scores.scores.numel()
+        if features is not None:
+            self._numbers += features.numel()
         if self._samples >= _SAMPLES or self._numbers >= _NUMBERS:
             self.read()
 
@@ -90,6 +92,9 @@ class Scanned:
                 self._columns[name] = np.full(len(self._ids), unknown, dtype=kind)
             column = getattr(found, name).cpu().numpy()
             self._columns[name][end - len(column) : end] = column
+        part = slice(end - len(found.labels), end)
+        # Of a sample that the loss leaves out torch says 0.
+        self._losses[part][self._columns["labels"][part] == NO_CLASS] = np.nan
 
     def _read_features(self, start: int, rows: Any) -> None:
         if self._features is None:

@@ -134,7 +134,10 @@ def fetch(dataset: Any, ids: list[int]) -> list[Any]:
 
 
 def seed_all(seed: int) -> None:
-    """Every generator of the process."""
-    torch.manual_seed(seed)
+    """Every generator of the process that ``state.rng`` parks."""
+    # Not torch.manual_seed: where CUDA is not in use yet, it leaves a seed for when it will be.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -172,9 +172,12 @@ def _look_at_column(name: str, column: Any, size: int, digest: Any) -> None:
     if isinstance(column, torch.Tensor | np.ndarray):
         if column.ndim == 0 or len(column) != size:
             return
-        picked = column[_places(size)]
-        array = picked.detach().cpu() if isinstance(picked, torch.Tensor) else picked
-        told = f"{name} {tuple(column.shape)} {column.dtype} {array.tolist()}"
+        picked: Any = column[_places(size)]
+        if isinstance(picked, torch.Tensor):
+            picked = picked.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        # The bytes of Python objects are where they lie.
+        digest.update(str(picked.tolist()).encode() if picked.dtype.hasobject else picked.tobytes())
+        told = f"{name} {tuple(column.shape)} {column.dtype}"
     elif isinstance(column, list | tuple | range) and len(column) == size:
         told = f"{name} {[v for v in (column[i] for i in _places(size)) if type(v) in _TOLD]}"
     else:
