@@ -58,6 +58,7 @@ def subject_of(trainer: L.Trainer, name: str, *, loader: int = 0, loaders: Any =
         step_name=f"{step_name} of {type(module).__name__}",
         around=lambda: _around(trainer),
         hook=hook_of("per_sample_loss", module),
+        render=hook_of("render_sample", module),
         transfer=lambda batch: inside.to_device(trainer, batch, loader),
         context=trainer.precision_plugin.train_step_context,
     )

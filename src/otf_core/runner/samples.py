@@ -58,6 +58,7 @@ def subject_of(run: Run, name: str, *, loader: int = 0) -> Subject:
         step_name=f"{step_name} of {kind}",
         around=lambda: _around(run),
         hook=hook_of("per_sample_loss", *owners),
+        render=hook_of("render_sample", *owners),
         transfer=lambda batch: run.transfer(batch, loader),
         context=run.precision.forward,
     )

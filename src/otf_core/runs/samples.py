@@ -29,12 +29,10 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.layers import LayerWatch
 from otf_core.runs.losses import LossWatch, Scores
 from otf_core.runs.scanned import Scanned
-from otf_core.runs.subject import Subject, fetch, seed_all
+from otf_core.runs.subject import Subject, apart, fetch, seed_all
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 from otf_core.runs.weights import weights_kept, weights_watched
-from otf_core.state.loader_parts import Look, put_parts, reading_parts
 from otf_core.state.parts import named_modules, named_parameters
-from otf_core.state.plain_values import Decoder
 
 # Losses, what a classifier said, features.
 _Found = tuple[torch.Tensor, Scores | None, torch.Tensor | None]
@@ -190,17 +188,12 @@ class Scan:
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
         subject = self.subject
-        data = reading_parts(subject.dataset, subject.collate)
-        saved = Look()(data)
         watch = self._layer if self._layer is not None else contextlib.nullcontext()
         params = named_parameters(subject.modules)
-        with subject.around(), watch, torch.no_grad(), weights_watched(params, subject.step_name):
-            try:
-                for module in subject.modules.values():
-                    module.eval()
-                yield
-            finally:
-                put_parts(data, saved, Decoder(small=True), own=True)
+        with apart(subject), watch, torch.no_grad(), weights_watched(params, subject.step_name):
+            for module in subject.modules.values():
+                module.eval()
+            yield
 
     def _batch(self) -> None:
         subject, alone = self.subject, self.rule is Rule.ALONE

@@ -14,7 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.loader_parts import Look, put_parts, reading_parts
 from otf_core.state.parts import Modules
+from otf_core.state.plain_values import Decoder
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -34,6 +36,7 @@ class Subject:
         step: ``(batch, batch_idx)``, as the framework calls it; None: there is none that may be.
         step_name: for people, as "training_step of Net".
         hook: the module's ``per_sample_loss``.
+        render: the module's ``render_sample``.
         transfer: to the device, and the user's transforms of a batch.
         around: what happens inside leaves no trace on the run; weights and data set are seen to.
         context: precision, around a step.
@@ -48,6 +51,7 @@ class Subject:
     step_name: str
     around: Around
     hook: Callable[[Any], Any] | None = None
+    render: Callable[[Any], Any] | None = None
     transfer: Callable[[Any], Any] = lambda batch: batch
     context: Around = contextlib.nullcontext
 
@@ -97,6 +101,18 @@ def batch_size_of(loader: DataLoader[Any]) -> int:
     """What it says; a batch sampler of the user's own may say nothing."""
     found = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return found if isinstance(found, int) and found > 0 else _BATCH
+
+
+@contextlib.contextmanager
+def apart(subject: Subject) -> Iterator[None]:
+    """What happens inside leaves no trace on the run, nor on what makes its samples."""
+    data = reading_parts(subject.dataset, subject.collate)
+    saved = Look()(data)
+    with subject.around():
+        try:
+            yield
+        finally:
+            put_parts(data, saved, Decoder(small=True), own=True)
 
 
 @contextlib.contextmanager
