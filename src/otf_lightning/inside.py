@@ -70,6 +70,7 @@ PRIVATE: Final = {
         "restore_model",
         "restore_precision_plugin_state",
     ),
+    "lightning_module": ("_on_before_batch_transfer",),
     "": ("_last_val_time", "_val_check_time_interval"),
 }
 # Not attributes of a trainer: the classes from which what ``self.log`` gathers is built anew.
@@ -195,6 +196,26 @@ def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
         # "is": a CombinedLoader without an iterator has no truth
         if combined is not None:
             yield from combined.flattened
+
+
+def loaders_in_fit(trainer: L.Trainer, *, validation: bool) -> list[Any]:
+    """Those of training, or of the validation inside fit; empty before they are made."""
+    loop = trainer.fit_loop.epoch_loop.val_loop if validation else trainer.fit_loop
+    combined = loop._combined_loader
+    return list(combined.flattened) if combined is not None else []
+
+
+def ask_for_loaders(loop: Any) -> list[Any]:
+    """What module, data module or an argument gives an evaluation; the loop is not told."""
+    found = loop._data_source.dataloader()
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def to_device(trainer: L.Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """A batch by precision and the user's hooks, as the loops bring it to the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
 
 
 def before_restore(trainer: L.Trainer, wraps: Wraps, opened: Callable[[Any], bool]) -> None:
