@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from otf_core.control.delegate import Evaluation, OnBatch
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.state.parked import parked
+from otf_core.state.parked import parked as parked_state
 from otf_core.telemetry.canonical import canonicalize_metrics
 from otf_lightning import inside
 from otf_lightning.inside import MODULE_OWN
@@ -73,7 +73,7 @@ def run_test(trainer: L.Trainer, loaders: Any, on_batch: OnBatch) -> Evaluation:
     loop = inside.eval_loop(trainer, testing=True)
     _need(trainer, loop, "test", loaders)
     probe = BatchProbe(loop, on_batch)
-    with _parked(trainer), _loaders_of(loop, loaders), _stage(trainer, loop, testing=True):
+    with parked(trainer), _loaders_of(loop, loaders), _stage(trainer, loop, testing=True):
         trainer.callbacks.append(probe)
         try:
             inside.setup_datamodule(trainer, "test")
@@ -94,7 +94,7 @@ def run_validation(trainer: L.Trainer, limit_batches: int | None, on_batch: OnBa
     loop = inside.eval_loop(trainer, testing=False)
     _need(trainer, loop, "validation", None)
     probe = BatchProbe(loop, on_batch)
-    with _parked(trainer), _stage(trainer, loop, testing=False), _alone(trainer, probe):
+    with parked(trainer), _stage(trainer, loop, testing=False), _alone(trainer, probe):
         limit = trainer.limit_val_batches
         if limit_batches is not None:
             trainer.limit_val_batches = limit_batches
@@ -130,12 +130,13 @@ def _run(loop: Any, probe: BatchProbe) -> Evaluation:
 
 
 @contextlib.contextmanager
-def _parked(trainer: L.Trainer) -> Iterator[None]:
+def parked(trainer: L.Trainer) -> Iterator[None]:
+    """What happens inside leaves no trace in the fit; see otf_core.state.parked."""
     modules, datamodule = {"": trainer.lightning_module}, trainer.datamodule
     log = inside.log_state(trainer)
     val_time = inside.last_val_time(trainer)
     data = dict(vars(datamodule)) if datamodule is not None else {}
-    with parked(modules, list(inside.fit_loaders(trainer)), skip=MODULE_OWN):
+    with parked_state(modules, list(inside.fit_loaders(trainer)), skip=MODULE_OWN):
         try:
             yield
         finally:

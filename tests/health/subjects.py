@@ -31,6 +31,7 @@ class Plain:
     """Cross entropy of one module; a Subject."""
 
     loss_scale = 1.0
+    world_size, rank = 1, 0
     not_state: frozenset[str] = frozenset()
     why_no_step: str | None = None
 

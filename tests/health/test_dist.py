@@ -12,6 +12,12 @@ from otf_core.health.budget import CancelledError
 from tests.health.subjects import Plain, budget, net
 
 
+def of(world_size: int) -> Plain:
+    subject = Plain(net())
+    subject.world_size = world_size
+    return subject
+
+
 def gathered(*others: Any) -> Any:
     """All ranks: this one, and others with parameters of their own."""
 
@@ -33,7 +39,7 @@ def test_one_rank_says_so_and_is_well() -> None:
 
 def test_ranks_that_agree_are_told_with_how_many_parameters() -> None:
     gather = gathered(Plain(net()), Plain(net()))
-    found = dist.check(Plain(net()), budget(), gather=gather, world_size=3)
+    found = dist.check(of(3), budget(), gather=gather)
     assert found.ok
     assert "4 parameters are bit for bit the same on 3 ranks." in found.text
 
@@ -43,7 +49,7 @@ def test_a_parameter_that_differs_in_one_bit_is_named_with_its_ranks() -> None:
     with torch.no_grad():
         other[1].bias[0] = torch.nextafter(other[1].bias[0], torch.tensor(9.0))
     gather = gathered(Plain(net()), Plain(other))
-    found = dist.check(Plain(net()), budget(), gather=gather, world_size=3)
+    found = dist.check(of(3), budget(), gather=gather)
     assert not found.ok
     assert found.fields["differing"] == [{"parameter": "1.bias", "ranks": [2]}]
     assert "1.bias" in found.text
@@ -51,13 +57,13 @@ def test_a_parameter_that_differs_in_one_bit_is_named_with_its_ranks() -> None:
 
 def test_a_parameter_that_a_rank_has_not_is_named() -> None:
     gather = gathered(Plain(net(torch.nn.Linear(5, 5))))
-    found = dist.check(Plain(net()), budget(), gather=gather, world_size=2)
+    found = dist.check(of(2), budget(), gather=gather)
     assert {"parameter": "2.weight", "ranks": [1]} in found.fields["differing"]
 
 
 @pytest.mark.parametrize("required", [True, False])
 def test_where_the_others_cannot_be_asked_nothing_is_claimed(required: bool) -> None:
-    found = dist.check(Plain(net()), budget(), world_size=2, require_all_ranks=required)
+    found = dist.check(of(2), budget(), require_all_ranks=required)
     assert found.ok is not required
     assert found.fields["differing"] is None
     assert "not compared" in found.text
@@ -91,4 +97,4 @@ def test_a_zero_with_another_sign_is_another() -> None:
 
 def test_it_is_cancelled_between_two_parameters() -> None:
     with pytest.raises(CancelledError):
-        dist.check(Plain(net()), budget(cancelled=lambda: True), gather=gathered(), world_size=2)
+        dist.check(of(2), budget(cancelled=lambda: True), gather=gathered())

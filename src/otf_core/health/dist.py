@@ -29,8 +29,6 @@ def check(
     budget: Budget,
     *,
     gather: Gather | None = None,
-    world_size: int = 1,
-    rank: int = 0,
     require_all_ranks: bool = False,
     sample_weights: int = 0,
 ) -> Health:
@@ -41,10 +39,11 @@ def check(
         require_all_ranks: not to have asked the others is an issue.
         sample_weights: compare so many parameters, evenly spread; 0 for all.
     """
+    world_size = subject.world_size
     device, found_backend = str(subject.device), backend()
     here = {
         "world_size": world_size,
-        "rank": rank,
+        "rank": subject.rank,
         "backend": found_backend,
         "device": device,
     }

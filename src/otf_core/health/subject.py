@@ -9,7 +9,7 @@ has changed is told.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +21,16 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.data import parked_data
 from otf_core.state.parts import (
     Modules,
+    give_attributes,
     give_requires_grad,
     named_buffers,
     named_modules,
     named_parameters,
     params_of,
+    take_attributes,
     take_requires_grad,
 )
+from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.watched import Watched, unknown_of
 
 
@@ -42,6 +45,8 @@ class Subject(Protocol):
         history: the losses so far, oldest first: step and value.
         loss_scale: what a loss is multiplied by before it is propagated back; 1 without a scaler.
         not_state: attributes of the modules that are not state.
+        world_size: ranks that train together.
+        rank: this one's.
         why_no_step: why no training step can be run without stepping an optimizer, or None.
     """
 
@@ -57,6 +62,10 @@ class Subject(Protocol):
     def history(self) -> Sequence[tuple[int, float]]: ...
     @property
     def loss_scale(self) -> float: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
     @property
     def not_state(self) -> frozenset[str]: ...
     @property
@@ -206,6 +215,17 @@ def _no_step(params: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def parked_objects(objects: Mapping[str, Any], *, skip: Iterable[str] = ()) -> Iterator[None]:
+    """The attributes of plain objects that are state are afterwards what they were."""
+    own = frozenset(skip)
+    taken = take_attributes(objects, Encoder(lambda t: t.clone(), skip=own))
+    try:
+        yield
+    finally:
+        give_attributes(objects, Decoder(skip=own), taken)
 
 
 def forget_gradients(subject: Subject) -> None:
