@@ -13,10 +13,10 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.data import fresh
-from otf_core.health.subject import parked_objects
 from otf_core.state.parts import Modules
 from otf_lightning import evaluation, inside
 from otf_lightning.inside import MODULE_OWN
+from otf_lightning.positions import DATA_OWN
 
 
 class FitSubject:
@@ -27,7 +27,7 @@ class FitSubject:
         history: step and loss, oldest first.
     """
 
-    not_state = frozenset(MODULE_OWN)
+    not_state = frozenset(MODULE_OWN) | DATA_OWN
 
     def __init__(self, trainer: L.Trainer, history: Sequence[tuple[int, float]] = ()) -> None:
         self._trainer, self.history = trainer, history
@@ -45,6 +45,14 @@ class FitSubject:
         if len(found) == 1:
             return {"optimizer": found[0]}
         return {f"optimizer {i}": each for i, each in enumerate(found)}
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """Schedules and the data module."""
+        found: list[Any] = [config.scheduler for config in self._trainer.lr_scheduler_configs]
+        if self._trainer.datamodule is not None:
+            found.append(self._trainer.datamodule)
+        return {f"{type(each).__name__} {i}": each for i, each in enumerate(found)}
 
     @property
     def why_no_step(self) -> str | None:
@@ -80,16 +88,10 @@ class FitSubject:
 
     @contextlib.contextmanager
     def parked(self) -> Iterator[None]:
-        """What was logged, loggers, profiler, schedules, and whether somebody wants to stop."""
+        """What was logged, loggers, profiler, and whether somebody wants to stop."""
         trainer: Any = self._trainer
         stops, loggers, profiler = trainer.should_stop, trainer.loggers, trainer.profiler
-        configs = trainer.lr_scheduler_configs
-        objects = {f"{i}": config.scheduler for i, config in enumerate(configs)}
-        with (
-            evaluation.parked(trainer),
-            inside.logged_apart(trainer),
-            parked_objects(objects),
-        ):
+        with evaluation.parked(trainer), inside.logged_apart(trainer):
             # The user's code may call them: what it tells them now must not stay.
             trainer.loggers = [DummyLogger() for _ in loggers]
             trainer.profiler = PassThroughProfiler()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Plain:
 
     loss_scale = 1.0
     world_size, rank = 1, 0
+    others: Mapping[str, Any] = {}
     not_state: frozenset[str] = frozenset()
     why_no_step: str | None = None
 

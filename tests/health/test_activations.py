@@ -26,6 +26,8 @@ def layer(found: Any, name: str) -> dict[str, Any]:
 def test_dead_units_are_counted_and_their_layer_is_the_worst() -> None:
     model = net(nn.ReLU(), nn.Linear(5, 5), nn.ReLU())
     with torch.no_grad():
+        model[2].weight.copy_(torch.eye(5))
+        model[2].bias.zero_()
         model[2].bias[:3] = -1e4
     found = checked(model)
     assert not found.ok

@@ -32,7 +32,7 @@ class Check:
     run: Callable[..., Health]
     limit_s: float
     steps: int = 1
-    options: Mapping[str, float] = MappingProxyType({})
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 CHECKS: Final[Mapping[str, Check]] = MappingProxyType(

@@ -2,20 +2,26 @@
 
 Rule 1: a loader is never iterated itself: its copy is, over the same data set, samplers and
 collate function, in this process and without workers.
-Rule 2: what samplers and data set keep for themselves is put back, as far as it is small and plain.
+Rule 2: what samplers and data set keep for themselves is put back, as far as it is small and plain;
+also where they would say it by a state_dict, since to load one may count as another beginning.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.state.loader_parts import around, has_own_state, set_around
+from otf_core.state.loader_parts import (
+    has_own_state,
+    live_iterators,
+    ordering_parts,
+    parts,
+    reading_parts,
+)
 
 
 def fresh(loader: Any) -> Any:
@@ -25,6 +31,9 @@ def fresh(loader: Any) -> Any:
         CommandError: ``unsupported``, it can be read once only, or keeps where it stands.
     """
     name = type(loader).__name__
+    if held := live_iterators(list(parts_of(loader).values())):
+        detail = f"Batches of a pass of its own were asked; {held[0]} can be read once only."
+        raise CommandError(ErrorCode.UNSUPPORTED, detail)
     if has_own_state(loader):
         detail = f"Batches of a pass of its own were asked; {name} keeps its own position."
         raise CommandError(ErrorCode.UNSUPPORTED, detail)
@@ -49,27 +58,8 @@ def _alone(loader: DataLoader[Any]) -> Any:
     return made
 
 
-@contextlib.contextmanager
-def parked_data(loaders: Iterable[Any]) -> Iterator[None]:
-    """What samplers, data sets and loaders keep is afterwards as it was."""
-    taken = [
-        (loader, around(loader) if isinstance(loader, DataLoader) else _own(loader))
-        for loader in loaders
-    ]
-    try:
-        yield
-    finally:
-        for loader, state in taken:
-            if isinstance(loader, DataLoader):
-                set_around(loader, state, own=False)
-            else:
-                vars_of(loader).update(state)
-
-
-def _own(loader: Any) -> dict[str, Any]:
-    return dict(vars_of(loader))
-
-
-def vars_of(obj: Any) -> dict[str, Any]:
-    """The attributes of an object; empty where it has no room for any."""
-    return vars(obj) if hasattr(obj, "__dict__") else {}
+def parts_of(loader: Any) -> dict[str, Any]:
+    """The loader's samplers, its data set, and what hangs on them; or a loader of another kind."""
+    if isinstance(loader, DataLoader):
+        return {**ordering_parts(loader), **reading_parts(loader.dataset, loader.collate_fn)}
+    return parts({"loader": loader})

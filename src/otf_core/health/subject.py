@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.health.data import parked_data
+from otf_core.health.data import parts_of
+from otf_core.state.loader_parts import has_own_state, same
 from otf_core.state.parts import (
     Modules,
     give_attributes,
@@ -30,7 +31,7 @@ from otf_core.state.parts import (
     take_attributes,
     take_requires_grad,
 )
-from otf_core.state.plain_values import Decoder, Encoder
+from otf_core.state.plain_values import Decoder, Encoder, UnsupportedValueError
 from otf_core.state.watched import Watched, unknown_of
 
 
@@ -41,6 +42,7 @@ class Subject(Protocol):
         modules: by name; one alone may have an empty one.
         optimizers: by name.
         loaders: those of the training.
+        others: plain objects that a training step may change: a data module, schedules.
         device: where a training step computes.
         history: the losses so far, oldest first: step and value.
         loss_scale: what a loss is multiplied by before it is propagated back; 1 without a scaler.
@@ -56,6 +58,8 @@ class Subject(Protocol):
     def optimizers(self) -> Mapping[str, Optimizer]: ...
     @property
     def loaders(self) -> Sequence[Any]: ...
+    @property
+    def others(self) -> Mapping[str, Any]: ...
     @property
     def device(self) -> torch.device: ...
     @property
@@ -126,10 +130,37 @@ def undisturbed(subject: Subject) -> Iterator[Trace]:
         detail = f"A check was asked, but {lazy} is made by the first forward; allowed: after it."
         raise CommandError(ErrorCode.UNSUPPORTED, detail)
     trace = Trace()
-    with _watched(subject, trace), subject.parked(), parked_data(subject.loaders):  # noqa: SIM117 -- two thoughts
+    with _watched(subject, trace), subject.parked(), _others(subject):  # noqa: SIM117 -- two thoughts
         with _weights(params), _gradients(params), _groups(subject.optimizers.values()):
             with _no_step(params.values()), torch.enable_grad():
                 yield trace
+
+
+@contextlib.contextmanager
+def _others(subject: Subject) -> Iterator[None]:
+    """What samplers and data sets keep, and what the plain objects around do."""
+    objects = dict(subject.others)
+    for number, loader in enumerate(subject.loaders):
+        objects |= {f"loader {number}.{name}": part for name, part in parts_of(loader).items()}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(parked_objects(objects, skip=subject.not_state, small=True))
+        for other in subject.others.values():
+            stack.enter_context(_own_state(other))
+        yield
+
+
+@contextlib.contextmanager
+def _own_state(obj: Any) -> Iterator[None]:
+    """Of who says himself what his state is, where it can be stored."""
+    before: Any = None
+    if has_own_state(obj):
+        with contextlib.suppress(UnsupportedValueError):
+            before = Encoder()(obj.state_dict())
+    try:
+        yield
+    finally:
+        if before and not same(before, Encoder()(obj.state_dict())):
+            obj.load_state_dict(Decoder()(before))
 
 
 @contextlib.contextmanager
@@ -137,7 +168,10 @@ def _watched(subject: Subject, trace: Trace) -> Iterator[None]:
     """Told is what has changed, of the attributes that nobody can put back."""
     watched = Watched()
     modules = named_modules(subject.modules)
-    owners = [(called(name, module), module) for name, module in modules.items()]
+    owners: list[tuple[str, Any]] = [
+        (called(name, module), module) for name, module in modules.items()
+    ]
+    owners += list(subject.others.items())
     parked = [id(each) for each in (*modules.values(), *subject.optimizers.values())]
 
     def look() -> None:
@@ -218,14 +252,20 @@ def _no_step(params: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def parked_objects(objects: Mapping[str, Any], *, skip: Iterable[str] = ()) -> Iterator[None]:
-    """The attributes of plain objects that are state are afterwards what they were."""
+def parked_objects(
+    objects: Mapping[str, Any], *, skip: Iterable[str] = (), small: bool = False
+) -> Iterator[None]:
+    """The attributes of plain objects that are state are afterwards what they were.
+
+    Args:
+        small: what is large, and tensors, are data and are left alone.
+    """
     own = frozenset(skip)
-    taken = take_attributes(objects, Encoder(lambda t: t.clone(), skip=own))
+    taken = take_attributes(objects, Encoder(lambda t: t.clone(), skip=own, small=small))
     try:
         yield
     finally:
-        give_attributes(objects, Decoder(skip=own), taken)
+        give_attributes(objects, Decoder(skip=own, small=small), taken)
 
 
 def forget_gradients(subject: Subject) -> None:

@@ -48,6 +48,14 @@ class FitSubject:
         return {f"optimizer {i}": each for i, each in enumerate(found)}
 
     @property
+    def others(self) -> dict[str, Any]:
+        """Schedules and the data module."""
+        found = [config.scheduler for config in self._run.schedulers]
+        if self._run.datamodule is not None:
+            found.append(self._run.datamodule)
+        return {f"{type(each).__name__} {i}": each for i, each in enumerate(found)}
+
+    @property
     def why_no_step(self) -> str | None:
         """A module that steps by hand does so within its training step."""
         if self._run.automatic:
@@ -78,16 +86,14 @@ class FitSubject:
 
     @contextlib.contextmanager
     def parked(self) -> Iterator[None]:
-        """What was logged, whoever listens, schedules, and the object around several modules."""
+        """What was logged, whoever listens, and the object around several modules."""
         run = self._run
         stops = run.should_stop
-        objects = {f"{i}": config.scheduler for i, config in enumerate(run.schedulers)}
-        if not isinstance(run.module, nn.Module):
-            objects["module"] = run.module
+        around = {} if isinstance(run.module, nn.Module) else {"module": run.module}
         with (
             meanwhile.parked(run),
             meanwhile.alone(run),
-            parked_objects(objects, skip=self.not_state),
+            parked_objects(around, skip=self.not_state),
         ):
             run.book.active = Results(training=True)
             try:
