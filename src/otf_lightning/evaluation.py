@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from otf_core.control.delegate import Evaluation, OnBatch
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.state.parked import parked
+from otf_core.state.parked import parked as parked_state
 from otf_core.telemetry.canonical import canonicalize_metrics
 from otf_lightning import inside
 from otf_lightning.inside import MODULE_OWN
@@ -136,7 +136,7 @@ def parked_trainer(trainer: L.Trainer) -> Iterator[None]:
     log = inside.log_state(trainer)
     val_time = inside.last_val_time(trainer)
     data = dict(vars(datamodule)) if datamodule is not None else {}
-    with parked(modules, list(inside.fit_loaders(trainer)), skip=MODULE_OWN):
+    with parked_state(modules, list(inside.fit_loaders(trainer)), skip=MODULE_OWN):
         try:
             yield
         finally:

@@ -9,6 +9,9 @@ so that a new Lightning shows at once what has moved.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -26,6 +29,7 @@ PRIVATE: Final = {
         "_on_after_fetch",
         "_on_before_fetch",
         "_results",
+        "_build_kwargs",
         "batch_progress",
     ),
     "fit_loop.epoch_loop.automatic_optimization": ("_skip_backward",),
@@ -70,7 +74,7 @@ PRIVATE: Final = {
         "restore_model",
         "restore_precision_plugin_state",
     ),
-    "lightning_module": ("_on_before_batch_transfer",),
+    "lightning_module": ("_current_fx_name", "_on_before_batch_transfer"),
     "": ("_last_val_time", "_val_check_time_interval"),
 }
 # Not attributes of a trainer: the classes from which what ``self.log`` gathers is built anew.
@@ -216,6 +220,48 @@ def to_device(trainer: L.Trainer, batch: Any, dataloader_idx: int) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
+
+
+def combined(trainer: L.Trainer, loader: Callable[[Any], Any]) -> Iterator[Any]:
+    """The batches of other loaders, combined as the fit combines its own.
+
+    Args:
+        loader: called with each of the fit's, returns the one in its place.
+    """
+    own: Any = trainer.fit_loop._combined_loader
+    if own is None:
+        return
+    other = copy.copy(own)
+    other._iterator = None
+    other.flattened = [loader(each) for each in own.flattened]
+    for batch, _, _ in other:
+        yield batch
+
+
+def training_step(trainer: L.Trainer, batch: Any) -> Any:
+    """What the module's ``training_step`` returns for a batch, under the index of the next one."""
+    module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
+    arguments = loop._build_kwargs(OrderedDict(), batch, batches_done(trainer))
+    before = module._current_fx_name
+    module._current_fx_name = "training_step"
+    if loop._results is not None:
+        loop._results.batch, loop._results.batch_size = batch, None
+    try:
+        return trainer.strategy.training_step(*arguments.values())
+    finally:
+        module._current_fx_name = before
+
+
+@contextlib.contextmanager
+def logged_apart(trainer: L.Trainer) -> Iterator[None]:
+    """What ``self.log`` gathers inside is thrown away."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    before = loop._results
+    loop._results = type(before)(training=True)
+    try:
+        yield
+    finally:
+        loop._results = before
 
 
 def before_restore(trainer: L.Trainer, wraps: Wraps, opened: Callable[[Any], bool]) -> None:

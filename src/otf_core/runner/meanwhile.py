@@ -21,7 +21,7 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runner.batches import limited
 from otf_core.runner.evaluation import EvaluationLoop
 from otf_core.runner.module import modules_by_name, not_state
-from otf_core.state.parked import parked
+from otf_core.state.parked import parked as parked_state
 from otf_core.telemetry.canonical import canonicalize_metrics
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run_validation(run: Run, limit_batches: int | None, on_batch: OnBatch) -> Ev
     """
     loop = run.validation
     _need(run, loop)
-    with run.in_stage("validate"), parked_run(run), _alone(run), _limited(loop, limit_batches):
+    with run.in_stage("validate"), parked_run(run), alone(run), _limited(loop, limit_batches):
         return _evaluated(loop, on_batch)
 
 
@@ -125,7 +125,7 @@ def parked_run(run: Run) -> Iterator[None]:
     data = dict(vars(datamodule)) if datamodule is not None else {}
     loaders = [*(run.fit_loop.loaders or ()), *(run.validation.loaders or ())]
     modules = modules_by_name(run.module, run.parts)
-    with parked(modules, loaders, skip=not_state(run)):
+    with parked_state(modules, loaders, skip=not_state(run)):
         try:
             yield
         finally:
@@ -142,7 +142,8 @@ def _copy_of(results: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 @contextlib.contextmanager
-def _alone(run: Run) -> Iterator[None]:
+def alone(run: Run) -> Iterator[None]:
+    """No callback hears what happens inside."""
     listeners, sinks = run.listeners, run.sinks
     run.listeners, run.sinks = {}, []
     try:

@@ -182,7 +182,7 @@ def _zeroing_modules(root: nn.Module) -> Iterator[nn.Module]:
     waiting = [root]
     while waiting:
         module = waiting.pop()
-        if id(module) in seen or _left_alone(module):
+        if id(module) in seen or left_alone(module):
             continue
         seen.add(id(module))
         if makes_zeros(module):
@@ -190,7 +190,8 @@ def _zeroing_modules(root: nn.Module) -> Iterator[nn.Module]:
         waiting.extend(module.children())
 
 
-def _left_alone(module: nn.Module) -> bool:
+def left_alone(module: nn.Module) -> bool:
+    """Whether a hook could change what it computes, or compile it anew; any thread."""
     if isinstance(module, _LEFT_ALONE):
         return True
     # Looked up, not imported: dynamo takes seconds to load and is there only if somebody compiles.
