@@ -50,7 +50,8 @@ class Seeing(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x, y, ids = batch
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.note((ids.tolist(), lr))
+        if self.training:  # and not looked at
+            self.note((ids.tolist(), lr))
         return super().training_step((x, y), batch_idx)
 
 
