@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from otf_core.client.words import columns, number, size, span
 
+WORST_SHOWN: Final = 10
+
 
 def _checkpoint(path: Any, session: Mapping[str, Any]) -> str:
     if not path:
@@ -212,6 +214,42 @@ def forked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     on = f" on {number(chosen)} sample{'s' * (chosen != 1)}" if chosen else ""
     at = number(data.get("at_step"))
     return f"Forked {data.get('new_run')} from {data.get('parent')} at step {at}{on}"
+
+
+def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Mean and quantiles, the worst samples, the classes."""
+    figures = data.get("figures") or {}
+    on, count, step = data.get("on"), number(data.get("count")), number(data.get("step"))
+    lines = [
+        f"Scanned {count} samples of the {on} set of {name} at step {step}, {data.get('rule')}"
+    ]
+    right = figures.get("accuracy")
+    said = f", accuracy {number(right)}" if right is not None else ""
+    lines.append(f"  mean loss {number(figures.get('mean'))}{said}")
+    if left_out := figures.get("not_finite"):
+        lines.append(f"  {number(left_out)} losses are not finite")
+    shares = [q for q in figures.get("quantiles") or [] if q["share"] in (0.5, 0.9, 0.99, 1.0)]
+    told = ", ".join(f"{q['share'] * 100:.0f} % {number(q['loss'])}" for q in shares)
+    lines.append(f"  quantiles {told}")
+    head = ("sample", "loss", "label", "predicted")
+    rows = [
+        tuple(str(row[k]) if row[k] is not None else "-" for k in ("id", "loss", "label"))
+        + (str(row["prediction"]) if row["prediction"] is not None else "-",)
+        for row in (figures.get("worst") or [])[:WORST_SHOWN]
+    ]
+    cells = [(i, number(float(loss)) if loss != "-" else loss, y, p) for i, loss, y, p in rows]
+    return "\n".join([*lines, columns([head, *cells], right=head)])
+
+
+def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    found = "nothing to look at" if data.get("ok") else "there is something to look at"
+    return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"
+
+
+def cancelled(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    if data.get("cancelled") is None:
+        return f"Nothing that can be cancelled is running in {name}"
+    return f"Cancelled in {name}; it ends behind its slice"
 
 
 def switched(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
