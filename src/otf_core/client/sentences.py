@@ -6,13 +6,17 @@ Each takes the name of the run, the data of the reply and the session. Pure func
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Final
 
 from otf_core.client.words import columns, number, size, span
 
 WORST_SHOWN: Final = 10
+WORST_COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
+    {"id": str, "loss": number, "label": str, "prediction": str}
+)
 
 
 def _checkpoint(path: Any, session: Mapping[str, Any]) -> str:
@@ -232,12 +236,10 @@ def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: A
     told = ", ".join(f"{q['share'] * 100:.0f} % {number(q['loss'])}" for q in shares)
     lines.append(f"  quantiles {told}")
     head = ("sample", "loss", "label", "predicted")
-    rows = [
-        tuple(str(row[k]) if row[k] is not None else "-" for k in ("id", "loss", "label"))
-        + (str(row["prediction"]) if row["prediction"] is not None else "-",)
+    cells = [
+        tuple("-" if row[key] is None else shown(row[key]) for key, shown in WORST_COLUMNS.items())
         for row in (figures.get("worst") or [])[:WORST_SHOWN]
     ]
-    cells = [(i, number(float(loss)) if loss != "-" else loss, y, p) for i, loss, y, p in rows]
     return "\n".join([*lines, columns([head, *cells], right=head)])
 
 
