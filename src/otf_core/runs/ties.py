@@ -3,8 +3,8 @@
 Yadav, Tam, Choshen, Raffel, Bansal: "TIES-Merging: Resolving Interference When Merging Models",
 NeurIPS 2023, algorithm 1. With tau_t = theta_t - theta_base of each source t:
 
-    trim      keep the density share of tau_t with the largest magnitude over the whole model, the
-              rest is 0
+    trim      keep the density share of tau_t with the largest magnitude, over all weights that
+              are not the same in all sources; the rest is 0
     elect     gamma = sign(sum_t w_t tau_t)
     merge     tau = sum_{t in A} w_t tau_t / sum_{t in A} w_t,  A = {t: sign(tau_t) = gamma != 0}
     theta     = theta_base + scale * tau
@@ -36,6 +36,7 @@ def ties(job: Job) -> Recipe:
         job.refuse(f"density is {density}; allowed: above 0, at most 1", field="density")
     if not 0 < abs(scale) < float("inf"):
         job.refuse(f"scale is {scale}; allowed: a number that is not 0", field="scale")
+    votes = [weight / max(job.weights) for weight in job.weights]  # 1 where they are the same
     least = [_least(job, source, base, density) for source in job.sources]
 
     def combine(values: list[torch.Tensor]) -> torch.Tensor:
@@ -44,7 +45,7 @@ def ties(job: Job) -> Recipe:
             torch.where(_magnitude(change) >= limit, change, 0.0)
             for change, limit in zip(changes, least, strict=True)
         ]
-        return begun + scale * _disjoint_mean(kept, job.weights)
+        return begun + scale * _disjoint_mean(kept, votes)
 
     job.told.append(
         f"ties keeps the largest {density:.0%} of each source's change since {base.label}"
