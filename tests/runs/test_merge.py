@@ -243,7 +243,7 @@ def test_a_statistic_is_known_by_its_name_where_the_parameters_are_not() -> None
         *({"bn.running_var": torch.full((1,), v), "w": torch.zeros(1)} for v in (1.0, 3.0))
     )
     base = live({"bn.running_var": torch.full((1,), 9.0), "w": torch.zeros(1)})[0]
-    found = merged("ties", sources, base=base)
+    found = merged("ties", sources, base=base, scale=0.5)
     assert torch.equal(found["bn.running_var"], torch.tensor([2.0]))
 
 

@@ -60,7 +60,7 @@ def _disjoint_mean(changes: Sequence[torch.Tensor], weights: Sequence[float]) ->
     elected = torch.stack(weighted).sum(0).sign()
     total, share = torch.zeros_like(elected), torch.zeros_like(elected)
     for w, change, part in zip(weights, changes, weighted, strict=True):
-        agrees = (change.sign() == elected) & (elected != 0)
+        agrees = change.sign() == elected
         total += torch.where(agrees, part, 0.0)
         share += w * agrees
     return torch.where(share > 0, total / share, 0.0)
