@@ -137,6 +137,12 @@ def test_one_source_is_none_to_merge() -> None:
     assert "1 sources" in refusal("linear", live({"w": torch.ones(1)}), field="paths")
 
 
+def test_what_a_strategy_does_not_need_is_not_looked_at() -> None:
+    sources = live({"w": torch.zeros(1)}, {"w": torch.ones(1)})
+    base = live({"other": torch.full((1,), NAN)})[0]
+    assert torch.equal(merged("linear", sources, base=base)["w"], torch.tensor([0.5]))
+
+
 # Soup.
 
 

@@ -77,6 +77,11 @@ def test_each_tensor_is_what_torch_loads(tmp_path: Path) -> None:
             assert torch.equal(torch.cat(pieces), expected.detach().reshape(-1)), name
 
 
+def test_of_a_run_it_is_called_by_its_run(tmp_path: Path) -> None:
+    with open_weights(with_json(tmp_path / "1-ring.ckpt")) as weights:
+        assert weights.label == "r/1-ring"
+
+
 def test_what_is_one_tensor_is_found_under_all_its_names(tmp_path: Path) -> None:
     with open_weights(written(tmp_path / "a.ckpt", TENSORS)) as weights:
         assert tied(weights.shapes)[0] == ["embedding", "head"]
@@ -244,6 +249,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, change:
             weights.read("w")
     assert error.value.field == "paths"
     assert "has been changed since it was verified" in error.value.detail
+
+
+def test_behind_its_block_nothing_is_read(tmp_path: Path) -> None:
+    with open_weights(written(tmp_path / "a.ckpt", {"w": torch.zeros(10)})) as weights:
+        pass
+    with (tmp_path / "a.ckpt").open("rb"), pytest.raises(CommandError, match="cannot be read"):
+        weights.read("w")
 
 
 def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path: Path) -> None:

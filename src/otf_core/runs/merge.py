@@ -156,7 +156,10 @@ def run(
         detail = f"Merging by {strategy[:100]!r} was asked; allowed: {', '.join(allowed)}."
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="strategy", allowed=allowed)
     entry = STRATEGIES[name]
-    job = Job(f"Merging by {name}", sources, options or Options(), evaluate, on_tensor)
+    options = options or Options()
+    if "base" not in entry.needs:
+        options = dataclasses.replace(options, base=None)  # else it would be read and checked
+    job = Job(f"Merging by {name}", sources, options, evaluate, on_tensor)
     job.check(None if entry.only is None else entry.only(job))
     return Merged(name, job, entry.begin(job))
 

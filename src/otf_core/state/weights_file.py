@@ -49,8 +49,9 @@ def open_weights(
 
     Arguments and errors as of ``checkpoint_file.read_checkpoint``.
     """
-    with verified(path, expected=expected, field=field) as (file, _):
-        found = WeightsFile(path, os.dup(file.fileno()), field)
+    with verified(path, expected=expected, field=field) as (file, manifest):
+        label = path.name if manifest is None else f"{manifest.run_id}/{manifest.id}"
+        found = WeightsFile(path, label[-100:], os.dup(file.fileno()), field)
         try:
             found.load(file)
         except BaseException:
@@ -76,13 +77,13 @@ class WeightsFile:
     """One checkpoint's weights by their names in the ``state_dict``; made by ``open_weights``.
 
     Attributes:
-        label: the file's name, for a sentence.
+        label: run and checkpoint if they are known, else the file's name; for a sentence.
         shapes: what is there: tensors without data. Of several modules, their names are joined.
         others: names of what is there and is no tensor.
     """
 
-    def __init__(self, path: Path, descriptor: int, field: str) -> None:
-        self.label = path.name[-100:]
+    def __init__(self, path: Path, label: str, descriptor: int, field: str) -> None:
+        self.label = label
         self.shapes: dict[str, torch.Tensor] = {}
         self.others: list[str] = []
         self._path, self._field, self._descriptor = path, field, descriptor
@@ -136,8 +137,9 @@ class WeightsFile:
         return self._whole[1][begin:end]
 
     def close(self) -> None:
-        """Called once."""
-        os.close(self._descriptor)
+        """Called once; what is read afterwards is refused."""
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def _storage(self, saved: Any, records: Mapping[str, zipfile.ZipInfo]) -> Any:
         _, kind, key, _, numel = saved
