@@ -80,6 +80,22 @@ def test_what_is_the_same_in_all_sources_stays_bit_for_bit(strategy: str) -> Non
     assert all(found[name].dtype == weights[name].dtype for name in weights)
 
 
+@pytest.mark.parametrize("strategy", ["linear", "fisher", "ties", "soup", "adapter"])
+def test_the_sources_stay_what_they_are(strategy: str) -> None:
+    names = ("x.lora_A", "x.lora_B") if strategy == "adapter" else ("a", "b")
+    found = [{name: torch.randn(2, 2, dtype=torch.float64) for name in names} for _ in range(2)]
+    options = {
+        "ties": {"base": live({name: torch.randn(2, 2).double() for name in names})[0]},
+        "fisher": {"fishers": live(*({n: torch.rand(2, 2).double() for n in names} for _ in "ab"))},
+        "soup": {"evaluate": lambda tensors: float(len(list(tensors)))},
+    }.get(strategy, {})
+    read = [*live(*found), *options.get("fishers", ())]  # type: ignore[attr-defined]
+    before = [{name: each.read(name) for name in names} for each in read]
+    assert not torch.equal(merged(strategy, read[:2], **options)[names[0]], before[0][names[0]])  # type: ignore[arg-type]
+    for each, was in zip(read, before, strict=True):
+        assert all(torch.equal(each.read(name), was[name]) for name in names)
+
+
 # Linear.
 
 

@@ -2,7 +2,7 @@
 thread.
 
 As ``torch.optim.swa_utils.update_bn`` does it (Izmailov et al., "Averaging Weights Leads to Wider
-Optima and Better Generalization", 2018, section 3.2): the module in training mode, each batch
+Optima and Better Generalization", 2018): the module in training mode, each batch
 forward once, the statistics a cumulative mean over the batches.
 """
 

@@ -1,7 +1,7 @@
 """Fisher-weighted averaging, and the diagonal Fisher information from real gradients.
 
-Matena and Raffel: "Merging Models with Fisher-Weighted Averaging", NeurIPS 2022. For the diagonal
-Fisher F_i of source i (their section 3) and for the merged parameter j (their equation 6):
+Matena and Raffel: "Merging Models with Fisher-Weighted Averaging", NeurIPS 2022. The diagonal
+Fisher F_i of source i, and the merged parameter j:
 
     F_i,j   = 1/N sum_n (d/d theta_j log p(y_n | x_n, theta_i))^2
     theta_j = sum_i w_i F_i,j theta_i,j / sum_i w_i F_i,j
@@ -54,10 +54,12 @@ def fisher(job: Job) -> Recipe:
 
     def shared(values: list[torch.Tensor]) -> torch.Tensor:
         found, information = values[: len(fishers)], values[len(fishers) :]
-        if not all(bool((f >= 0).all()) for f in information):  # NaN is not, either
+        if not all(f.min().item() >= 0 for f in information):  # NaN is not, either
             job.refuse("Fisher information is negative or NaN", field="fishers")
         weighted = [w * f for w, f in zip(job.weights, information, strict=True)]
-        total = torch.stack(weighted).sum(0)
+        total = torch.zeros_like(weighted[0])
+        for part in weighted:
+            total += part
         shares = [
             torch.where(total > 0, f / total, w) for w, f in zip(job.weights, weighted, strict=True)
         ]

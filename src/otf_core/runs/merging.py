@@ -175,7 +175,8 @@ class Job:
 
         Args:
             read: what it is computed from, all of one shape.
-            combine: float64 of one dimension from each of these, to one of the same.
+            combine: float64 of one dimension from each of these, to one of the same. What it gets
+                may be the source's own memory, and is not to be changed.
 
         Raises:
             CommandError: ``bad_payload``, the result is not finite in that type.
