@@ -257,7 +257,7 @@ def test_statistics_are_averaged_counters_are_the_first_ones_and_both_are_told()
     assert found["1.num_batches_tracked"].item() == 2
     said = told("linear", sources, parameters=names)
     assert "running statistics of 1 BatchNorm layers are averaged" in said
-    assert "1.num_batches_tracked counts, and is that of s0" in said
+    assert "counters are those of s0: 1.num_batches_tracked" in said
 
 
 def test_a_statistic_is_known_by_its_name_where_the_parameters_are_not() -> None:

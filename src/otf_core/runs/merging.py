@@ -133,6 +133,7 @@ class Job:
         Raises:
             CommandError: ``bad_payload``, what is not finite or not equal.
         """
+        counters = []
         for done, (name, names) in enumerate(self.aliases.items(), 1):
             self._refuse_untied(names)
             kind = self._kind(names, only)
@@ -143,10 +144,10 @@ class Job:
                     field="paths",
                 )
             if not equal and kind is Kind.FIRST:
-                self.told.append(f"{name} counts, and is that of {self.sources[0].label}")
+                counters.append(name)
             self.kinds[name] = Kind.FIRST if kind is None or equal else kind
             self.on_tensor(done, len(self.aliases))
-        self._tell()
+        self._tell(counters)
 
     def stream(self, recipe: Recipe) -> Iterator[Named]:
         """The merged tensors, one at a time, each under all of its names."""
@@ -257,7 +258,7 @@ class Job:
                     )
                     self.refuse(why, field="paths")
 
-    def _tell(self) -> None:
+    def _tell(self, counters: Collection[str]) -> None:
         averaged = [name for name, kind in self.kinds.items() if kind is Kind.MEAN]
         layers = {name.rpartition(".")[0] for name in averaged if name.endswith(STATISTICS)}
         if layers:
@@ -268,6 +269,9 @@ class Job:
         rest = [name for name in averaged if not name.endswith(STATISTICS)]
         if rest:
             self.told.append(f"buffers are averaged: {listed(rest)}")
+        if counters:
+            first = self.sources[0].label
+            self.told.append(f"counters are those of {first}: {listed(counters)}")
         others = sorted({name for source in self.sources for name in source.others})
         if others:
             self.told.append(f"no tensors, and left as they are: {listed(others)}")
