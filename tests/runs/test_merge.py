@@ -80,6 +80,67 @@ def test_what_is_the_same_in_all_sources_stays_bit_for_bit(strategy: str) -> Non
     assert all(found[name].dtype == weights[name].dtype for name in weights)
 
 
+dtypes = st.sampled_from(
+    [
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex64,
+        torch.int64,
+        torch.bool,
+        torch.float8_e4m3fn,
+    ]
+)
+shapes = st.lists(st.integers(0, 3), max_size=3)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["w", "bn.running_var", "bn.num_batches_tracked", "x.lora_A", "x.lora_B"]),
+        st.tuples(dtypes, shapes),
+        min_size=1,
+    ),
+    st.sampled_from(["linear", "ties", "soup", "adapter"]),
+    st.integers(0, 99),
+)
+def test_whatever_a_model_holds_equal_ones_merge_to_the_same(
+    kinds: dict[str, tuple[torch.dtype, list[int]]], strategy: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        name: (8 * torch.randn(shape, generator=generator)).to(dtype)
+        for name, (dtype, shape) in kinds.items()
+    }
+    sources = live(*({n: t.clone() for n, t in weights.items()} for _ in range(3)))
+    if strategy == "adapter" and not any("lora" in name for name in weights):
+        refusal(strategy, sources, field="strategy", code=ErrorCode.UNSUPPORTED)
+        return
+    found = merged(strategy, sources, **options_for(strategy, sources))
+    assert list(found) == list(weights)
+    for name, value in weights.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        assert torch.equal(merging.wide(found[name]), merging.wide(value))
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]),
+    st.lists(st.integers(0, 4), max_size=3),
+    st.sampled_from([2, 4]),  # of which the shares are exact
+    st.integers(0, 99),
+)
+def test_of_any_type_and_shape_the_mean_is_rounded_once(
+    dtype: torch.dtype, shape: list[int], number: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    found = [torch.randn(shape, generator=generator).to(dtype) for _ in range(number)]
+    expected = torch.stack([each.double() for each in found]).mean(0).to(dtype)
+    got = merged("linear", live(*({"w": each} for each in found)))["w"]
+    assert got.shape == torch.Size(shape)
+    assert torch.equal(got.double(), expected.double())
+
+
 @pytest.mark.parametrize("strategy", ["linear", "fisher", "ties", "soup", "adapter"])
 def test_the_sources_stay_what_they_are(strategy: str) -> None:
     names = ("x.lora_A", "x.lora_B") if strategy == "adapter" else ("a", "b")
