@@ -19,6 +19,7 @@ from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from otf_core.script.border import Border, bordered, is_ours
+from otf_core.script.data import another, told_of
 from otf_core.script.frames import ABSENT
 from otf_core.script.variables import Giving, Kind, Taking, class_name
 from otf_core.state import data_tap
@@ -143,7 +144,9 @@ def _fill_batches(giving: Giving, node: dict[str, Any], made: Any) -> None:
     loader = loader_of(made) if made is not ABSENT else None
     if "loader" not in node or loader is None:
         return
-    giving(node["loader"], loader)
+    if giving(node["loader"], loader) is not loader:
+        giving.lose(f"the place in a {type(loader).__name__}: another is read here")
+        return
     if "state" in node:
         giving.loaders.append((loader, made, node["state"]))
         return
@@ -165,6 +168,7 @@ def _take_loader(taking: Taking, value: DataLoader[Any], path: str) -> dict[str,
         "a": changed,
         "n": len(taking.loaders) - 1,
         "parts": [(name, taking(getattr(value, name), f"{path}.{name}")) for name in parts],
+        "data": told_of(value.dataset),
     }
 
 
@@ -190,7 +194,10 @@ def _fill_loader(giving: Giving, node: dict[str, Any], made: Any) -> None:
     for name, value in node["a"].items():
         object.__setattr__(made, name, value)
     for name, saved in node["parts"]:
-        giving(saved, getattr(made, name))
+        live = getattr(made, name)
+        if giving(saved, live) is not live:
+            giving.lose(f"the {name} of a {type(made).__name__}, which is another here")
+    giving.data.append((made, node["data"]))
     state = giving.positions[node["n"]]
     if state is not None:
         giving.loaders.append((made, None, state))
@@ -198,6 +205,10 @@ def _fill_loader(giving: Giving, node: dict[str, Any], made: Any) -> None:
 
 def give_positions(giving: Giving) -> None:
     """Bring the loaders to their places; draws random numbers."""
+    for loader, was in giving.data:
+        here = told_of(loader.dataset)
+        if here != tuple(was):
+            giving.lose(f"the data of a {type(loader).__name__}: {another(tuple(was), here)}")
     for loader, iterator, saved in giving.loaders:
         tap(loader)
         if not tapped(loader):

@@ -6,12 +6,15 @@ several models stays one.
 
 from __future__ import annotations
 
+import collections
+import functools
 import sys
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 
 from otf_core.script.frames import ABSENT
 from otf_core.script.variables import (
@@ -45,6 +48,8 @@ def _take_tensor(taking: Taking, value: torch.Tensor, path: str) -> dict[str, An
         "g": value.requires_grad and value.is_leaf,
         "p": isinstance(value, nn.Parameter),
     }
+    if value.is_leaf and (hooks := value._backward_hooks):  # noqa: SLF001 -- register_hook's
+        node["h"] = [("", list(map(_hook, hooks.values())))]
     if value.is_leaf and value.grad is not None:
         if id(value) in taking.owned:
             taking.owned.add(id(value.grad))
@@ -140,6 +145,9 @@ def _make_view(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 def _fill_tensor(giving: Giving, node: dict[str, Any], made: torch.Tensor) -> None:
     if not made.is_leaf or "d" not in node:
         return
+    hooks = made._backward_hooks  # noqa: SLF001 -- as above
+    here = [("", list(map(_hook, hooks.values())))] if hooks else []
+    _compare_hooks(giving, f"a tensor of shape {tuple(made.shape)}", node.get("h", []), here)
     if "grad" in node:
         grad = giving(node["grad"], made.grad if made.grad is not None else ABSENT)
         if grad is not made.grad:
@@ -166,11 +174,28 @@ def _take_module(taking: Taking, value: nn.Module, path: str) -> dict[str, Any]:
             for table in _TABLES
         },
         "n": sorted(vars(value)["_non_persistent_buffers_set"]),
+        "h": _hooks_of(value),
         "a": take_attributes(taking, value, path, skip or _MODULE),
     }
 
 
 _TABLES: Final = ("_parameters", "_buffers", "_modules")
+_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _hooks_of(module: nn.Module) -> list[tuple[str, list[str]]]:
+    """Which hooks run with a module, in their order."""
+    tables = ((table, vars(module).get(table)) for table in _HOOKS)
+    return [(table, list(map(_hook, hooks.values()))) for table, hooks in tables if hooks]
+
+
+def _hook(hook: Any) -> str:
+    """The name of a function, and where it stands; of an object that is called, its class."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    code = getattr(hook, "__code__", None)
+    named = hook if hasattr(hook, "__qualname__") else type(hook)
+    return f"{named.__qualname__}:{code.co_firstlineno}" if code else str(named.__qualname__)
 
 
 def _make_module(giving: Giving, node: dict[str, Any], live: Any) -> Any:
@@ -204,7 +229,37 @@ def _fill_module(giving: Giving, node: dict[str, Any], made: nn.Module) -> None:
                 live[name] = value
     vars(made)["_non_persistent_buffers_set"] = set(node["n"])
     made.training = node["t"]
+    _compare_hooks(giving, f"a {type(made).__name__}", node["h"], _hooks_of(made))
     give_attributes(giving, node["a"], made, _MODULE)
+
+
+def _compare_hooks(giving: Giving, of: str, was: Any, here: Any) -> None:
+    if [(table, list(names)) for table, names in was] != here:
+        told = ["; ".join(", ".join(names) for _, names in each) or "none" for each in (was, here)]
+        giving.lose(f"the hooks of {of}: they were {told[0]}, and are {told[1]} here")
+
+
+# The handle of a hook: of a module's or a tensor's.
+
+
+def _take_handle(_: Taking, value: RemovableHandle, _path: str) -> dict[str, Any]:
+    return {"hook": _hook_of(value)}
+
+
+def _hook_of(handle: RemovableHandle) -> str | None:
+    hooks = handle.hooks_dict_ref()
+    found = hooks.get(handle.id) if hooks is not None else None
+    return _hook(found) if found is not None else None
+
+
+def _make_handle(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    here = _hook_of(live) if isinstance(live, RemovableHandle) else ABSENT
+    if here == node["hook"]:
+        return live
+    if node["hook"] is None:
+        return RemovableHandle(collections.OrderedDict())  # it removes nothing any more
+    giving.lose(f"the handle of the hook {node['hook']}, registered after this place")
+    return live
 
 
 # Optimizers.
@@ -315,6 +370,7 @@ MODELS: Final = (
         _make_module,
         _fill_module,
     ),
+    Kind("handle", lambda _, x: type(x) is RemovableHandle, _take_handle, _make_handle),
     Kind("optimizer", _is_optimizer, _take_optimizer, _make_optimizer, _fill_optimizer),
     Kind("stateful", _is_stateful, _take_stateful, _make_stateful, _fill_stateful),
 )

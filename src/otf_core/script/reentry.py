@@ -34,7 +34,7 @@ from otf_core.state.given import Settled
 from otf_core.state.plain_values import PLAIN, Decoder, Encoder, UnsupportedValueError
 from otf_core.state.rng import get_rng, set_rng
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 KINDS: Final[tuple[Kind, ...]] = (*VALUES, *LOADERS, *MODELS, *ITERATORS, *OBJECTS, *LIBRARY)
 # How a library that has the loop goes on from its own checkpoints.
 OWN_RESUME: Final = {

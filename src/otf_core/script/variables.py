@@ -243,6 +243,7 @@ class Giving:
         self.settled: list[Any] = []
         self.lost: list[str] = []
         self.loaders: list[tuple[Any, Any, Any]] = []  # put back behind the rest
+        self.data: list[tuple[Any, Any]] = []  # loaders, and what told their data set
         self.last: list[Callable[[], None]] = []  # and behind those
         self.late: collections.deque[Callable[[], None]] = collections.deque()  # behind the rest
         self.behind: list[Callable[[], None]] = []  # what stands on something else that is filled
