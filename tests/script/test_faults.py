@@ -19,7 +19,7 @@ def test_a_script_that_never_trains_is_told_so(zygote: Zygote, tmp_path: Path) -
     bare, under = pair(zygote, shape("never"), tmp_path)
     compare(bare, under)
     [said] = under.said
-    assert said == ("otf: nothing was trained: no optimizer has stepped, and there was no backward")
+    assert said == "otf: no training was seen: no optimizer has stepped, and there was no backward"
     assert under.events() == []
 
 

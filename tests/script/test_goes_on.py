@@ -88,3 +88,22 @@ def test_what_cannot_go_on_there_is_refused_with_code_3(zygote: Zygote, tmp_path
     assert missing.code == 3
     assert (missing.stdout, missing.digest) == (b"", None)
     assert "where there is no file" in missing.stderr
+
+
+def test_a_resume_that_is_refused_says_only_that(zygote: Zygote, tmp_path: Path) -> None:
+    (tmp_path / "width").write_text("2")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "net = torch.nn.Linear(2, int(open('width').read()))\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "for turn in range(3):\n"
+        "    net(torch.ones(1, 2)).sum().backward()\n"
+        "    optimizer.step()\n"
+    )
+    zygote.run("otf-fit", ["--checkpoint-every", "1", str(script)], tmp_path)
+    (tmp_path / "width").write_text("3")
+    on = zygote.run("otf-fit", ["--resume", "auto", str(script)], tmp_path)
+    [refusal] = on.said
+    assert on.code == 3
+    assert refusal.endswith("nothing was trained")

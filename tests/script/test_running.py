@@ -165,6 +165,16 @@ SCRIPTS = {
         waiting = items()
         next(waiting)
         """,
+    "a generator that is open at the end, and a copy of builtins": """
+        import builtins, pathlib
+        pathlib.copied = dict(vars(builtins))
+        def forever():
+            while True:
+                for n in range(3):
+                    yield n
+        waiting = forever()
+        next(waiting)
+        """,
     "error in a class body": "class A:\n    for n in (1, 0):\n        1 / n",
 }
 

@@ -188,7 +188,7 @@ def _is_first_rank() -> bool:
 def _nothing_trained() -> str:
     if "torch" not in sys.modules:
         return "nothing was trained: the script did not import torch"
-    said = "nothing was trained: no optimizer has stepped, and there was no backward"
+    said = "no training was seen: no optimizer has stepped, and there was no backward"
     if any(name.startswith("multiprocessing.popen_") for name in sys.modules):
         return f"{said} in this process; its child processes are plain python, otf is not in them"
     return said

@@ -12,6 +12,7 @@ Rule 3: no ``.pyc`` of marked code is written, none of unmarked code is read.
 from __future__ import annotations
 
 import ast
+import atexit
 import builtins
 import hashlib
 import importlib.machinery
@@ -169,12 +170,16 @@ def begin(folder: str) -> None:
     vars(builtins).setdefault(DUE, False)
     vars(builtins).setdefault(HEAD, _nothing)
     vars(builtins).update({LOOP: LOOPS.begin, DONE: LOOPS.done})
-    if _AT_THE_END not in vars(builtins):
-        vars(builtins)[_AT_THE_END] = _AtTheEnd()
+    atexit.register(_keep_to_the_end)  # before the script's own, so it is called behind them
     finder: Any = _Finder(os.path.realpath(folder))
     own = importlib.machinery.PathFinder
     at = sys.meta_path.index(own) if own in sys.meta_path else len(sys.meta_path)
     sys.meta_path.insert(at, finder)  # behind finders that others have put in front
+
+
+def _keep_to_the_end() -> None:
+    # Only now: what has copied ``builtins``, as torch does, would keep it from going.
+    vars(builtins)[_AT_THE_END] = _AtTheEnd()
 
 
 class _AtTheEnd:

@@ -179,6 +179,7 @@ class Keeper:
         self._run, self._store, self._delegate, self._schedule = run, store, delegate, schedule
         self._origin, self._allow = origin, allow
         self._said_busy = self._prepared = False
+        self._going_on = False  # a resume is under way; where it is refused it stays so
         self._final: Pending | None = None
         self._first: Pending | None = None
         self._newest: Pending | None = None
@@ -256,7 +257,12 @@ class Keeper:
         self.tell_newest()
 
     def tell_newest(self) -> None:
-        """By which command the run goes on from the newest checkpoint there is."""
+        """By which command the run goes on from the newest checkpoint there is.
+
+        Not where a resume was refused: it is likely the very one that this would advise.
+        """
+        if self._going_on:
+            return
         if (found := self._last()) is not None:
             manifest, path = found
             how = "goes on exactly" if manifest.exact else "goes on"
@@ -269,9 +275,11 @@ class Keeper:
 
     def _go_on(self, origin: Origin) -> None:
         path = origin.path
+        self._going_on = True
         state, manifest = read_fitting(path, self._delegate, self._allow)
         ours = manifest if origin.run_dir is not None else None
         self._run.put(state, ours.id if ours is not None else None)
+        self._going_on = False
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name
         self._run.emit("checkpoint_loaded", path=str(path), step=step, id=name)
