@@ -147,6 +147,10 @@ def test_a_share_has_as_many_as_it_says(percent: int) -> None:
     assert len(sel.Quantile(percent / 100, 1.0).ids(known)) == 100 - percent
 
 
+def test_equal_losses_are_in_the_order_of_ids() -> None:
+    assert sel.Quantile(0.0, 0.1).ids(table([1.0] * 1000)).tolist() == list(range(100))
+
+
 @given(
     st.lists(st.integers(0, 9), max_size=10),
     st.lists(st.integers(0, 9), max_size=10),
@@ -228,6 +232,16 @@ def test_a_data_set_is_known_again_without_being_asked_for_samples() -> None:
         files[n]
     assert fingerprint_of(files) == first
     assert fingerprint_of(numbers(30)) == fingerprint_of(numbers(30))
+
+
+def test_where_its_objects_lie_makes_no_difference() -> None:
+    made = []
+    for _ in range(2):
+        made.append(Files(9))
+        made[-1].names = [*made[-1].names[:-1], object()]  # type: ignore[list-item]
+        made[-1].array = np.array(made[-1].names)  # type: ignore[attr-defined]
+        made[-1].array[-1] = "a8"  # type: ignore[attr-defined]
+    assert fingerprint_of(made[0]) == fingerprint_of(made[1])
 
 
 @pytest.mark.parametrize(
