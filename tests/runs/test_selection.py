@@ -219,6 +219,14 @@ class Files(Dataset[int]):
         return index
 
 
+class Tuples(Files):
+    """Has its names in a tuple."""
+
+    def __init__(self, size: int, prefix: str) -> None:
+        super().__init__(size, prefix)
+        self.names = tuple(self.names)  # type: ignore[assignment]
+
+
 def numbers(size: int, seed: int = 0) -> TensorDataset:
     torch.manual_seed(seed)
     return TensorDataset(torch.randn(size, 3), torch.randint(0, 3, (size,)))
@@ -250,6 +258,8 @@ def test_where_its_objects_lie_makes_no_difference() -> None:
         (Files(200), Files(200, "b")),
         (numbers(30), numbers(30, seed=1)),
         (Subset(numbers(30), range(10)), Subset(numbers(30), range(10, 20))),
+        (Subset(Files(900), range(500)), Subset(Files(900), [*range(77), 600, *range(78, 500)])),
+        (Tuples(9, "a"), Tuples(9, "b")),
         (Subset(Files(9), [1, 2]), Subset(Files(9, "b"), [1, 2])),
         (ConcatDataset([Files(3), Files(3)]), ConcatDataset([Files(3), Files(3, "b")])),
     ],
