@@ -566,7 +566,7 @@ class Stream(IterableDataset[Any]):
     ("made", "more", "code", "said"),
     [
         (subject(dataset=Stream()), {}, ErrorCode.UNSUPPORTED, "Stream is an iterable data set"),
-        (subject(None), {}, ErrorCode.UNSUPPORTED, "it steps optimizers by hand"),
+        (subject(None), {}, ErrorCode.UNSUPPORTED, "since it steps optimizers by hand"),
         (subject(), {"ids": np.array([23])}, ErrorCode.BAD_PAYLOAD, "allowed: 0 to 22"),
         (subject(), {"ids": np.array([-1])}, ErrorCode.BAD_PAYLOAD, "allowed: 0 to 22"),
         (subject(), {"ids": np.array([], np.int64)}, ErrorCode.BAD_PAYLOAD, "allowed: 0 to 22"),
