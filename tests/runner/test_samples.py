@@ -83,6 +83,8 @@ def test_nor_where_it_is_cancelled_or_the_users_code_raises(how: str) -> None:
             self.steps += 1
             self.of_steps.append(self.steps)
             torch.rand(2), np.random.rand()
+            if self.scanning:
+                self.trainer.should_stop = True
             if self.scanning and how == "raises" and batch_idx == 2:
                 raise KeyError("of the user's")
             loss = super().training_step(batch, batch_idx) * (1 + 1e-3 * self.steps)
