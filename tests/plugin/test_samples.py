@@ -169,8 +169,11 @@ def test_precision_and_transfer_hooks_are_those_of_the_fit() -> None:
     seen: list[Any] = []
 
     class Model(Plain):
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return batch[0] * 2, batch[1]
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch[0] + 1, batch[1]
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             seen.append((self.net(batch[0]).dtype, float(batch[0].max())))
@@ -178,7 +181,7 @@ def test_precision_and_transfer_hooks_are_those_of_the_fit() -> None:
 
     told = Between(scanned)
     fit([told], Model(), precision="bf16-mixed", max_epochs=1)
-    assert set(seen) == {(torch.bfloat16, 2.0)}
+    assert set(seen) == {(torch.bfloat16, 3.0)}
     assert {scan.rule for scan in told.told} == {Rule.STEP}
 
 

@@ -18,7 +18,7 @@ from otf_core.runner.run import Run
 from otf_core.runner.samples import subject_of
 from otf_core.runs.samples import Rule, Scan
 from tests.exact import data
-from tests.exact.digest import differences
+from tests.exact.digest import differences, exact
 from tests.exact.models import CLASSES, Manual, Net
 from tests.runner.shapes import SHAPES, Metrics, Shape
 from tests.runner.test_meanwhile import AT, NAMES
@@ -83,6 +83,8 @@ def test_nor_where_it_is_cancelled_or_the_users_code_raises(how: str) -> None:
             self.steps += 1
             self.of_steps.append(self.steps)
             torch.rand(2), np.random.rand()
+            if self.scanning:
+                self.trainer.should_stop = True
             if self.scanning and how == "raises" and batch_idx == 2:
                 raise KeyError("of the user's")
             loss = super().training_step(batch, batch_idx) * (1 + 1e-3 * self.steps)
@@ -156,13 +158,54 @@ def test_plain_pieces_can_be_scanned() -> None:
     assert tables
 
 
+class Trainee:
+    """No module, but has one; what it counts, it trains by."""
+
+    def __init__(self) -> None:
+        self.net = nn.Linear(64, CLASSES)
+        self.counts = {"steps": 0}
+        self.mean = torch.zeros(CLASSES)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        scores = self.net(x)
+        self.counts["steps"] += 1
+        self.mean += scores.detach().mean(0)
+        return cross_entropy(scores * (1 + 1e-3 * self.counts["steps"]) + self.mean * 1e-3, y)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+def test_an_object_that_is_no_module_keeps_its_attributes() -> None:
+    def end(prepare: Any) -> Any:
+        torch.manual_seed(3)
+        trainee = Trainee()
+        runner = Runner(device="cpu", max_epochs=1)
+        runner.prepare = prepare
+        runner.fit(trainee, train_loader=data.loader())
+        weights = {n: exact(p) for n, p in trainee.net.named_parameters()}
+        return weights, exact(trainee.counts), exact(trainee.mean), exact(torch.get_rng_state())
+
+    told: list[Scan] = []
+    assert end(asking(scanned, told)) == end(lambda run: None)
+    assert told[0].told == "by training_step of Trainee, its cross_entropy for each sample"
+
+
 def test_the_test_set_is_asked_for_without_the_fit_being_told() -> None:
     sizes: list[int] = []
     shape = SHAPES["loaders of the module, tested"]
 
     def ask(run: Run) -> None:
+        told: list[Any] = []
+
+        def process(loader: Any) -> Any:
+            told.append(loader)
+            return loader
+
+        run.process_loader = process
         sizes.append(scanned(run, "test").data.size)
-        assert run.testing.loaders is None
+        assert (told, run.testing.loaders, run.process_loader) == ([], None, process)
 
     assert differences(trained(shape), trained(shape, asking(ask, []))) == []
     assert len(set(sizes)) == 1

@@ -228,6 +228,18 @@ def test_another_loss_is_found_one_at_a_time_and_it_is_said(name: str) -> None:
     assert close(torch.from_numpy(table.losses), one_by_one(made))
 
 
+def test_of_two_losses_of_one_value_neither_is_taken() -> None:
+    def step(net: Any, batch: Any) -> Any:
+        whole = batch[0][:, 0].mul(8).round()  # so that the order of a sum makes no difference
+        one, _ = (F.l1_loss(each, torch.zeros_like(each)) for each in (whole, whole.flip(0)))
+        return one * 1.0
+
+    made = subject(step)
+    table, scan = scanned(made)
+    assert scan.rule is Rule.ALONE
+    assert close(torch.from_numpy(table.losses), one_by_one(made))
+
+
 def test_from_the_batch_on_that_is_another_the_rest_is_one_at_a_time() -> None:
     def step(net: Any, batch: Any) -> Any:
         loss = cross_entropy(net, batch)
@@ -554,7 +566,7 @@ class Stream(IterableDataset[Any]):
     ("made", "more", "code", "said"),
     [
         (subject(dataset=Stream()), {}, ErrorCode.UNSUPPORTED, "Stream is an iterable data set"),
-        (subject(None), {}, ErrorCode.UNSUPPORTED, "it steps optimizers by hand"),
+        (subject(None), {}, ErrorCode.UNSUPPORTED, "since it steps optimizers by hand"),
         (subject(), {"ids": np.array([23])}, ErrorCode.BAD_PAYLOAD, "allowed: 0 to 22"),
         (subject(), {"ids": np.array([-1])}, ErrorCode.BAD_PAYLOAD, "allowed: 0 to 22"),
         (subject(), {"ids": np.array([], np.int64)}, ErrorCode.BAD_PAYLOAD, "allowed: 0 to 22"),

@@ -147,6 +147,10 @@ def test_a_share_has_as_many_as_it_says(percent: int) -> None:
     assert len(sel.Quantile(percent / 100, 1.0).ids(known)) == 100 - percent
 
 
+def test_equal_losses_are_in_the_order_of_ids() -> None:
+    assert sel.Quantile(0.0, 0.1).ids(table([1.0] * 1000)).tolist() == list(range(100))
+
+
 @given(
     st.lists(st.integers(0, 9), max_size=10),
     st.lists(st.integers(0, 9), max_size=10),
@@ -215,6 +219,14 @@ class Files(Dataset[int]):
         return index
 
 
+class Tuples(Files):
+    """Has its names in a tuple."""
+
+    def __init__(self, size: int, prefix: str) -> None:
+        super().__init__(size, prefix)
+        self.names = tuple(self.names)  # type: ignore[assignment]
+
+
 def numbers(size: int, seed: int = 0) -> TensorDataset:
     torch.manual_seed(seed)
     return TensorDataset(torch.randn(size, 3), torch.randint(0, 3, (size,)))
@@ -230,12 +242,24 @@ def test_a_data_set_is_known_again_without_being_asked_for_samples() -> None:
     assert fingerprint_of(numbers(30)) == fingerprint_of(numbers(30))
 
 
+def test_where_its_objects_lie_makes_no_difference() -> None:
+    made = []
+    for _ in range(2):
+        made.append(Files(9))
+        made[-1].names = [*made[-1].names[:-1], object()]  # type: ignore[list-item]
+        made[-1].array = np.array(made[-1].names)  # type: ignore[attr-defined]
+        made[-1].array[-1] = "a8"  # type: ignore[attr-defined]
+    assert fingerprint_of(made[0]) == fingerprint_of(made[1])
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         (Files(200), Files(200, "b")),
         (numbers(30), numbers(30, seed=1)),
         (Subset(numbers(30), range(10)), Subset(numbers(30), range(10, 20))),
+        (Subset(Files(900), range(500)), Subset(Files(900), [*range(77), 600, *range(78, 500)])),
+        (Tuples(9, "a"), Tuples(9, "b")),
         (Subset(Files(9), [1, 2]), Subset(Files(9, "b"), [1, 2])),
         (ConcatDataset([Files(3), Files(3)]), ConcatDataset([Files(3), Files(3, "b")])),
     ],

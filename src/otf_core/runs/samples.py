@@ -176,8 +176,9 @@ class Scan:
         subject = self.subject
         if subject.hook is None and subject.step is None:
             detail = (
-                f"The loss of each sample was asked; {subject.step_name} may not be called for it: "
-                "it steps optimizers by hand; allowed: a per_sample_loss(batch) of the module."
+                f"The loss of each sample was asked; {subject.step_name} may not be called for it, "
+                "since it steps optimizers by hand or fetches its batches itself; allowed: a "
+                "per_sample_loss(batch) of the module."
             )
             raise CommandError(ErrorCode.UNSUPPORTED, detail)
         size = self.data.size

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, IterableDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from otf_core.errors import CommandError, ErrorCode
 
@@ -158,8 +158,11 @@ def _look(dataset: Any, kinds: list[str], digest: Any) -> None:
     for name, value in sorted(vars(dataset).items() if hasattr(dataset, "__dict__") else ()):
         if name == "_fingerprint" and isinstance(value, str):  # of Hugging Face's data sets
             digest.update(value.encode())
-        for column in value if isinstance(value, tuple) and len(value) <= _LOOKS else (value,):
+        inside = value if isinstance(value, tuple) and len(value) <= _LOOKS else ()
+        for column in (value, *inside):
             _look_at_column(name, column, size, digest)
+    if isinstance(dataset, Subset):  # all: one that is another is another sample
+        digest.update(np.asarray(dataset.indices, dtype=np.int64).tobytes())
     inner = vars(dataset).get("dataset") if hasattr(dataset, "__dict__") else None
     if inner is not None and hasattr(inner, "__getitem__") and hasattr(inner, "__len__"):
         _look(inner, kinds, digest)
