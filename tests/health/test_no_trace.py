@@ -193,6 +193,19 @@ def test_who_steps_within_a_training_step_is_refused_by_name(name: str) -> None:
     assert run.digest() == before
 
 
+@pytest.mark.parametrize("name", STEPPING)
+def test_a_training_step_that_propagates_back_itself_adds_to_no_gradient(name: str) -> None:
+    def twice(module: Any, batch: Any) -> Any:
+        cross_entropy(module, batch).backward()
+        return cross_entropy(module, batch)
+
+    run = Plain(net(), loss=twice)
+    run.loss_of(next(run.batches()))
+    before = run.digest()
+    CHECKS[name](run, budget())
+    assert run.digest() == before
+
+
 def test_an_optimizer_that_steps_on_the_way_back_is_refused_too() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,0 +1,91 @@
+"""Activations that are called as functions (``F.relu``), by the module that calls them.
+
+Training thread. Seen by a mode of torch for the time of a check. Where something is compiled none
+is put: it would be compiled anew.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+# A function -> the module that computes the same.
+KNOWN: Final[Mapping[Any, Callable[[], nn.Module]]] = MappingProxyType(
+    {
+        **dict.fromkeys((functional.relu, functional.relu_, torch.relu, torch.relu_), nn.ReLU),
+        **dict.fromkeys((torch.Tensor.relu, torch.Tensor.relu_), nn.ReLU),
+        **dict.fromkeys((functional.relu6,), nn.ReLU6),
+        **dict.fromkeys((functional.tanh, torch.tanh, torch.tanh_), nn.Tanh),
+        **dict.fromkeys((torch.Tensor.tanh, torch.Tensor.tanh_), nn.Tanh),
+        **dict.fromkeys((functional.sigmoid, torch.sigmoid, torch.sigmoid_), nn.Sigmoid),
+        **dict.fromkeys((torch.Tensor.sigmoid, torch.Tensor.sigmoid_), nn.Sigmoid),
+        **dict.fromkeys((functional.hardsigmoid,), nn.Hardsigmoid),
+        **dict.fromkeys((functional.softsign,), nn.Softsign),
+    }
+)
+# Called with the place, the module that would compute the same, and what was returned.
+Seen = Callable[[str, nn.Module, Any], None]
+
+
+class Calls(TorchFunctionMode):
+    """Tells of each call, in no module that is looked at itself.
+
+    Args:
+        top: what a call outside of all modules is named by.
+        alone: names of the modules that are looked at themselves.
+    """
+
+    def __init__(self, top: str, alone: frozenset[str], seen: Seen) -> None:
+        super().__init__()
+        self._alone, self._seen = alone, seen
+        self._within: list[tuple[str, collections.Counter[str]]] = []
+        self._top = top
+        self.begin()
+
+    def begin(self) -> None:
+        """A batch begins: calls are numbered anew."""
+        self._within = [(self._top, collections.Counter())]
+
+    @contextlib.contextmanager
+    def of(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """See the calls inside, also which of these modules they are in."""
+        handles = []
+        try:
+            for name, module in modules.items():
+                handles.append(module.register_forward_pre_hook(self._entering(name)))
+                handles.append(module.register_forward_hook(self._leaving))
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(*_: Any) -> None:
+            self._within.append((name, collections.Counter()))
+
+        return enter
+
+    def _leaving(self, *_: Any) -> None:
+        if len(self._within) > 1:
+            self._within.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        kind = KNOWN.get(func)
+        place, counter = self._within[-1]
+        if kind is not None and place not in self._alone:
+            name = func.__name__.rstrip("_")
+            counter[name] += 1
+            number = f" {counter[name]}" if counter[name] > 1 else ""
+            with torch.no_grad():
+                self._seen(f"{place}.{name}{number}", kind(), output)
+        return output
