@@ -11,7 +11,7 @@ from torch import nn
 
 from otf_core.health import activations
 from otf_core.health.hooks import open_modules
-from tests.health.subjects import Plain, budget, net
+from tests.health.subjects import Plain, budget, loader, net
 
 
 def checked(module: nn.Module, steps: int = 2, loss: Any = None, **options: Any) -> Any:
@@ -187,6 +187,13 @@ def test_activations_that_are_called_as_functions_are_seen_where_they_are_called
 def test_a_function_outside_of_all_modules_is_named_by_the_class() -> None:
     found = checked(net(), loss=lambda m, batch: torch.relu(m(batch[0])).sum())
     assert "Sequential.relu" in [row["layer"] for row in found.fields["top"]]
+
+
+def test_a_function_that_makes_the_data_is_none_of_the_model() -> None:
+    data = loader(16, 8, collate_fn=lambda samples: torch.stack([x for x, _ in samples]).relu())
+    subject = Plain(net(), data, loss=lambda m, batch: m(batch).sum())
+    found = activations.check(subject, budget())
+    assert [row["layer"] for row in found.fields["top"]] == ["0", "1"]
 
 
 def test_beside_what_is_compiled_no_function_is_looked_at() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import tempfile
@@ -341,7 +342,7 @@ def test_loggers_profilers_and_a_wish_to_stop_do_not_hear_of_it(tmp_path: Path) 
 
     def look(trainer: Any) -> None:
         looking[0] = True
-        before = dict(trainer.profiler.recorded_durations)
+        before = copy.deepcopy(trainer.profiler.recorded_durations)
         for check in STEPPING:
             checks.run(check, of_lightning.FitSubject(trainer), {})
         assert trainer.profiler.recorded_durations == before

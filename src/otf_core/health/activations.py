@@ -122,11 +122,13 @@ def check(subject: Subject, budget: Budget, *, topk: int = 12, eps: float = 1e-3
         lambda name, kind, output: seen(name, kind, None, output),
     )
     with undisturbed(subject) as trace:
-        looking = calls.of(found) if everything else contextlib.nullcontext()
-        with watching(watched, seen), looking:
+        looking = calls if everything else contextlib.nullcontext()
+        with watching(watched, seen), calls.places(found):
             for batch in budget.within(subject.batches()):
+                batch = subject.to_device(batch)
+                with looking:  # not at what makes the batch
+                    subject.loss_of(batch)
                 calls.begin()
-                subject.loss_of(subject.to_device(batch))
         rows = [layer.figures() for layer in layers.values()]
     rows.sort(key=_badness, reverse=True)
     issues = [row for row in rows if is_issue(row)]

@@ -51,19 +51,18 @@ class Calls(TorchFunctionMode):
         self.begin()
 
     def begin(self) -> None:
-        """A batch begins: calls are numbered anew."""
+        """Calls of the next batch are numbered anew."""
         self._within = [(self._top, collections.Counter())]
 
     @contextlib.contextmanager
-    def of(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """See the calls inside, also which of these modules they are in."""
+    def places(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Know inside which of these modules a call is in."""
         handles = []
         try:
             for name, module in modules.items():
                 handles.append(module.register_forward_pre_hook(self._entering(name)))
                 handles.append(module.register_forward_hook(self._leaving))
-            with self:
-                yield
+            yield
         finally:
             for handle in handles:
                 handle.remove()
