@@ -27,6 +27,7 @@ from benchmarks import (
     native,
     pausing,
     saving,
+    scanning,
     start_up,
     step_cost,
     tapping,
@@ -52,6 +53,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "checkpoint_block": saving.checkpoint_block,
     "rollback": going_back.rollback,
     "tap": tapping.loader_tap,
+    "scan": scanning.per_sample,
     "runner": native.runner,
     "script": native.script,
 }

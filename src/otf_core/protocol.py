@@ -152,6 +152,39 @@ class CleanDisk(Payload):
     scope: str = "all"
 
 
+class Region(Payload):
+    """Samples by their loss, both ends included."""
+
+    minLoss: float = float("-inf")  # noqa: N815 -- the extension's name
+    maxLoss: float = float("inf")  # noqa: N815 -- as above
+
+
+class Fork(Payload):
+    """``fork``; without any of it the run goes on as another one.
+
+    Attributes:
+        checkpoint, parent_ckpt_path: from there; an id or a path. Else from where it stands.
+        hparams: lr_mul, wd_mul, lr, wd, batch_size, patience, steps, epochs.
+        params: values by path, as ``set_param`` takes them.
+        weights: of each chosen sample, how often it is drawn.
+    """
+
+    parent_run_id: str | None = None
+    owner_run_id: str | None = None
+    selection: dict[str, Any] | None = None
+    region: Region | None = None
+    weights: list[float] | None = None
+    hparams: dict[str, Any] | None = None
+    params: dict[str, float | int | bool | str] | None = None
+    checkpoint: str | None = None
+    parent_ckpt_path: str | None = None
+    run_name: str | None = None
+    batch_size: int | None = None
+    patience: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+
+
 class Anything(Payload):
     """The payload of a command that this version does not carry out."""
 
@@ -207,7 +240,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("reset_session", ResetSession, "queue", mutates=True),
     CommandSpec("extend", Extend, "queue", mutates=True),
     CommandSpec("undo", Undo, "queue", mutates=True),
-    CommandSpec("fork", Anything, "queue", mutates=True),
+    CommandSpec("fork", Fork, "queue", mutates=True),
     CommandSpec("merge", Anything, "queue", mutates=True),
     CommandSpec("generate_report", Anything, "queue", mutates=True),
     CommandSpec("export_subset", Anything, "queue", mutates=True),

@@ -30,6 +30,11 @@ from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.runs.budget import Budget
+from otf_core.runs.data import TrainingData
+from otf_core.runs.forking import Forks
+from otf_core.runs.tree import Here, RunTree
+from otf_core.runs.wishes import chosen_ids
 from otf_core.state import run_folder
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
@@ -100,6 +105,7 @@ class Session:
             its end is not known before it is over.
         stop_may_fail: the loop is somebody's who is told of a stop, and may go on.
         say: one line for a person, on stderr.
+        data: the training data, where it can be changed.
     """
 
     def __init__(
@@ -117,6 +123,7 @@ class Session:
         stop_may_fail: bool = False,
         say: Callable[[str], None] | None = None,
         dial: Dial | None = None,
+        data: TrainingData | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
@@ -194,6 +201,15 @@ class Session:
         self.actions.connect(self.router, self.bus)
         self.history = History(
             self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
+        )
+        home = Here(self._record, self.run_dir)
+        self.forks = Forks(
+            self,
+            RunTree(options.save_dir, options.project, home),
+            delegate=delegate,
+            data=data,
+            check_value=lambda asked: steering.check(asked, self._position.step),
+            chosen=chosen_ids,
         )
         self.keeper = Keeper(
             self,
@@ -282,6 +298,8 @@ class Session:
             self._begin_training(logged)
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.keeper.step(self._position.step)
+        if self.forks.budget:
+            self._hold_if_over(logged())
         if self.actions.safe_point.attention:
             # What is on its way belongs before ``paused``.
             self.recorder.flush()
@@ -290,6 +308,14 @@ class Session:
         self.recorder.fetching()
         self._left_at_s = time.monotonic()
         return stop
+
+    def _hold_if_over(self, logged: Mapping[str, Any]) -> None:
+        """A fork that has had its budget waits for what becomes of it."""
+        why = self.forks.budget.over(self._position, logged)
+        if why is not None:
+            self.forks.budget = Budget()
+            self.emit("log", level="info", phase="info", text=f"{self.run_id} is held: {why}")
+            self.actions.hold(None, cause="guard")
 
     def tell_step(
         self,
@@ -326,7 +352,9 @@ class Session:
         if not self._alone:
             return  # a test on one rank would leave the others waiting
         asked, connected = self._after_fit, self.channel.mode
-        held = asked == "hold" or (asked == "auto" and connected == "legacy")
+        # The end of a fork is where somebody decides what becomes of it.
+        waited_for = connected == "legacy" or bool(self.forks.budget)
+        held = asked == "hold" or (asked == "auto" and waited_for)
         if asked == "return" or (asked == "auto" and not held) or connected == "none":
             return
         self.actions.auto_test()
@@ -400,6 +428,7 @@ class Session:
         if not self.state.ended:
             self.finish("interrupted")
         self.steering.close()
+        self.forks.off()
         if self.monitor is not None:
             self.monitor.stop()
         self.store.close()
@@ -408,6 +437,7 @@ class Session:
         self.channel.close()
         self.journal.close()
         self._interrupt.off()
+        self.forks.tree.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -480,6 +510,8 @@ class Session:
             state: it is used up by it.
             base: the checkpoint it is, if it is one of the run's; else it becomes one.
         """
+        for text in self.forks.use(state["otf"]):
+            self.emit("log", level="info", phase="info", text=text)
         applied = self._delegate.apply(state)
         if applied.lost or applied.left_out:
             self._tell_exactness(self.exactness.worse(applied.lost, applied.left_out))
@@ -502,6 +534,33 @@ class Session:
         self.store.begin_branch(self._record.branch, base)
         self._write_record(status=None)
         self._refresh_params()
+
+    def enter(self, here: Here) -> None:
+        """From here on what is told and saved is this run's; training thread."""
+        self._write_record(status=None)
+        self.run_dir, self.run_id, self._record = here.folder, here.run_id, here.record
+        if self.session_id not in here.record.session_ids:
+            here.record.session_ids.append(self.session_id)
+        gen = max(here.record.run_gen, self.emitter.run_gen) + 1
+        here.record.run_gen = gen
+        self.emitter.begin_run(here.run_id, gen)
+        for text in self.store.move_to(here.folder and here.folder / "checkpoints"):
+            self.emit("log", level="warning", phase="info", text=text)
+        self.store.begin_branch(here.record.branch, here.record.base)
+        self._last_save = None
+        self.history.forget()
+        self.keeper.moved()
+        self._write_record(status=None)
+
+    def tear(self, error: Exception) -> None:
+        """Half of another state is there, and the run must not train on."""
+        self.history.torn = error
+
+    def set_value(self, asked: protocol.SetParam, ticket: Ticket) -> None:
+        """Set a parameter of a fork, and tell of it."""
+        applied = self.steering.apply(asked, self._position.step)
+        self._refresh_params()
+        self.history.tell_param(applied.path, applied.old, applied.new, by="fork", request=ticket)
 
     @property
     def saves(self) -> bool:
@@ -564,6 +623,8 @@ class Session:
         on("note", check=self._check_note)(self._note)
         on("set_counter_seeds")(self._set_counter_seeds)
         on("attach_context")(self._attach_context)
+        on("switch_run")(self._attach_context)
+        on("fork")(self._fork)
         on("rollback")(self.history.rollback)
         on("load_ckpt")(self.history.load_ckpt)
         on("undo")(self.history.undo)
@@ -645,7 +706,7 @@ class Session:
         """Bound to the run that is under way already: it is held, the checkpoint is loaded."""
         asked = ticket.payload
         if asked.run_id != self.run_id:
-            raise self._no_run(asked.run_id)
+            return self._switch(ticket)
         loaded = asked.init_ckpt is not None and asked.init_step != self._position.step
         if loaded:
             name, path = self._file_of(asked.init_ckpt)
@@ -655,6 +716,33 @@ class Session:
         said = {"ok": True, "run_id": self.run_id, "ckpt_loaded": loaded, **self._counters()}
         self.actions.hold(_Held(ticket, said))
         return LATER
+
+    def _switch(self, ticket: Ticket) -> Later:
+        """Another run of this session, or one that lies in the project; held there."""
+        asked = ticket.payload
+        left, before = self.run_id, self._position.step
+        found = self.forks.switch(asked.run_id, asked.init_ckpt)
+        self._tell_exactness_anew()
+        self.history.made_run(ticket, before, lambda _: self._back_to(left))
+        self._raise_seeds(asked)
+        self.actions.hold(_Held(ticket, {"ok": True, **found, **self._counters()}))
+        return LATER
+
+    def _fork(self, ticket: Ticket) -> dict[str, Any]:
+        parent, before = self.run_id, self._position.step
+        said = self.forks.fork(ticket, self._seeds["fork"])
+        self._look()
+        self._tell_exactness_anew()
+        kept = self.store.last()
+        self.actions.stands_elsewhere(self._position.step, kept[1] if kept is not None else None)
+        self.history.made_run(ticket, before, lambda _: self._back_to(parent))
+        return said
+
+    def _back_to(self, run_id: str) -> dict[str, Any]:
+        """Undo of a fork or a switch: the run before, from where it was left."""
+        self.forks.switch(run_id, None)
+        self._tell_exactness_anew()
+        return {"run_id": run_id, "step": self._position.step}
 
     def _file_of(self, asked: str) -> tuple[str, Path]:
         """A checkpoint by its path, or the newest of the run where that file is gone."""
@@ -784,6 +872,11 @@ class Session:
     def _look_for_what_is_not_exact(self) -> None:
         self._tell_exactness(self.exactness.worse(*self._delegate.exactness()))
 
+    def _tell_exactness_anew(self) -> None:
+        """Another run trains; whoever looks at it is told as well."""
+        self._told_exactness = None
+        self._tell_exactness(self.exactness)
+
     def _tell_exactness(self, found: Exactness) -> None:
         self.exactness = found
         if found == self._told_exactness:
@@ -899,7 +992,12 @@ class Session:
             "left_by": left_by,
             "reasons": list(self.exactness.reasons),
             "steering": self.steering.state(),
-            "environment": {**environment(), **self._delegate.environment()},
+            **self.forks.state(),
+            "environment": {
+                **environment(),
+                **self._delegate.environment(),
+                **self.forks.environment(),
+            },
             **state["otf"],
         }
         return state

@@ -20,6 +20,7 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.other_rank import agree_on_origin, cannot_save
+from otf_lightning.training_data import TrainingData
 
 
 class OnTheFlyCallback(L.Callback):
@@ -162,6 +163,7 @@ class OnTheFlyCallback(L.Callback):
             world_size=trainer.world_size,
             unsupported=only_watched(trainer.world_size),
             cannot_save=cannot_save(trainer),
+            data=TrainingData(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":

@@ -73,7 +73,7 @@ def run_test(trainer: L.Trainer, loaders: Any, on_batch: OnBatch) -> Evaluation:
     loop = inside.eval_loop(trainer, testing=True)
     _need(trainer, loop, "test", loaders)
     probe = BatchProbe(loop, on_batch)
-    with parked(trainer), _loaders_of(loop, loaders), _stage(trainer, loop, testing=True):
+    with parked_trainer(trainer), _loaders_of(loop, loaders), _stage(trainer, loop, testing=True):
         trainer.callbacks.append(probe)
         try:
             inside.setup_datamodule(trainer, "test")
@@ -94,7 +94,7 @@ def run_validation(trainer: L.Trainer, limit_batches: int | None, on_batch: OnBa
     loop = inside.eval_loop(trainer, testing=False)
     _need(trainer, loop, "validation", None)
     probe = BatchProbe(loop, on_batch)
-    with parked(trainer), _stage(trainer, loop, testing=False), _alone(trainer, probe):
+    with parked_trainer(trainer), _stage(trainer, loop, testing=False), _alone(trainer, probe):
         limit = trainer.limit_val_batches
         if limit_batches is not None:
             trainer.limit_val_batches = limit_batches
@@ -130,8 +130,8 @@ def _run(loop: Any, probe: BatchProbe) -> Evaluation:
 
 
 @contextlib.contextmanager
-def parked(trainer: L.Trainer) -> Iterator[None]:
-    """What happens inside leaves no trace in the fit; see otf_core.state.parked."""
+def parked_trainer(trainer: L.Trainer) -> Iterator[None]:
+    """What happens inside leaves no trace on the fit; callbacks are not parked."""
     modules, datamodule = {"": trainer.lightning_module}, trainer.datamodule
     log = inside.log_state(trainer)
     val_time = inside.last_val_time(trainer)

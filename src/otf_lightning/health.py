@@ -34,7 +34,7 @@ class FitSubject:
         self.modules: Modules = {"": trainer.lightning_module}
         self.device: torch.device = trainer.strategy.root_device
         self.world_size, self.rank = trainer.world_size, trainer.global_rank
-        self.loaders = list(inside.training_loaders(trainer))
+        self.loaders = inside.loaders_in_fit(trainer, validation=False)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.loss_scale = 1.0 if scaler is None else float(scaler.get_scale())
 
@@ -73,7 +73,7 @@ class FitSubject:
 
     def to_device(self, batch: Any) -> Any:
         """By the user's hooks, where there are any."""
-        return inside.on_device(self._trainer, batch)
+        return inside.to_device(self._trainer, batch, 0)
 
     def loss_of(self, batch: Any) -> torch.Tensor | None:
         """In the trainer's precision; what is logged goes nowhere."""
@@ -91,7 +91,7 @@ class FitSubject:
         """What was logged, loggers, profiler, and whether somebody wants to stop."""
         trainer: Any = self._trainer
         stops, loggers, profiler = trainer.should_stop, trainer.loggers, trainer.profiler
-        with evaluation.parked(trainer), inside.logged_apart(trainer):
+        with evaluation.parked_trainer(trainer), inside.logged_apart(trainer):
             # The user's code may call them: what it tells them now must not stay.
             trainer.loggers = [DummyLogger() for _ in loggers]
             trainer.profiler = PassThroughProfiler()

@@ -202,11 +202,24 @@ def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
             yield from combined.flattened
 
 
-def training_loaders(trainer: L.Trainer) -> Iterator[Any]:
-    """Those of the training alone; none where the fit has made none."""
-    combined = trainer.fit_loop._combined_loader
-    if combined is not None:
-        yield from combined.flattened
+def loaders_in_fit(trainer: L.Trainer, *, validation: bool) -> list[Any]:
+    """Those of training, or of the validation inside fit; empty before they are made."""
+    loop = trainer.fit_loop.epoch_loop.val_loop if validation else trainer.fit_loop
+    combined = loop._combined_loader
+    return list(combined.flattened) if combined is not None else []
+
+
+def ask_for_loaders(loop: Any) -> list[Any]:
+    """What module, data module or an argument gives an evaluation; the loop is not told."""
+    found = loop._data_source.dataloader()
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def to_device(trainer: L.Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """A batch by precision and the user's hooks, as the loops bring it to the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
 
 
 def combined(trainer: L.Trainer, loader: Callable[[Any], Any]) -> Iterator[Any]:
@@ -223,14 +236,6 @@ def combined(trainer: L.Trainer, loader: Callable[[Any], Any]) -> Iterator[Any]:
     other.flattened = [loader(each) for each in own.flattened]
     for batch, _, _ in other:
         yield batch
-
-
-def on_device(trainer: L.Trainer, batch: Any) -> Any:
-    """A batch as ``advance`` has it, by the hooks of data module and module."""
-    module: Any = trainer.lightning_module
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def training_step(trainer: L.Trainer, batch: Any) -> Any:

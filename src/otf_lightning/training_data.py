@@ -25,6 +25,7 @@ class TrainingData:
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
         self.chosen: ChosenData | None = None
+        self.own_batches: float = 0  # of an epoch, as the script has it
 
     @property
     def choice(self) -> DataChoice:
@@ -56,6 +57,10 @@ class TrainingData:
         loop.val_loop.batch_progress.total.reset()
         self.trainer._logger_connector.reset_results()
 
+    def environment(self) -> dict[str, Any]:
+        """See TrainingData in otf_core.runs.data."""
+        return {"data": int(self.own_batches)} if self.choice else {}
+
     def off(self) -> None:
         """The loader as the script has made it."""
         if self.chosen is not None:
@@ -70,6 +75,7 @@ class TrainingData:
                 raise CommandError(ErrorCode.UNSUPPORTED, detail)
             [loader] = combined.flattened
             self.chosen = ChosenData(loader)
+            self.own_batches = self.trainer.fit_loop.max_batches
         return self.chosen
 
 

@@ -77,6 +77,16 @@ def test_the_tap_is_compared_with_the_bare_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_scan_is_compared_with_a_plain_evaluation(tmp_path: Path) -> None:
+    rows = bench._alone("scan", tmp_path, quick=True)
+
+    assert [(row.limit, row.at_least) for row in rows] == [(0.9, True)] * 2
+    for row in rows:
+        assert row.ours > 0
+        assert {"plain again", "plain, samples/s", "trainer.validate, samples/s"} == {*row.rivals}
+
+
+@pytest.mark.timeout(120)
 def test_within_one_fit_all_arms_take_turns_and_only_ours_is_told_of_its_steps(
     tmp_path: Path,
 ) -> None:

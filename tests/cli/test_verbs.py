@@ -53,6 +53,17 @@ def test_what_is_not_given_is_not_sent() -> None:
                                                            for k, v in needed.items()})  # fmt: skip
 
 
+def test_a_fork_says_what_is_other() -> None:
+    given = {"ids": "3, 5,8-10", "lr_mul": 0.1, "steps": 50, "run_name": "hard"}
+    selection = {"kind": "indices", "ids": [3, 5, 8, 9, 10]}
+    payload = {
+        "run_name": "hard", "steps": 50, "selection": selection, "hparams": {"lr_mul": 0.1},
+    }  # fmt: skip
+    assert request_of(BY_WORD["fork"], given) == ("fork", payload)
+    with pytest.raises(UsageError, match="found '5-x'"):
+        request_of(BY_WORD["fork"], {"ids": "1,5-x"})
+
+
 @pytest.mark.parametrize(
     ("to", "request_"),
     [
@@ -83,6 +94,16 @@ def test_a_run_is_extended_by_epochs_or_by_steps(given: dict[str, int]) -> None:
 
 
 ENDED: list[tuple[Any, dict[str, Any], str]] = [
+    (
+        sentences.forked,
+        {"new_run": "fork1", "parent": "d", "at_step": 1200, "subset_indices": [3, 5]},
+        "Forked fork1 from d at step 1,200 on 2 samples",
+    ),
+    (
+        sentences.switched,
+        {"run_id": "d", "step": 1200},
+        "Switched to d, which is paused at step 1,200",
+    ),
     (
         sentences.rolled_back,
         {"run_id": "d", "checkpoint": "200-ring", "step": 200, "from_step": 12_420},

@@ -37,7 +37,7 @@ BROUGHT_BY = {
     # runs: fork, merge, samples, reports, and the health checks
     **dict.fromkeys(
         (
-            *("switch_run", "fork", "merge", "generate_report", "export_subset"),
+            *("merge", "generate_report", "export_subset"),
             *("get_selected_region_indices", "prepare_export", "spill_all"),
             *("dist_health", "throughput_health", "activations_health"),
             *("numerics_health", "determinism_health"),
@@ -218,7 +218,9 @@ class Visitor(L.Callback):
         assert session.journal.path is not None
         self.journal = session.journal.path
         if link.went_back:  # not of the callback: its attributes go back as well
-            if trainer.global_step == 7:
+            if trainer.global_step == 6:
+                link.ask("fork", selection={"kind": "indices", "ids": [*range(200)]})
+            elif trainer.global_step == 7:
                 link.ask("stop")
             return
         if trainer.global_step == 3:
@@ -268,6 +270,7 @@ ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
+    "fork",
 )
 
 

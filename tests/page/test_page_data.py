@@ -319,3 +319,25 @@ def test_nothing_is_drawn_while_the_page_is_hidden(
         "window.requestAnimationFrame = real; held.splice(0).forEach((draw) => draw(0)); null"
     )
     expect(page.locator("[data-metric=loss]")).to_have_attribute("data-step", str(STEPS + 29))
+
+
+def test_each_run_of_a_session_has_its_own_numbers(
+    open_page: Open, dashboard: FakeDashboard
+) -> None:
+    events = history(STEPS)
+    dashboard.add(session(STEPS), events, run())
+    page = open_page()
+    loss = page.locator("[data-metric=loss]")
+    expect(loss).to_have_attribute("data-step", str(STEPS))
+    own = loss.get_attribute("data-seq")
+    dashboard.emit("s1", event(len(events) + 1, "finalizeRun", next_run="hard", last_step=STEPS))
+    dashboard.update("s1", run_id="hard", run_name="hard")
+    seq = len(events) + 2
+    dashboard.emit("s1", train_step(seq, 31, STEPS // 3, ts=NOW, run_id="hard", run_gen=1))
+    expect(page.locator(".sentence")).to_contain_text("hard")
+    expect(loss).to_have_attribute("data-seq", str(seq))
+    expect(loss).to_have_attribute("data-step", "31")
+    dashboard.update("s1", run_id="resnet18-baseline", run_name="resnet18-baseline")
+    expect(page.locator(".sentence")).to_contain_text("resnet18-baseline")
+    expect(loss).to_have_attribute("data-seq", own)
+    expect(loss).to_have_attribute("data-step", str(STEPS))

@@ -107,6 +107,9 @@ def fitting(
             dashboard.hello(session_id=ours, last_seq=0)
             try:
                 yield fit
+            except BaseException:
+                dashboard.send("stop", {"save": False})  # else a held fit would never end
+                raise
             finally:
                 for barrier in barriers:
                     barrier.open()

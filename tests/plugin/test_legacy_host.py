@@ -139,7 +139,7 @@ def _presses(host: LegacyDashboard) -> list[Callable[[], Any]]:
         lambda: host.ask("generate_report", {"owner_run_id": "run", "subset_on": "train"}),
         lambda: host.ask("prepare_export", {"dir": "x", "latest_only": True, "owners": ["run"]}),
         lambda: host.ask("dist_health", {}),
-        lambda: host.ask("fork", {"parent_run_id": "run", "owner_run_id": "run"}),
+        lambda: host.ask("merge", {"parents": ["run", "other"], "strategy": "swa"}),
     ]
 
 
@@ -162,4 +162,33 @@ def test_attach_context_to_the_run_that_is_under_way_holds_it(
         assert (data["fork_counter_seed"], data["merge_counter_seed"]) == (2, 1)
         assert data["step"] == host.wait_for_event("paused")["step"]
         host.press_resume()
+        fit.outcome()
+
+
+def test_a_fork_pressed_there_trains_and_its_parent_is_switched_to(
+    listener: LoopbackListener, tmp_path: Path
+) -> None:
+    barrier = Barrier(4, 9)
+    with LegacyDashboard(listener) as host:
+        fit = attached(tmp_path, barrier)
+        host.wait_for_event("session_started")
+        barrier.wait_for(4)
+        asked = host.send("pause")
+        barrier.let_go(4)
+        host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+        wanted = {"kind": "indices", "ids": [*range(40)]}
+        form = {"lr": 0.004, "batch_size": 32, "patience": 5}
+        reply = host.press_fork("run", selection=wanted, hparams=form)
+        assert (reply["new_run"], len(reply["subset_indices"])) == ("fork1", 40)
+        barrier.wait_for(9)
+        assert host.runs.keys() == {"run", "fork1"}
+        texts = [log["text"] for log in host.logs]
+        assert "fork1: batch_size 32 is what the form is filled with: not applied" in texts
+        assert "fork1: lr 0.004 was typed: applied" in texts
+        asked = host.send("switch_run", {"run_id": "run"})
+        barrier.open()
+        host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+        back = host.replies[asked]["data"]
+        assert (back["run_id"], back["step"], back["paused"]) == ("run", 5, True)
+        host.tell("resume")
         fit.outcome()

@@ -71,6 +71,9 @@ def fitting(save_dir: Path, *callbacks: Any, run: Any = fitted, **options: Any) 
             dashboard.hello(session_id=ours, last_seq=0)
             try:
                 yield fit
+            except BaseException:
+                dashboard.send("stop", {"save": False})  # else a held fit would never end
+                raise
             finally:
                 for callback in callbacks:
                     if isinstance(callback, Barrier):

@@ -26,6 +26,7 @@ NO_LOGGER = "A script logs where it likes: its losses are seen, its other number
 NO_HOOKS = "A script's model gets no hooks: torch.compile would see them."
 NO_CALL = "A script's test cannot be called; its validation can, where it registers one."
 AGAIN = "A script goes on from another run by starting again."
+ONE_RUN = "A script's data and loops are its own: it is one run."
 ITS_OWN_END = "When a script is through is the script's own affair."
 
 # What of the others is not as with Lightning, and why.
@@ -39,6 +40,10 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
         "only Lightning: parameter after_fit": ITS_OWN_END,
         "extend is unsupported": ITS_OWN_END,
+        "fork is unsupported": ONE_RUN,
+        "switch_run is unsupported": ONE_RUN,
+        "only Lightning, asked: event runTransition: from prev_step to": ONE_RUN,
+        "only Lightning, asked: event finalizeRun: last_step next_run": ONE_RUN,
         "load_ckpt is unsupported": AGAIN,
         "only Lightning: a step has val_loss": NO_LOGGER,
         "only Lightning: a step logs train_loss": NO_LOGGER,

@@ -59,6 +59,19 @@ def test_steps_that_were_rolled_back_are_told_no_more() -> None:
     assert shown(replay, 5) == [("trainStep", 0), ("trainStep", 4)]
 
 
+def test_each_run_is_told_by_itself_and_the_one_that_trains_last() -> None:
+    told = [
+        ("newRun", "r"), ("trainStep", "r"), ("paused", "r"), ("finalizeRun", "r"),
+        ("newRun", "fork1"), ("log", "fork1"), ("trainStep", "fork1"), ("finalizeRun", "fork1"),
+        ("trainStep", "r"), ("paused", "r"),
+    ]  # fmt: skip
+    events = [{"type": kind, "run_id": run, "n": n} for n, (kind, run) in enumerate(told)]
+    lines = [json.dumps(event).encode() for event in events]
+    replay = LegacyReplay(lambda after, until: iter(lines[after:until]))
+    assert [n for _, n in shown(replay, 10)] == [4, 5, 6, 0, 1, 8, 9]
+    assert [n for _, n in shown(replay, 7)] == [0, 1, 4, 5, 6]
+
+
 @pytest.mark.parametrize("end", ["resumed", "trainingFinished"])
 def test_a_run_that_does_not_stand_is_not_shown_paused(end: str) -> None:
     assert shown(LegacyReplay(Log("paused", end).read), 2) == []

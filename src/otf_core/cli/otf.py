@@ -256,6 +256,21 @@ def ps(everything: bool, as_json: bool) -> None:  # noqa: FBT001 -- click passes
         sessions_table(shown)
 
 
+@click.command("runs", help="Draw the runs, each below the one that it was forked from.")
+@click.option("as_json", "--json", is_flag=True, help="One JSON object on stdout.")
+def runs(as_json: bool) -> None:  # noqa: FBT001 -- as above
+    """A tree of runs."""
+    found = Client.from_rendezvous().runs()
+    if as_json:
+        _out_json({"runs": found})
+    elif not found:
+        _out("No run yet — the dashboard listens.")
+    else:
+        from otf_core.cli.tables import runs_tree
+
+        runs_tree(found)
+
+
 @click.command("tail", help="Follow a run's events, or show the last few with -n.")
 @click.option("-n", "count", type=click.IntRange(1), help="Show so many and end; do not follow.")
 @click.option("--type", "types", multiple=True, help="Only events of this type; may be repeated.")
@@ -322,7 +337,7 @@ def app() -> None:
     """The group that holds all commands."""
 
 
-for _command in (dashboard, demo, ps, tail, doctor, *map(_command_of, VERBS)):
+for _command in (dashboard, demo, ps, runs, tail, doctor, *map(_command_of, VERBS)):
     app.add_command(_command)
 
 

@@ -207,6 +207,18 @@ def rolled_back(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noq
     return f"Rolled back {name} {way} (checkpoint {which})"
 
 
+def forked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    chosen = len(data.get("subset_indices") or ())
+    on = f" on {number(chosen)} sample{'s' * (chosen != 1)}" if chosen else ""
+    at = number(data.get("at_step"))
+    return f"Forked {data.get('new_run')} from {data.get('parent')} at step {at}{on}"
+
+
+def switched(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    step = number(data.get("step"))
+    return f"Switched to {data.get('run_id')}, which is paused at step {step}"
+
+
 def undone(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     cmd = (data.get("undone") or {}).get("cmd") or "command"
     now = [(str(key), number(value)) for key, value in (data.get("now") or {}).items()]

@@ -115,6 +115,30 @@ def _roll_back(given: Payload) -> tuple[str, Payload]:
     return "rollback", {"checkpoint": to}
 
 
+def read_ids(text: str) -> list[int]:
+    """``3,5,8-20``: numbers and ranges, both ends included.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            msg = f"--ids takes numbers and ranges, as in 3,5,8-20; found {part.strip()[:40]!r}."
+            raise UsageError(msg)
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _fork(given: Payload) -> tuple[str, Payload]:
+    """What is put in place of the parent's own values, as the wire has it."""
+    if (ids := given.pop("ids", None)) is not None:
+        given["selection"] = {"kind": "indices", "ids": read_ids(ids)}
+    rates = {name: given.pop(name) for name in ("lr", "lr_mul", "wd_mul") if name in given}
+    return "fork", {**given, **({"hparams": rates} if rates else {})}
+
+
 def _extend(given: Payload) -> tuple[str, Payload]:
     if len(given) != 1:
         msg = "otf extend takes --epochs N or --steps N, one of them: the new total."
@@ -174,6 +198,31 @@ VERBS: Final[tuple[Verb, ...]] = (
         sentences.rolled_back,
         (Arg("to", "A step, a checkpoint's id or its file.", shown="STEP|CHECKPOINT_ID|PATH"),),
         request=_roll_back,
+    ),
+    Verb(
+        "fork", "fork",
+        "Go on as another run, from here or from a checkpoint; its parent stays as it is.",
+        sentences.forked,
+        (
+            Arg("run_name", "Its name; fork1, fork2 … if none is given.", ("--name",)),
+            Arg("checkpoint", "From this one, an id or a file.", ("--from",)),
+            Arg("parent_run_id", "From this run.", ("--of",)),
+            Arg("ids", "On these samples of the training data: 3,5,8-20.", ("--ids",)),
+            Arg("batch_size", "Its batch size.", ("--batch-size",), "int"),
+            Arg("lr", "Its learning rate.", ("--lr",), "float"),
+            Arg("lr_mul", "A factor on the learning rate.", ("--lr-mul",), "float"),
+            Arg("wd_mul", "A factor on the weight decay.", ("--wd-mul",), "float"),
+            Arg("steps", "It is held after so many steps.", ("--steps",), "int"),
+            Arg("epochs", "It is held after so many epochs.", ("--epochs",), "int"),
+            Arg("patience", "It is held after so many validations without a better loss.",
+                ("--patience",), "int"),
+        ),
+        request=_fork,
+    ),
+    Verb(
+        "switch", "switch_run", "Go on with another run from where it was left; it stays paused.",
+        sentences.switched,
+        (Arg("run_id", "Its name, as otf runs lists it.", shown="RUN"),),
     ),
     Verb(
         "undo", "undo", "Take back the last command that changed the run.", sentences.undone,

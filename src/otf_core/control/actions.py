@@ -28,8 +28,6 @@ SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered wit
 NOT_IN_THIS_VERSION: Final = {
     name: f"{what} is not part of this version (0.2.0) of otf."
     for name, what in {
-        "switch_run": "Switching to another run",
-        "fork": "Forking",
         "merge": "Merging",
         "generate_report": "The per-sample report",
         "export_subset": "Exporting a subset",
@@ -235,7 +233,7 @@ class ConsoleAction:
             overtaken = _overtaken("pause", "resume", step)
             withdrawn = self.bus.withdraw("pause", overtaken)
             before = self.gate.state
-            held = [self.gate.resume(cause) for cause in ("user", "after_fit")]
+            held = [self.gate.resume(cause) for cause in ("user", "after_fit", "guard")]
             asked = any(held)
             if self.gate.state is State.RELEASED:
                 # The thread stands, or is on its way out: it answers when it is away.

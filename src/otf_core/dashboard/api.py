@@ -374,12 +374,15 @@ class Api:
 
     def _file_of(self, session: Session, ckpt_id: str) -> Path | None:
         """The file of a checkpoint that the trainer named, if it lies in the run's own folder."""
-        for run in list(self._store.runs.values()):
+        # Two runs of one session may each have a 5-auto.
+        runs = sorted(self._store.runs.values(), key=lambda run: run.run_id != session.run_id)
+        for run in runs:
             named = run.checkpoints.get((session.session_id, ckpt_id))
             if named is None:
                 continue
             said = Path(named["path"])
-            folder = session.run_dir or self._folder_of(said)
+            own = session.run_dir and session.run_dir.parent / run.run_id
+            folder = own or self._folder_of(said)
             if folder is None:
                 return None
             # A journal may have been moved with its run folder since it was written.

@@ -385,8 +385,9 @@ class Trainer:
         if isinstance(data.get("project"), str) and data["project"]:
             self._store.name_project(session, data["project"])
         if isinstance(data.get("run_id"), str) and data["run_id"]:
+            if session.run_id != data["run_id"] or not session.run_name:
+                session.run_name = data["run_id"]
             session.run_id = data["run_id"]
-            session.run_name = session.run_name or data["run_id"]
         if isinstance(data.get("run_dir"), str):
             self._store.note_run_dir(session, data["run_dir"])
         if isinstance(data.get("state"), str):

@@ -442,6 +442,13 @@ def _state(session: Session, run: Run, event: dict[str, Any], newest: bool) -> N
         _note_place(session, event)
 
 
+@_on("finalizeRun")
+def _left(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
+    to = event.get("next_run")
+    if newest and isinstance(to, str) and to:
+        session.run_id = session.run_name = to
+
+
 @_on("checkpoint_loaded")
 def _loaded(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: FBT001 -- as above
     step = event.get("step")

@@ -17,6 +17,7 @@ import torch
 from otf_core.opening import RunOptions, tell_epoch
 from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.delegate import RunnerDelegate
+from otf_core.runner.training_data import TrainingData
 from otf_core.session import Session
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
@@ -51,6 +52,7 @@ class Controlled(RunnerCallback):
             steering=Steering(self.delegate),
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
+            data=TrainingData(run),
         )
         self._recorder: StepRecorder | None = None
         if options.telemetry != "off":

@@ -91,7 +91,7 @@ class FitSubject:
         stops = run.should_stop
         around = {} if isinstance(run.module, nn.Module) else {"module": run.module}
         with (
-            meanwhile.parked(run),
+            meanwhile.parked_run(run),
             meanwhile.alone(run),
             parked_objects(around, skip=self.not_state),
         ):

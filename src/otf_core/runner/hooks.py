@@ -115,3 +115,14 @@ def names_parameter(step: Callable[..., Any], name: str, *, required: bool = Fal
     """Whether a step declares this very parameter, and without a default if it is required."""
     parameter = inspect.signature(step).parameters.get(name)
     return parameter is not None and (not required or parameter.default is parameter.empty)
+
+
+def as_step(function: Callable[..., Any], dataloader_idx: int) -> Callable[[Any, int], Any]:
+    """A step with ``(batch, batch_idx)``, whichever of its parameters it declares."""
+    with_idx = takes(function, "batch_idx", at_least=2)
+    more = {"dataloader_idx": dataloader_idx} if names_parameter(function, "dataloader_idx") else {}
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        return function(batch, batch_idx, **more) if with_idx else function(batch, **more)
+
+    return step

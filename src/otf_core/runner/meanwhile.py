@@ -36,7 +36,7 @@ def run_validation(run: Run, limit_batches: int | None, on_batch: OnBatch) -> Ev
     """
     loop = run.validation
     _need(run, loop)
-    with run.in_stage("validate"), parked(run), alone(run), _limited(loop, limit_batches):
+    with run.in_stage("validate"), parked_run(run), alone(run), _limited(loop, limit_batches):
         return _evaluated(loop, on_batch)
 
 
@@ -48,7 +48,7 @@ def run_test(run: Run, on_batch: OnBatch) -> Evaluation:
     """
     loop = run.testing
     _need(run, loop)
-    with run.in_stage("test"), parked(run):
+    with run.in_stage("test"), parked_run(run):
         if "setup" in run.data_hooks:
             run.data_hooks["setup"](stage="test")
         return _evaluated(loop, on_batch)
@@ -116,8 +116,8 @@ class _Probe:
 
 
 @contextlib.contextmanager
-def parked(run: Run) -> Iterator[None]:
-    """What happens inside leaves no trace in the run; see state.parked."""
+def parked_run(run: Run) -> Iterator[None]:
+    """What happens inside leaves no trace on the fit; callbacks are not parked."""
     book, datamodule = run.book, run.datamodule
     logged = dict(vars(book))
     logged |= {name: dict(logged[name]) for name in ("callback", "logged", "progress")}

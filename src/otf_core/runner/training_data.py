@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otf_core.runs.data import ChosenData, DataChoice
+from otf_core.state.loader_parts import length_of
 
 if TYPE_CHECKING:
     from otf_core.runner.run import Run
@@ -16,6 +17,7 @@ class TrainingData:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._chosen: ChosenData | None = None
+        self._own_batches: int | None = None  # that the script's loader has
 
     @property
     def choice(self) -> DataChoice:
@@ -53,6 +55,10 @@ class TrainingData:
         loop.batches.begin()
         self._run.book.reset_results()
 
+    def environment(self) -> dict[str, Any]:
+        """See TrainingData in otf_core.runs.data."""
+        return {"data": self._own_batches} if self.choice else {}
+
     def off(self) -> None:
         """The loader as the script has made it."""
         if self._chosen is not None:
@@ -62,4 +68,5 @@ class TrainingData:
         if self._chosen is None:
             [loader] = self._run.fit_loop.loaders or [None]
             self._chosen = ChosenData(loader)
+            self._own_batches = length_of(loader)
         return self._chosen

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch.utils.data import (
@@ -56,6 +56,29 @@ class DataChoice:
     def of_state(cls, saved: Mapping[str, Any] | None) -> DataChoice:
         """What ``to_state`` returned; None is a run that has chosen nothing."""
         return cls(**(saved or {}))
+
+
+class TrainingData(Protocol):
+    """The training data of a fit, which can be changed; supplied by a framework."""
+
+    @property
+    def choice(self) -> DataChoice:
+        """What is trained on now."""
+
+    def check(self, choice: DataChoice) -> None:
+        """Refuse what cannot be; nothing is changed. See ChosenData.check."""
+
+    def choose(self, choice: DataChoice) -> list[str]:
+        """From the next iterator on; see ChosenData.choose."""
+
+    def begin_pass(self) -> None:
+        """The epoch begins anew, with the data as it is now."""
+
+    def environment(self) -> dict[str, Any]:
+        """Where something is chosen: what ``ControlDelegate.environment`` says of the script's."""
+
+    def off(self) -> None:
+        """The loader as the script has made it."""
 
 
 class ChosenSampler(Sampler[int]):

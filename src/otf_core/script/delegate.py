@@ -34,12 +34,15 @@ NO_FOREIGN: Final = (
 )
 NO_LIMIT: Final = "The limit of a script is the script's own; otf does not know it."
 NO_REENTRY: Final = "This version (0.2.0) of otf keeps no checkpoints of a script."
+NO_FORK: Final = "A script is one run; forking it is not part of this version (0.2.0) of otf."
 UNSUPPORTED: Final = {
     "test_now": NO_TEST,
     "test": NO_TEST,
     "reset_session": NO_NEW_SESSION,
     "load_ckpt": NO_FOREIGN,
     "extend": NO_LIMIT,
+    "fork": NO_FORK,
+    "switch_run": NO_FORK,
 }
 
 

@@ -194,6 +194,11 @@ class Keeper:
         if self._schedule.begins(self._run.position().step, self._origin):
             self._first = self._quietly("auto", pinned=True)
 
+    def moved(self) -> None:
+        """Another run of the session trains from here on."""
+        self._first = self._newest = self._final = None
+        self._schedule.begins(self._run.position().step, None)
+
     def beginning(self) -> tuple[Manifest, str] | None:
         """The checkpoint of the beginning; waits for its file. None where there is none."""
         if self._first is not None:

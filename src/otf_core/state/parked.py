@@ -55,6 +55,24 @@ def parked(modules: Modules, loaders: Sequence[Any], *, skip: Iterable[str] = ()
                 set_generator_state(generator, state)
 
 
+@contextlib.contextmanager
+def attributes_parked(
+    owner: Any, *, skip: Iterable[str] = (), small: bool = False
+) -> Iterator[None]:
+    """The attributes of an object that is no module are as before at the end.
+
+    Args:
+        skip: those that are not state.
+        small: leave alone what is large, since it is data.
+    """
+    own = frozenset(skip)
+    saved = take_attributes({"": owner}, Encoder(lambda t: t.clone(), skip=own, small=small))
+    try:
+        yield
+    finally:
+        give_attributes({"": owner}, Decoder(skip=own, small=small), saved)
+
+
 def _generators(loaders: Iterable[Any]) -> list[Any]:
     """Generator objects that decide the training's data: of loaders, samplers and data sets."""
     found: dict[int, Any] = {}

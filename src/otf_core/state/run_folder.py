@@ -38,6 +38,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     project: str
     session_ids: list[str]
     parents: list[str] = []
+    kind: str = "base"  # or "fork", "merge"
+    made: dict[str, Any] = {}  # of a run that was made from another: from what, and with which data
+    journal: str | None = None  # the run in whose folder its events are written; None: its own
     pid: int = 0
     pid_started: float = 0.0  # tells a process from a later one with the same number
     host: str = ""
@@ -108,6 +111,30 @@ class RunLock:
     _leave_to_parent = release
 
 
+def named_folder(save_dir: Path, project: str, run_id: str) -> Path:
+    """A new folder for a run of exactly this name.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: it cannot be made.
+    """
+    folder = save_dir / project / run_id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    return folder
+
+
+def remove_new(folder: Path) -> None:
+    """Take away a run's folder that has just been made; what is not ours in it stays."""
+    record = record_of(folder)
+    if record is not None:
+        _remove(folder, record, [], [])
+        return
+    with contextlib.suppress(OSError):
+        (folder / LOCK).unlink()
+        folder.rmdir()
+
+
 def run_name_of(text: str) -> str:
     """Any text as a run name: letters, digits, ``._#-``; at least one."""
     name = re.sub(r"[^A-Za-z0-9._#-]+", "-", text).strip("-.")[:100]
@@ -175,6 +202,17 @@ def find_checkpoint(
         if chosen is not None and (best is None or at > best[0]):
             best = at, folder, chosen[0], Path(chosen[1])
     return best[1:] if best is not None else None
+
+
+def complete_checkpoints(folder: Path | None) -> list[tuple[Manifest, str]]:
+    """Those of a run that are whole, with their paths, oldest first."""
+    found = list(_complete(folder)) if folder is not None else []
+    return sorted(found, key=lambda each: each[0].ts)
+
+
+def goes_on_from(folder: Path | None, record: RunRecord) -> tuple[Manifest, str] | None:
+    """The checkpoint from which a run goes on; see ``newest``. None where there is none."""
+    return newest(complete_checkpoints(folder), record.branch, record.base)
 
 
 def run_of(path: Path) -> Path | None:

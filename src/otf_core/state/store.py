@@ -126,7 +126,7 @@ class CheckpointStore:
         self._last_ts = 0.0
         self._branch = 0
         self._base: str | None = None
-        self._jobs: queue.SimpleQueue[_Save | Sequence[tuple[int, bool]] | None]
+        self._jobs: queue.SimpleQueue[_Save | Sequence[tuple[int, bool]] | threading.Event | None]
         self._jobs = queue.SimpleQueue()
         self._pools = [HostPool() for _ in range(MAX_WAITING)]
         self._idle: queue.SimpleQueue[HostPool] = queue.SimpleQueue()
@@ -173,6 +173,26 @@ class CheckpointStore:
         with self._lock:
             self._known = {manifest.id: manifest for manifest in found}
         return ignored
+
+    def move_to(self, folder: Path | None) -> list[str]:
+        """Keep another run's checkpoints from here on; training thread.
+
+        What was asked to be saved before is on the disk by then, or has failed.
+
+        Args:
+            folder: of a run whose lock this process holds.
+
+        Returns:
+            As ``adopt``.
+        """
+        if self._thread is not None:
+            written = threading.Event()
+            self._jobs.put(written)
+            written.wait()
+        with self._lock:
+            self._folder, self._known, self._ids = folder, {}, set()
+            self._branch, self._base = 0, None
+        return self.adopt()
 
     def start(self) -> None:
         """Start otf-saver."""
@@ -361,6 +381,9 @@ class CheckpointStore:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
             if not isinstance(job, _Save):
                 self._make_memory(job)
                 continue

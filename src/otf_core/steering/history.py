@@ -95,13 +95,14 @@ class History:
         def take_back(by: Ticket) -> dict[str, Any]:
             undone = self._steering.undo(applied, self._step())
             self._run.changed()
-            self._tell_param(undone.path, undone.old, undone.new, by="undo", request=by)
+            self.tell_param(undone.path, undone.old, undone.new, by="undo", request=by)
             return {undone.path: undone.new}
 
         self._remember(ticket, applied.applied_step, take_back)
-        self._tell_param(applied.path, applied.old, applied.new, by="user", request=ticket)
+        self.tell_param(applied.path, applied.old, applied.new, by="user", request=ticket)
 
-    def _tell_param(self, path: str, old: Any, new: Any, *, by: str, request: Ticket) -> None:
+    def tell_param(self, path: str, old: Any, new: Any, *, by: str, request: Ticket) -> None:
+        """Say that a parameter has another value."""
         self._run.emit(
             "param_changed",
             path=path,
@@ -111,6 +112,12 @@ class History:
             by=by,
             request_id=request.id,
         )
+
+    def made_run(
+        self, ticket: Ticket, step: int, take_back: Callable[[Ticket], dict[str, Any]]
+    ) -> None:
+        """Remember a fork."""
+        self._done.append(Done(ticket.id, ticket.request.cmd, step, take_back, None))
 
     def note(self, ticket: Ticket, note: Mapping[str, Any]) -> None:
         """Remember a note."""
@@ -255,7 +262,7 @@ class History:
         self._run.emit("checkpoint_loaded", path=path, step=step, id=name, from_step=before_step)
         for param, new in self._values().items():
             if param in before and before[param] != new:
-                self._tell_param(param, before[param], new, by="rollback", request=ticket)
+                self.tell_param(param, before[param], new, by="rollback", request=ticket)
         # What was done after that step is undone with it.
         self._done = [done for done in self._done if done.step <= step]
 

@@ -66,6 +66,13 @@ class Emitter:
             self.run_gen = 0
             self._stamp()
 
+    def begin_run(self, run_id: str, run_gen: int) -> None:
+        """What comes now is another run's."""
+        self.drain()
+        with self._lock:
+            self.run_id, self.run_gen = run_id, run_gen
+            self._stamp()
+
     def begin_generation(self, run_gen: int) -> None:
         """A rollback or a resume: what comes now supersedes what was told of later steps."""
         self.drain()

@@ -1,14 +1,15 @@
 """What a legacy host is shown when it connects: it keeps nothing, and wipes what it has.
 
 The published extension's host never removes doubles and draws at most 6,000 points, so the replay
-is a digest: for the run its ``newRun``, one ``log``, its ``trainStep`` events thinned, its
-``checkpoint_saved``; then ``paused`` if the run stands.
+is a digest: for each run, the current one last, its ``newRun``, one ``log``, its ``trainStep``
+events thinned, its ``checkpoint_saved``; then ``paused`` if the run stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 from otf_core import protocol
 
@@ -32,36 +33,52 @@ class LegacyReplay:
         ``session_started`` is in the first one only: a second would have the host clean its disk
         again.
         """
-        head: list[bytes] = []
-        steps: list[tuple[int, bytes]] = []  # step, line
-        checkpoints: list[bytes] = []
-        log: bytes | None = None
-        paused: bytes | None = None
+        started: list[bytes] = []
+        runs: dict[str, _Run] = {}
+        current = _Run()
         for line in self._read(0, until):
             event = protocol.decode_message(line)
             kind = event.get("type")
+            current = runs.setdefault(str(event.get("run_id")), _Run())
             if kind == "session_started":
                 if not self._introduced:
-                    head.insert(0, line)
-            elif kind == "newRun":
-                head.append(line)
-            elif kind == "log":
-                log = log or line
-            elif kind == "trainStep":
-                steps.append((event.get("step", 0), line))
-            elif kind == "checkpoint_loaded":
-                # What was rolled back is told no more: the host would keep both.
-                steps = [known for known in steps if known[0] <= event["step"]]
-            elif kind == "checkpoint_saved":
-                checkpoints.append(line)
-            elif kind == "paused":
-                paused = line
-            elif kind in ("resumed", "trainingFinished"):
-                paused = None
+                    started.append(line)
+            else:
+                current.take(str(kind), event, line)
         self._introduced = True
-        told = [line for _, line in steps]
-        tail = [line for line in (paused,) if line is not None]
-        return [*head, *([log] if log else []), *thinned(told), *checkpoints, *tail]
+        before = [run for run in runs.values() if run is not current]
+        told = [line for run in (*before, current) for line in run.lines()]
+        return [*started, *told, *([current.paused] if current.paused is not None else [])]
+
+
+@dataclasses.dataclass
+class _Run:
+    new: list[bytes] = dataclasses.field(default_factory=list)
+    log: bytes | None = None
+    steps: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)  # step, line
+    checkpoints: list[bytes] = dataclasses.field(default_factory=list)
+    paused: bytes | None = None
+
+    def take(self, kind: str, event: Mapping[str, Any], line: bytes) -> None:
+        if kind == "newRun":
+            self.new.append(line)
+        elif kind == "log":
+            self.log = self.log or line
+        elif kind == "trainStep":
+            self.steps.append((event.get("step", 0), line))
+        elif kind == "checkpoint_loaded":
+            # What was rolled back is told no more: the host would keep both.
+            self.steps = [known for known in self.steps if known[0] <= event["step"]]
+        elif kind == "checkpoint_saved":
+            self.checkpoints.append(line)
+        elif kind == "paused":
+            self.paused = line
+        elif kind in ("resumed", "trainingFinished", "finalizeRun"):
+            self.paused = None
+
+    def lines(self) -> list[bytes]:
+        told = thinned([line for _, line in self.steps])
+        return [*self.new, *([self.log] if self.log else []), *told, *self.checkpoints]
 
 
 def thinned(lines: list[bytes], most: int = MAX_POINTS) -> list[bytes]:

@@ -34,6 +34,8 @@ STAMPS: Final = frozenset({"type", "run_id", "run_gen", "session_id", "event_seq
 EVENT_FIELDS: Final[Mapping[str, str]] = {
     "session_started": "project run_name version run_dir",
     "newRun": "parents project run_name meta",
+    "runTransition": "from to prev_step",
+    "finalizeRun": "next_run last_step",
     "trainStep": " ".join(TRAIN_STEP),
     "epoch_end": "epoch val_loss",
     "log": "level phase text",

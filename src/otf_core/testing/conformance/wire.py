@@ -90,7 +90,7 @@ class Wire(Suite):
             "set_param": {"path": "lr", "mul": 1.0},
             "note": {"text": "here"},
             "attach_context": {"run_id": run.ask("status")["run_id"]},
-            "switch_run": {"run_id": "another"},
+            "switch_run": {"run_id": run.ask("status")["run_id"]},
             "load_ckpt": {"path": newest["path"]},
             "rollback": {"checkpoint": newest["id"]},
             "extend": longer,

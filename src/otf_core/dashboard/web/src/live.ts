@@ -97,7 +97,7 @@ export function follow(): void {
   for (const { session_id } of store.sessionsOf(session)) {
     if (subscribed.has(session_id)) continue;
     subscribed.add(session_id);
-    send({ kind: "subscribe", session_id, after_seq: store.dataOf(session_id).lastSeq });
+    send({ kind: "subscribe", session_id, after_seq: store.lastSeqOf(session_id) });
   }
 }
 

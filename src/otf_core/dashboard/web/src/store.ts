@@ -35,7 +35,8 @@ class Store {
   readonly opened_ms = Date.now();
   readonly sessions = new Map<string, Session>();
   readonly runs = new Map<string, Run>();
-  private readonly data = new Map<string, SessionData>();
+  /** Of each session, by run: one that forks has several. */
+  private readonly data = new Map<string, Map<string, SessionData>>();
   private readonly joined = new Map<string, Joined>();
   /** Made anew when a session or a run has changed. */
   private byRun: Map<string, Session[]> | null = null;
@@ -68,15 +69,24 @@ class Store {
     return Date.now() / 1000 + this.skew_s;
   }
 
-  dataOf(session_id: string): SessionData {
-    let found = this.data.get(session_id);
-    if (found === undefined) this.data.set(session_id, (found = new SessionData()));
+  /** What a session has told of a run; of the one that it trains, if none is named. */
+  dataOf(session_id: string, run_id?: string | null): SessionData {
+    const run = run_id ?? this.sessions.get(session_id)?.run_id ?? "";
+    let runs = this.data.get(session_id);
+    if (runs === undefined) this.data.set(session_id, (runs = new Map()));
+    let found = runs.get(run);
+    if (found === undefined) runs.set(run, (found = new SessionData()));
     return found;
+  }
+
+  /** The newest event of a session that is here, whichever run it is of. */
+  lastSeqOf(session_id: string): number {
+    return Math.max(0, ...[...(this.data.get(session_id)?.values() ?? [])].map((one) => one.lastSeq));
   }
 
   /** What the run of a session has told, over all its sessions. */
   toldOf(session: Session): Told {
-    const parts = this.sessionsOf(session).map((one) => this.dataOf(one.session_id));
+    const parts = this.sessionsOf(session).map((one) => this.dataOf(one.session_id, session.run_id));
     if (parts.length === 1) return parts[0] as SessionData;
     const key = runKey(session);
     let found = this.joined.get(key);
@@ -174,8 +184,10 @@ class Store {
         this.name();
         break;
       case "events": {
-        const data = this.dataOf(message.session_id);
-        for (const event of message.events) data.take(event);
+        for (const event of message.events) {
+          const run = typeof event["run_id"] === "string" ? event["run_id"] : null;
+          this.dataOf(message.session_id, run).take(event);
+        }
         break;
       }
       case "receipt":

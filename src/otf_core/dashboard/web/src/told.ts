@@ -110,6 +110,7 @@ export class SessionData implements Told {
         this.stall = null;
         break;
       case "resumed":
+      case "finalizeRun": // another run of the session trains from here on
       case "trainingFinished": {
         const open = this.pauses.at(-1);
         if (open !== undefined && open.to_ts === null) open.to_ts = ts;

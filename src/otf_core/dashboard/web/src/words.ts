@@ -18,6 +18,7 @@ const VERBS: Record<string, string> = {
   load_ckpt: "Roll back",
   reset_session: "Reset",
   fork: "Fork",
+  switch_run: "Switch run",
   merge: "Merge",
   undo: "Undo",
   extend: "Extend",
@@ -70,6 +71,11 @@ export function what(receipt: Held, params: Param[]): string {
     return now === undefined
       ? `${name} → ${setting(payload["value"])}`
       : `${name} ${brief(now)} → ${brief(payload["value"])}`;
+  }
+  if (receipt.cmd === "switch_run" && typeof payload["run_id"] === "string") return `Switch to ${payload["run_id"]}`;
+  if (receipt.cmd === "fork") {
+    const data = receipt.reply?.data;
+    return isDict(data) ? `Fork ${String(data["new_run"])}` : "Fork";
   }
   if (receipt.cmd === "rollback" || receipt.cmd === "load_ckpt") return `Roll back to ${target(payload)}`;
   if (receipt.cmd === "extend") return `Extend to ${totals(payload) ?? "more"}`;

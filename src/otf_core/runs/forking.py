@@ -1,0 +1,359 @@
+"""Fork, switch, and the way back: which run of a session trains; training thread, at the gate.
+
+Rule 1: whoever is left is on the disk first, exactly as it stands, and stays there.
+Rule 2: what can be refused is refused before anything is touched. A fork that fails half way is
+taken back: the parent trains on from where it was.
+Rule 3: a fork in which nothing is other is bit for bit its parent going on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import torch
+
+from otf_core.control.bus import Ticket
+from otf_core.control.delegate import ControlDelegate, Position
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.protocol import SetParam
+from otf_core.runs.budget import Budget
+from otf_core.runs.data import DataChoice, TrainingData
+from otf_core.runs.tree import Here, RunTree
+from otf_core.runs.wishes import Wishes
+from otf_core.state import run_folder
+from otf_core.state.checkpoint_file import read_checkpoint
+from otf_core.state.store import Pending
+
+WAIT_S: Final = 60.0  # for the disk, before a run is left
+
+
+class Run(Protocol):
+    """What is needed of the session."""
+
+    run_id: str
+    session_id: str
+
+    def position(self) -> Position:
+        """Where the run stands."""
+
+    def save(self, kind: str, *, pinned: bool = False, wait_s: float = 0.0) -> Pending:
+        """Copy the state now, write it in the background."""
+
+    def changed(self) -> None:
+        """The run is no longer what the last checkpoint holds."""
+
+    def put(self, state: dict[str, Any], base: str | None) -> None:
+        """Put another state in place."""
+
+    def enter(self, here: Here) -> None:
+        """From here on what is told and saved is this run's."""
+
+    def emit(self, kind: str, /, **fields: Any) -> int:
+        """Tell."""
+
+    def tear(self, error: Exception) -> None:
+        """Half of another state is there, and the run must not train on."""
+
+    def set_value(self, asked: SetParam, ticket: Ticket) -> None:
+        """Set a parameter of the fork, and tell of it."""
+
+
+class Origin(NamedTuple):
+    """A checkpoint that a run is put to.
+
+    Attributes:
+        own: its id, where it is one of that run's own.
+    """
+
+    state: dict[str, Any]
+    name: str
+    path: str
+    own: str | None
+
+
+class Forks:
+    """The runs of one session.
+
+    Args:
+        data: None where the run's data cannot be changed.
+        check_value: raises where a parameter cannot be set.
+        chosen: the ids that a payload chooses; None: it chooses none.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        tree: RunTree,
+        *,
+        delegate: ControlDelegate,
+        data: TrainingData | None,
+        check_value: Callable[[SetParam], None],
+        chosen: Callable[[Any], Any],
+    ) -> None:
+        self._run, self.tree, self._delegate, self._data = run, tree, delegate, data
+        self._check_value, self._chosen = check_value, chosen
+        self.budget = Budget()
+
+    @property
+    def choice(self) -> DataChoice:
+        """What the run that trains has chosen of its data."""
+        return self._data.choice if self._data is not None else DataChoice()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has of it; see ``use``."""
+        found: dict[str, Any] = {"data": self.choice.to_state()} if self.choice else {}
+        return {**found, "budget": self.budget.to_state()} if self.budget else found
+
+    def off(self) -> None:
+        """The loader as the script has made it."""
+        if self._data is not None:
+            self._data.off()
+
+    def environment(self) -> dict[str, Any]:
+        """See TrainingData.environment."""
+        return self._data.environment() if self._data is not None else {}
+
+    def use(self, saved: Mapping[str, Any]) -> list[str]:
+        """Data and budget of a state that is about to be put in place.
+
+        Returns:
+            Sentences on what does not apply.
+        """
+        choice = DataChoice.of_state(saved.get("data"))
+        self.budget = Budget(**saved.get("budget", {}))
+        if self._data is None:
+            if choice:
+                detail = "It trained on chosen samples, which this run cannot choose."
+                raise CommandError(ErrorCode.UNSUPPORTED, detail)
+            return []
+        return self._data.choose(choice)
+
+    def fork(self, ticket: Ticket, seed: int) -> dict[str, Any]:
+        """A new run from this one, or from a checkpoint of any; it trains from here on."""
+        asked = ticket.payload
+        wishes = Wishes.of(asked, legacy=ticket.link.legacy)
+        parent = self.tree.find(asked.parent_run_id or self._run.run_id, "parent_run_id")
+        origin = self._origin(parent, asked)
+        choice = self._other_data(asked, wishes, origin)
+        self._refuse(choice, wishes)
+        name = asked.run_name or self.tree.automatic_name("fork", seed)
+        back = self._keep()
+        step = self._run.position().step if origin is None else origin.state["otf"]["step"]
+        made = {
+            "from": parent.run_id,
+            "at_step": step,
+            "init_from": origin.name if origin is not None else back.id,
+            "subset_count": len(choice.ids) if choice and choice.ids is not None else None,
+        }
+        child = self.tree.make(
+            name, kind="fork", parents=[parent.run_id], made=made, session_id=self._run.session_id
+        )
+        self._become(child, back, lambda: self._begin(ticket, child, origin, choice, wishes))
+        now = self._run.position().step
+        ids = self.choice.ids.tolist() if self.choice.ids is not None else []
+        names = {"new_run": name, "child_id": name, "run_id": name, "parent": parent.run_id}
+        return {**names, "at_step": now, "subset_indices": ids, "applied_step": now}
+
+    def switch(self, run_id: str, init_ckpt: str | None) -> dict[str, Any]:
+        """Another run trains from where it was left; this one is left as it stands."""
+        there = self.tree.find(run_id)
+        origin = self._newest(there) if init_ckpt is None else self._file(there, init_ckpt)
+        if origin is None:
+            detail = f"{run_id} was asked, but it has no checkpoint to go on from."
+            raise CommandError(ErrorCode.NOT_FOUND, detail, field="run_id")
+        self._delegate.check(origin.state)
+        back = self._keep()
+        self._become(there, back, lambda: self._run.put(origin.state, origin.own))
+        step = self._run.position().step
+        self._run.emit("checkpoint_loaded", path=origin.path, step=step, id=origin.name)
+        return {"ckpt_loaded": True, "run_id": run_id, "step": step}
+
+    # Inside.
+
+    def _other_data(self, asked: Any, wishes: Wishes, origin: Origin | None) -> DataChoice | None:
+        """None: its parent's."""
+        now = self.choice
+        if origin is not None:
+            now = DataChoice.of_state(origin.state["otf"].get("data"))
+        ids = self._chosen(asked)
+        if ids is not None or asked.weights is not None:
+            weights = asked.weights
+            tensor = torch.tensor(weights, dtype=torch.float64) if weights is not None else None
+            now = DataChoice(ids, tensor, now.batch_size)
+        if wishes.batch_size is not None:
+            return dataclasses.replace(now, batch_size=wishes.batch_size)
+        return now if ids is not None or asked.weights is not None else None
+
+    def _refuse(self, choice: DataChoice | None, wishes: Wishes) -> None:
+        if choice is not None and self._data is None:
+            detail = "Other data was asked for the fork; this run cannot change it."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
+        if choice is not None and self._data is not None:
+            self._data.check(choice)
+        for each in wishes.params:
+            self._check_value(each)
+
+    def _origin(self, parent: Here, asked: Any) -> Origin | None:
+        """None: from where the run that trains stands now."""
+        name = asked.checkpoint or asked.parent_ckpt_path
+        if name is not None:
+            return self._checked(self._file(parent, name))
+        if parent.run_id == self._run.run_id:
+            return None
+        origin = self._newest(parent)
+        if origin is None:
+            detail = f"A fork of {parent.run_id} was asked, which has no checkpoint."
+            raise CommandError(ErrorCode.NOT_FOUND, detail, field="parent_run_id")
+        return self._checked(origin)
+
+    def _checked(self, origin: Origin) -> Origin:
+        self._delegate.check(origin.state)
+        return origin
+
+    def _file(self, there: Here, asked: str) -> Origin:
+        """A checkpoint by its id or its path; the newest of the run where that is gone."""
+        kept = run_folder.complete_checkpoints(there.folder)
+        for manifest, path in kept:
+            if asked in (manifest.id, path):
+                return _read(path, own=manifest.id)
+        if Path(asked).is_file():
+            return _read(asked, own=None)
+        if "/" in asked and (newest := self._newest(there)) is not None:
+            return newest
+        names = [manifest.id for manifest, _ in reversed(kept)][:20]
+        detail = f"{there.run_id} has no checkpoint {asked[:120]!r}; the newest are in allowed."
+        raise CommandError(ErrorCode.NOT_FOUND, detail, field="checkpoint", allowed=names)
+
+    def _newest(self, there: Here) -> Origin | None:
+        found = run_folder.goes_on_from(there.folder, there.record)
+        return _read(found[1], own=found[0].id) if found is not None else None
+
+    def _keep(self) -> Pending:
+        """The run that trains, as it stands: on the disk before it is left."""
+        kept = self._run.save("auto", pinned=True, wait_s=WAIT_S)
+        if not kept.wait(WAIT_S):
+            detail = f"{self._run.run_id} is still being written; nothing has changed."
+            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=5.0)
+        if kept.error is not None:
+            raise kept.error
+        return kept
+
+    def _become(self, there: Here, back: Pending, begin: Callable[[], None]) -> None:
+        """The other run is the one that trains, or, where that fails, this one is as it was."""
+        left = self.tree.find(self._run.run_id)
+        budget, self.budget = self.budget, Budget()
+        now = self._run.position()
+        step, left.limits = now.step, _limits(now)
+        self._tell_move(left.run_id, there.run_id, step)
+        self._run.enter(there)
+        try:
+            begin()
+            self._limit_again(there.limits)
+        except Exception as error:
+            self._take_back(there, left, back, error)
+            self.budget = budget
+            raise
+
+    def _take_back(self, there: Here, left: Here, back: Pending, error: Exception) -> None:
+        text = "".join(traceback.format_exception(error))
+        self._run.emit("log", level="error", phase="info", text=f"not entered:\n{text}"[-8000:])
+        self._tell_move(there.run_id, left.run_id, self._run.position().step)
+        self._run.enter(left)
+        try:
+            self._run.put(_read(back.path, own=back.id).state, back.id)
+            self._limit_again(left.limits)
+        except Exception as again:
+            self._run.tear(again)
+            raise
+        if there.record.made and not run_folder.complete_checkpoints(there.folder):
+            self.tree.drop(there)
+
+    def _limit_again(self, limits: dict[str, int]) -> None:
+        """How long a run is to train is its own, whatever the others were given."""
+        now = _limits(self._run.position())
+        other = {name: value for name, value in limits.items() if now[name] != value}
+        if other:
+            self._delegate.extend(other)
+
+    def _tell_move(self, left: str, to: str, step: int) -> None:
+        self._run.emit("runTransition", **{"from": left, "to": to, "prev_step": step})
+        self._run.emit("finalizeRun", next_run=to, last_step=step)
+
+    def _begin(
+        self,
+        ticket: Ticket,
+        child: Here,
+        origin: Origin | None,
+        choice: DataChoice | None,
+        wishes: Wishes,
+    ) -> None:
+        self._announce(child)
+        if origin is not None:
+            self._run.put(origin.state, None)
+        told = [*wishes.told]
+        if choice is not None and self._data is not None:
+            told += self._data.choose(choice)
+            self._data.begin_pass()
+        for each in wishes.params:
+            self._run.set_value(each, ticket)
+        for text in told:
+            self._run.emit("log", level="info", phase="info", text=f"{child.run_id}: {text}")
+        self._limit(wishes)
+        self._run.changed()
+        self._run.save("auto", pinned=True, wait_s=WAIT_S)
+
+    def _announce(self, child: Here) -> None:
+        record = child.record
+        meta: Mapping[str, Any] = {
+            "display_name": record.run_id,
+            "kind": record.kind,
+            "run_dir": str(child.folder),
+            "run_gen": record.run_gen,
+            **record.made,
+        }
+        names = {"project": record.project, "run_name": record.run_id}
+        self._run.emit("newRun", parents=record.parents, **names, meta=meta)
+        text = f"{record.kind} of {record.made['from']} at step {record.made['at_step']:,}"
+        self._run.emit("log", level="info", phase="info", text=text)
+
+    def _limit(self, wishes: Wishes) -> None:
+        """Its budget; limits of the fit that are in the way are raised."""
+        now = self._run.position()
+        over = _at_its_end(now)
+        epochs = wishes.epochs
+        if over and wishes.steps is None and epochs is None:
+            epochs = now.epochs_done or 1  # as long again
+        budget = Budget(patience=wishes.patience)
+        if wishes.steps is not None:
+            budget.until_step = now.step + wishes.steps
+        elif epochs is not None:
+            budget.until_epoch = now.epochs_done + epochs
+        raised: dict[str, int] = {}
+        if now.max_steps is not None and wishes.steps is not None:
+            raised["max_steps"] = max(now.max_steps, now.global_step + wishes.steps)
+        if now.max_epochs is not None and (epochs is not None or over):
+            raised["max_epochs"] = max(now.max_epochs, now.epochs_done + (epochs or 1))
+        grown = {name: n for name, n in raised.items() if n != getattr(now, name)}
+        if grown:
+            self._delegate.extend(grown)
+        self.budget = budget
+
+
+def _limits(now: Position) -> dict[str, int]:
+    found = {"max_steps": now.max_steps, "max_epochs": now.max_epochs}
+    return {name: -1 if value is None else value for name, value in found.items()}
+
+
+def _at_its_end(now: Position) -> bool:
+    steps = now.max_steps is not None and now.global_step >= now.max_steps
+    return steps or (now.max_epochs is not None and now.epochs_done >= now.max_epochs)
+
+
+def _read(path: str, *, own: str | None) -> Origin:
+    state, manifest = read_checkpoint(Path(path), field="checkpoint")
+    name = manifest.id if manifest is not None else Path(path).name
+    return Origin(state, name, path, own)
