@@ -294,6 +294,23 @@ def fit_of(model: Any, look: Callable[[Any], None], tmp_path: Path, **options: A
     return trainer
 
 
+def run_of(model: Any, look: Callable[[Any], None]) -> Any:
+    """The same of the Runner."""
+    runner = Runner(device="cpu", max_epochs=1, progress=False)
+
+    def prepare(run: Any) -> None:
+        def tick() -> bool:
+            if run.counters.total_batches == 3:
+                look(run)
+            return False
+
+        run.between_batches = tick
+
+    runner.prepare = prepare  # type: ignore[method-assign]
+    runner.fit(model, train_loader=data.loader(), val_loader=data.val_loader())
+    return runner.run
+
+
 @pytest.mark.filterwarnings("ignore:Found `dataloader_iter` argument")
 def test_a_step_that_fetches_its_batches_itself_is_refused(tmp_path: Path) -> None:
     told: list[str] = []
@@ -353,6 +370,23 @@ def test_loggers_profilers_and_a_wish_to_stop_do_not_hear_of_it(tmp_path: Path) 
     assert logger.told == list(range(trainer.global_step))
 
 
+class WantsToStop(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.trainer.should_stop = self.trainer.should_stop or looking[0]
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_wish_to_stop_is_not_heard_by_the_runner_either() -> None:
+    def look(run: Any) -> None:
+        looking[0] = True
+        for check in STEPPING:
+            checks.run(check, of_runner.FitSubject(run), {})
+            assert not run.should_stop
+        looking[0] = False
+
+    assert run_of(WantsToStop(), look).counters.global_step == 6
+
+
 def test_what_a_fit_is_like_is_found(tmp_path: Path) -> None:
     def what(subject: Any) -> Any:
         return {check: checks.run(check, subject, {}).fields for check in checks.CHECKS}
@@ -385,17 +419,6 @@ def test_a_layer_that_is_poisoned_under_way_is_found(side: str, tmp_path: Path) 
     if side == "lightning":
         fit_of(Poisoned(), lambda t: look(of_lightning.FitSubject(t)), tmp_path)
     else:
-        runner = Runner(device="cpu", max_epochs=1, progress=False)
-
-        def prepare(run: Any) -> None:
-            def tick() -> bool:
-                if run.counters.total_batches == 3:
-                    look(of_runner.FitSubject(run))
-                return False
-
-            run.between_batches = tick
-
-        runner.prepare = prepare  # type: ignore[method-assign]
-        runner.fit(Poisoned(), train_loader=data.loader(), val_loader=data.val_loader())
+        run_of(Poisoned(), lambda run: look(of_runner.FitSubject(run)))
     assert found[0]["layer"] == "net.3"
     assert found[0]["because"].startswith("its weight")
