@@ -370,6 +370,16 @@ def test_loggers_profilers_and_a_wish_to_stop_do_not_hear_of_it(tmp_path: Path) 
     assert logger.told == list(range(trainer.global_step))
 
 
+def test_the_batch_of_a_check_weighs_nothing_that_is_logged_later() -> None:
+    def look(run: Any) -> None:
+        book = run.book
+        before = book.active, dict(vars(book.active)), book.last_fx
+        checks.run("activations_health", of_runner.FitSubject(run), {})
+        assert (book.active, dict(vars(book.active)), book.last_fx) == before
+
+    run_of(Net(), look)
+
+
 class WantsToStop(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.trainer.should_stop = self.trainer.should_stop or looking[0]

@@ -25,7 +25,6 @@ from otf_core.health.hooks import open_modules, tensors_in, watching
 from otf_core.health.report import NONE, Health, aligned, health, percent
 from otf_core.health.subject import Subject, need_step, undisturbed
 from otf_core.state.parts import named_modules
-from otf_core.telemetry.activations import makes_zeros
 
 ISSUE: Final = 0.5
 UNSEEN: Final = "Not seen: functions, and modules that are compiled or a TransformerEncoder."
@@ -46,7 +45,6 @@ class Layer:
     name: str
     kind: str
     bounds: tuple[float, float] | None
-    zeroing: bool
     numel: int = 0
     zeros: Any = 0
     saturated: Any = 0
@@ -109,7 +107,7 @@ def check(subject: Subject, budget: Budget, *, topk: int = 12, eps: float = 1e-3
             if tensor.numel() and not tensor.is_complex():
                 if name not in layers:
                     kind = type(module).__name__
-                    layers[name] = Layer(name, kind, bounds_of(module), makes_zeros(module))
+                    layers[name] = Layer(name, kind, bounds_of(module))
                 layers[name].add(tensor.detach(), eps)
 
     found = open_modules(subject.modules)

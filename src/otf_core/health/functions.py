@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -17,20 +17,19 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# A function -> the module that computes the same.
-KNOWN: Final[Mapping[Any, Callable[[], nn.Module]]] = MappingProxyType(
-    {
-        **dict.fromkeys((functional.relu, functional.relu_, torch.relu, torch.relu_), nn.ReLU),
-        **dict.fromkeys((torch.Tensor.relu, torch.Tensor.relu_), nn.ReLU),
-        **dict.fromkeys((functional.relu6,), nn.ReLU6),
-        **dict.fromkeys((functional.tanh, torch.tanh, torch.tanh_), nn.Tanh),
-        **dict.fromkeys((torch.Tensor.tanh, torch.Tensor.tanh_), nn.Tanh),
-        **dict.fromkeys((functional.sigmoid, torch.sigmoid, torch.sigmoid_), nn.Sigmoid),
-        **dict.fromkeys((torch.Tensor.sigmoid, torch.Tensor.sigmoid_), nn.Sigmoid),
-        **dict.fromkeys((functional.hardsigmoid,), nn.Hardsigmoid),
-        **dict.fromkeys((functional.softsign,), nn.Softsign),
-    }
+# A module, and the functions that compute the same.
+_SAME: Final[Sequence[tuple[Callable[[], nn.Module], Sequence[Any]]]] = (
+    (nn.ReLU, (functional.relu, functional.relu_, torch.relu, torch.relu_)),
+    (nn.ReLU, (torch.Tensor.relu, torch.Tensor.relu_)),
+    (nn.ReLU6, (functional.relu6,)),
+    (nn.Tanh, (functional.tanh, torch.tanh, torch.tanh_)),
+    (nn.Tanh, (torch.Tensor.tanh, torch.Tensor.tanh_)),
+    (nn.Sigmoid, (functional.sigmoid, torch.sigmoid, torch.sigmoid_)),
+    (nn.Sigmoid, (torch.Tensor.sigmoid, torch.Tensor.sigmoid_)),
+    (nn.Hardsigmoid, (functional.hardsigmoid,)),
+    (nn.Softsign, (functional.softsign,)),
 )
+KNOWN: Final = MappingProxyType({f: kind for kind, functions in _SAME for f in functions})
 # Called with the place, the module that would compute the same, and what was returned.
 Seen = Callable[[str, nn.Module, Any], None]
 

@@ -26,7 +26,7 @@ from otf_core.health.subject import (
     undisturbed,
 )
 from otf_core.health.updates import not_finite, ratio_of, states_of
-from otf_core.state.parts import named_buffers, named_parameters
+from otf_core.state.parts import named_buffers, named_modules, named_parameters
 from otf_core.telemetry.norms import local_part
 
 LARGE: Final = 0.1  # of a layer's weights, changed in one step
@@ -173,7 +173,7 @@ def _look_at_gradients(subject: Subject, budget: Budget, found: Pass) -> None:
     place = {name: i for i, name in enumerate(found.order)}
     # The way back begins at the layer that was called last.
     found.gradients.sort(key=lambda row: place.get(row["layer"], -1), reverse=True)
-    modules = {name: m for part in subject.modules.values() for name, m in part.named_modules()}
+    modules = named_modules(subject.modules)
     for name, params in layers_of(subject.modules).items():
         budget.check()
         if budget.left_s() < 0:
@@ -181,9 +181,8 @@ def _look_at_gradients(subject: Subject, budget: Budget, found: Pass) -> None:
             break
         row = ratio_of(params.values(), subject.optimizers.values(), subject.loss_scale)
         if row["grad_norm"] is not None:
-            label = called(name, modules[name]) if name in modules else name
             numbers = {k: v if k == "estimate" else finite(v) for k, v in row.items()}
-            found.layers.append({"layer": label, **numbers})
+            found.layers.append({"layer": called(name, modules[name]), **numbers})
     found.layers.sort(key=lambda row: (row["ratio"] is None, row["ratio"] or 0.0), reverse=True)
 
 
