@@ -380,6 +380,73 @@ def test_the_batch_of_a_check_weighs_nothing_that_is_logged_later() -> None:
     run_of(Net(), look)
 
 
+class Owner:
+    """No module, and its training step changes what it holds."""
+
+    def __init__(self) -> None:
+        self.net = torch.nn.Linear(64, 10)
+        self.calls, self.seen, self.mean = 0, [0.0], torch.zeros(())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        self.calls += 1
+        self.seen.append(float(x.mean()))
+        self.mean += x.mean()
+        return torch.nn.functional.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+def test_the_object_around_several_modules_is_as_it_was() -> None:
+    model = Owner()
+
+    def look(run: Any) -> None:
+        before = (model.calls, list(model.seen), model.mean.clone())
+        for check in STEPPING:
+            checks.run(check, of_runner.FitSubject(run), {})
+        assert (model.calls, model.seen, model.mean) == before
+
+    run_of(model, look)
+    assert model.calls == len(model.seen) - 1 == 6
+
+
+class StepsSchedule(Net):
+    """A schedule that the training step moves."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        return [optimizer], [{"scheduler": schedule, "frequency": 99}]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("side", ["lightning", "runner"])
+def test_a_schedule_that_the_training_step_moves_is_where_it_was(side: str, tmp_path: Path) -> None:
+    looked: list[Any] = []
+
+    def look(subject: Any) -> None:
+        [schedule] = subject.others.values()
+        rates = subject.optimizers["optimizer"].param_groups[0]
+        before = dict(schedule.state_dict()), rates["lr"]
+        for check in STEPPING:
+            checks.run(check, subject, {})
+            assert (schedule.state_dict(), rates["lr"]) == before
+        looked.append(before)
+
+    if side == "lightning":
+        fit_of(StepsSchedule(), lambda t: look(of_lightning.FitSubject(t)), tmp_path)
+    else:
+        run_of(StepsSchedule(), lambda run: look(of_runner.FitSubject(run)))
+    assert looked[0][1] == 0.05
+
+
 class WantsToStop(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.trainer.should_stop = self.trainer.should_stop or looking[0]
