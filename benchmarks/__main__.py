@@ -24,6 +24,7 @@ import torch
 from benchmarks import (
     events,
     going_back,
+    merging,
     native,
     pausing,
     saving,
@@ -52,6 +53,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "imports": start_up.imports,
     "checkpoint_block": saving.checkpoint_block,
     "rollback": going_back.rollback,
+    "merging": merging.merging,
     "tap": tapping.loader_tap,
     "scan": scanning.per_sample,
     "runner": native.runner,

@@ -185,6 +185,55 @@ class Fork(Payload):
     epochs: int | None = None
 
 
+class Scan(Payload):
+    """``scan``: the loss of each sample of a set, or of some.
+
+    Attributes:
+        on: "train", "val" or "test".
+        layer: whose activations are kept as features.
+    """
+
+    on: str = "train"
+    ids: list[int] | None = None
+    layer: str | None = None
+
+
+class SamplesPage(Payload):
+    """``samples``: a page of what a scan has found."""
+
+    on: str = "train"
+    start: int = 0
+
+
+class GenerateReport(Payload):
+    owner_run_id: str | None = None
+    subset_indices: list[int] | None = None
+    subset_on: str = "train"
+    reqId: int | None = None  # noqa: N815 -- the extension's name
+
+
+class RegionIndices(Payload):
+    run_id: str | None = None
+    min_loss: float = float("-inf")
+    max_loss: float = float("inf")
+
+
+class Cancel(Payload):
+    request_id: str | None = None
+
+
+class Health(Payload):
+    """The five checks; each takes those that it knows."""
+
+    budget_steps: int | None = None
+    micro_backward: bool | None = None
+    topk: int | None = None
+    eps: float | None = None
+    require_all_ranks: bool | None = None
+    sample_weights: int | None = None
+    sample_layers: int | None = None
+
+
 class Anything(Payload):
     """The payload of a command that this version does not carry out."""
 
@@ -242,17 +291,20 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("undo", Undo, "queue", mutates=True),
     CommandSpec("fork", Fork, "queue", mutates=True),
     CommandSpec("merge", Anything, "queue", mutates=True),
-    CommandSpec("generate_report", Anything, "queue", mutates=True),
+    CommandSpec("scan", Scan, "queue", mutates=True),
+    CommandSpec("samples", SamplesPage, "queue", mutates=False),
+    CommandSpec("cancel", Cancel, "control", mutates=False),
+    CommandSpec("generate_report", GenerateReport, "queue", mutates=True),
     CommandSpec("export_subset", Anything, "queue", mutates=True),
-    CommandSpec("get_selected_region_indices", Anything, "queue", mutates=False),
+    CommandSpec("get_selected_region_indices", RegionIndices, "queue", mutates=False),
     CommandSpec("prepare_export", Anything, "queue", mutates=False),
     CommandSpec("spill_all", Anything, "queue", mutates=False),
     CommandSpec("propose_subsets", Anything, "queue", mutates=False),
-    CommandSpec("dist_health", Anything, "queue", mutates=False),
-    CommandSpec("throughput_health", Anything, "queue", mutates=False),
-    CommandSpec("activations_health", Anything, "queue", mutates=False),
-    CommandSpec("numerics_health", Anything, "queue", mutates=False),
-    CommandSpec("determinism_health", Anything, "queue", mutates=False),
+    CommandSpec("dist_health", Health, "queue", mutates=False),
+    CommandSpec("throughput_health", Health, "queue", mutates=False),
+    CommandSpec("activations_health", Health, "queue", mutates=False),
+    CommandSpec("numerics_health", Health, "queue", mutates=False),
+    CommandSpec("determinism_health", Health, "queue", mutates=False),
 )
 
 
@@ -309,6 +361,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             EventSpec("stall"),
             EventSpec("checkpoint_removed"),
             EventSpec("exactness"),
+            EventSpec("progress", legacy=False, droppable=True),
         )
     }
 )

@@ -30,11 +30,15 @@ from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.health.checks import CHECKS
+from otf_core.health.checks import run as run_check
+from otf_core.health.subject import Subject as HealthSubject
 from otf_core.runs.budget import Budget
 from otf_core.runs.data import TrainingData
 from otf_core.runs.forking import Forks
+from otf_core.runs.looking import NO_SAMPLES, Looking
+from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import Here, RunTree
-from otf_core.runs.wishes import chosen_ids
 from otf_core.state import run_folder
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
@@ -52,6 +56,13 @@ from otf_core.transport import StdioTransport, Transport, at_fork
 AFTER_FIT: Final = ("auto", "return", "test", "hold")
 DESERTED_S: Final = 60.0  # so long the held end waits for a dashboard to come back
 FLUSH_S: Final = 5.0
+# What a framework need not supply; the commands that it is for, each with the reason.
+NEEDS_SAMPLES: Final = dict.fromkeys(
+    ("scan", "samples", "generate_report", "get_selected_region_indices"), NO_SAMPLES
+)
+NEEDS_HEALTH: Final = dict.fromkeys(
+    CHECKS, "The health of this run cannot be looked at: its step is the loop's own."
+)
 deserted_clock = time.monotonic
 PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
 
@@ -106,6 +117,8 @@ class Session:
         stop_may_fail: the loop is somebody's who is told of a stop, and may go on.
         say: one line for a person, on stderr.
         data: the training data, where it can be changed.
+        samples: a set of the run by its name, where it can be looked at.
+        health: the run as a check of its health sees it, with its losses so far.
     """
 
     def __init__(
@@ -124,6 +137,8 @@ class Session:
         say: Callable[[str], None] | None = None,
         dial: Dial | None = None,
         data: TrainingData | None = None,
+        samples: Callable[[str], SampleSubject] | None = None,
+        health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
@@ -202,6 +217,13 @@ class Session:
         self.history = History(
             self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
         )
+        self._health_subject = health
+        self.looking = Looking(
+            samples,
+            exclusive=self.actions.exclusive,
+            emit=self.emit,
+            at=lambda: (self.run_id, self._position.step, self._position.batch_idx, self._changes),
+        )
         home = Here(self._record, self.run_dir)
         self.forks = Forks(
             self,
@@ -209,7 +231,7 @@ class Session:
             delegate=delegate,
             data=data,
             check_value=lambda asked: steering.check(asked, self._position.step),
-            chosen=chosen_ids,
+            chosen=self.looking.chosen,
         )
         self.keeper = Keeper(
             self,
@@ -230,6 +252,8 @@ class Session:
             steering.add_knob("after_fit", choice)
         self._register()
         self.router.unsupported(NOT_IN_THIS_VERSION)
+        self.router.unsupported(NEEDS_SAMPLES if samples is None else {})
+        self.router.unsupported(NEEDS_HEALTH if health is None else {})
         self.router.unsupported(unsupported or {})
         if missing := self.router.missing():
             msg = f"a session was asked without handlers for {', '.join(missing)}"
@@ -625,6 +649,13 @@ class Session:
         on("attach_context")(self._attach_context)
         on("switch_run")(self._attach_context)
         on("fork")(self._fork)
+        on("scan")(self._scan)
+        on("samples")(self.looking.samples)
+        on("cancel")(self.looking.cancel)
+        on("generate_report")(self._generate_report)
+        on("get_selected_region_indices")(self._selected_region)
+        for name in CHECKS:
+            on(name)(self._check_health)
         on("rollback")(self.history.rollback)
         on("load_ckpt")(self.history.load_ckpt)
         on("undo")(self.history.undo)
@@ -737,6 +768,44 @@ class Session:
         self.actions.stands_elsewhere(self._position.step, kept[1] if kept is not None else None)
         self.history.made_run(ticket, before, lambda _: self._back_to(parent))
         return said
+
+    def _scan(self, ticket: Ticket) -> dict[str, Any]:
+        step = self._position.step
+        return {**self.looking.scan(ticket), "step": step, "applied_step": step}
+
+    def _generate_report(self, ticket: Ticket) -> dict[str, Any]:
+        """The losses of the run that trains, as they are now."""
+        asked, now = ticket.payload, self._position
+        if asked.owner_run_id not in (None, self.run_id):
+            raise self._no_run(asked.owner_run_id)
+        if asked.subset_on != "train":
+            detail = f"A report on {asked.subset_on[:40]!r} was asked; allowed: train."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="subset_on", allowed=["train"])
+        found = self.looking.report(ticket)
+        meta = {"at_step": now.step, "at_epoch": now.epoch, "note": found.pop("note")}
+        owner = {"owner_run_id": self.run_id, "reqId": asked.reqId}
+        return {**found, "meta": meta, **owner, "applied_step": now.step}
+
+    def _selected_region(self, ticket: Ticket) -> dict[str, Any]:
+        if ticket.payload.run_id not in (None, self.run_id):
+            raise self._no_run(ticket.payload.run_id)
+        return {"indices": self.looking.within(ticket)}
+
+    def _check_health(self, ticket: Ticket) -> dict[str, Any]:
+        """One of ``health.checks.CHECKS``; the run is as it was."""
+        assert self._health_subject is not None
+        subject = self._health_subject(self.recorder.losses)
+        given = {
+            name: value
+            for name, value in msgspec.structs.asdict(ticket.payload).items()
+            if value is not None
+        }
+        with (
+            self.actions.exclusive("validating", ticket.id),
+            self.looking.cancellable(ticket) as cancelled,
+        ):
+            found = run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
+        return {**found.to_wire(), "step": self._position.step}
 
     def _back_to(self, run_id: str) -> dict[str, Any]:
         """Undo of a fork or a switch: the run before, from where it was left."""

@@ -19,7 +19,9 @@ from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
+from otf_lightning.health import FitSubject
 from otf_lightning.other_rank import agree_on_origin, cannot_save
+from otf_lightning.samples import subject_of
 from otf_lightning.training_data import TrainingData
 
 
@@ -164,6 +166,8 @@ class OnTheFlyCallback(L.Callback):
             unsupported=only_watched(trainer.world_size),
             cannot_save=cannot_save(trainer),
             data=TrainingData(trainer),
+            samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
+            health=lambda losses: FitSubject(trainer, losses),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":

@@ -76,6 +76,19 @@ def test_the_tap_is_compared_with_the_bare_loader(tmp_path: Path) -> None:
         assert row.rivals["bare step, cpu median"] > 0
 
 
+@pytest.mark.timeout(240)
+def test_a_merge_is_compared_with_loading_all(tmp_path: Path) -> None:
+    rows = bench._alone("merging", tmp_path, quick=True)
+
+    strategies = ["linear", "fisher", "ties", "soup", "linear, the live model set aside"]
+    assert [row.what.rpartition("one: ")[2] for row in rows] == strategies
+    for row in rows:
+        assert row.limit is None
+        assert row.ours > 0
+        assert row.spread["s"] > row.spread["of that verifying, s"] > 0
+        assert {"torch.load of all", "torch.load of all, mmap"} < set(row.rivals)
+
+
 @pytest.mark.timeout(120)
 def test_a_scan_is_compared_with_a_plain_evaluation(tmp_path: Path) -> None:
     rows = bench._alone("scan", tmp_path, quick=True)

@@ -48,7 +48,7 @@ def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -
 def test_what_is_not_given_is_not_sent() -> None:
     for verb in VERBS:
         needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
-        if verb.word not in ("rollback", "extend", "reset"):
+        if verb.word not in ("rollback", "extend", "reset", "health"):
             assert request_of(verb, needed) == (verb.cmd, {k: read_value(v) if k == "value" else v
                                                            for k, v in needed.items()})  # fmt: skip
 
@@ -60,6 +60,10 @@ def test_a_fork_says_what_is_other() -> None:
         "run_name": "hard", "steps": 50, "selection": selection, "hparams": {"lr_mul": 0.1},
     }  # fmt: skip
     assert request_of(BY_WORD["fork"], given) == ("fork", payload)
+    worst = {"selection": {"kind": "quantile", "from": 0.9, "to": 1.0}}
+    assert request_of(BY_WORD["fork"], {"worst": 0.1}) == ("fork", worst)
+    with pytest.raises(UsageError, match="one of them"):
+        request_of(BY_WORD["fork"], {"worst": 0.1, "ids": "3"})
     with pytest.raises(UsageError, match="found '5-x'"):
         request_of(BY_WORD["fork"], {"ids": "1,5-x"})
 
@@ -157,6 +161,25 @@ def test_a_choice_is_shown_with_what_may_be_chosen() -> None:
     assert said == "after_fit  auto  (user; auto, return, test, hold)"
     row["pending"] = {"value": "hold", "at_step": 5}
     assert "auto, becomes hold" in sentences.params("d", {"params": [row]}, {})
+
+
+def test_a_scan_reads_as_a_person_reads_it() -> None:
+    worst = [{"id": 1204, "loss": 3.25, "label": 8, "prediction": 1},
+             {"id": 7, "loss": None, "label": None, "prediction": None}]  # fmt: skip
+    figures = {
+        "mean": 0.25, "accuracy": 0.975, "not_finite": 1, "worst": worst,
+        "quantiles": [{"share": 0.5, "loss": 0.1}, {"share": 1.0, "loss": 3.25}],
+    }  # fmt: skip
+    data = {"on": "val", "count": 1797, "step": 40, "rule": "by the hook", "figures": figures}
+    assert sentences.scanned("d", data, {}).splitlines() == [
+        "Scanned 1,797 samples of the val set of d at step 40, by the hook",
+        "  mean loss 0.25, accuracy 0.975",
+        "  1 losses are not finite",
+        "  quantiles 50 % 0.1, 100 % 3.25",
+        "sample  loss  label  predicted",
+        "  1204  3.25      8          1",
+        "     7     -      -          -",
+    ]
 
 
 def test_a_value_that_was_set_is_shown_with_what_the_script_would_use() -> None:

@@ -36,12 +36,7 @@ THIS_ISSUE = 4
 BROUGHT_BY = {
     # runs: fork, merge, samples, reports, and the health checks
     **dict.fromkeys(
-        (
-            *("merge", "generate_report", "export_subset"),
-            *("get_selected_region_indices", "prepare_export", "spill_all"),
-            *("dist_health", "throughput_health", "activations_health"),
-            *("numerics_health", "determinism_health"),
-        ),
+        ("merge", "export_subset", "prepare_export", "spill_all"),
         6,
     ),
 }
@@ -234,6 +229,11 @@ class Visitor(L.Callback):
             link.ask("pause", reason="to look")
         elif trainer.global_step == 5:
             link.ask("test", label="again")
+            link.ask("scan")
+            link.ask("samples")
+            link.ask("generate_report")
+            link.ask("get_selected_region_indices", min_loss=0.1)
+            link.ask("dist_health")
             link.ask("list_checkpoints")
         elif trainer.global_step == 7:
             link.went_back = True
@@ -270,7 +270,7 @@ ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
-    "fork",
+    *("fork", "scan", "samples", "generate_report", "get_selected_region_indices"),
 )
 
 

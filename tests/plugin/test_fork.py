@@ -50,7 +50,8 @@ class Seeing(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x, y, ids = batch
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.note((ids.tolist(), lr))
+        if self.training:  # and not looked at
+            self.note((ids.tolist(), lr))
         return super().training_step((x, y), batch_idx)
 
 
@@ -261,11 +262,11 @@ def test_a_fork_that_has_had_its_time_is_held(
 
 
 REFUSED = [
-    ({"selection": {"kind": "indices", "ids": []}}, "bad_payload", "No sample was chosen"),
+    ({"selection": {"kind": "indices", "ids": []}}, "bad_payload", "means none of 192 samples"),
     ({"selection": {"kind": "indices", "ids": [192]}}, "bad_payload", "a data set with 192"),
-    ({"selection": {"kind": "indices", "ids": ["7"]}}, "bad_payload", "whole numbers"),
-    ({"selection": {"kind": "quantile", "from": 0.9, "to": 1}}, "unsupported", "quantile"),
-    ({"region": {"minLoss": 1.0}}, "unsupported", "region"),
+    ({"selection": {"kind": "indices", "ids": ["7"]}}, "bad_payload", "Expected `int`"),
+    ({"selection": {"kind": "quantile", "from": 0.9}}, "bad_payload", "field `to`"),
+    ({"region": {"minLoss": 99.0}}, "bad_payload", "means none of 192 samples"),
     ({"weights": [1.0, 2.0]}, "bad_payload", "2 weights were given for 192 samples"),
     ({"run_name": "../x"}, "bad_payload", "no run name"),
     ({"run_name": "r"}, "bad_payload", "a run named r already"),

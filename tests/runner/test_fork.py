@@ -44,7 +44,8 @@ class Seeing(Net):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         *batch, ids = batch
-        self.note(ids.tolist())
+        if self.training:  # and not looked at
+            self.note(ids.tolist())
         return super().training_step(tuple(batch), batch_idx)
 
 

@@ -26,6 +26,8 @@ NO_LOGGER = "A script logs where it likes: its losses are seen, its other number
 NO_HOOKS = "A script's model gets no hooks: torch.compile would see them."
 NO_CALL = "A script's test cannot be called; its validation can, where it registers one."
 AGAIN = "A script goes on from another run by starting again."
+ITS_OWN_DATA = "Which data set a loop reads, and how it makes a loss of it, is the loop's own."
+ITS_OWN_STEP = "A training step of a loop cannot be run without the loop."
 ONE_RUN = "A script's data and loops are its own: it is one run."
 ITS_OWN_END = "When a script is through is the script's own affair."
 
@@ -33,10 +35,30 @@ ITS_OWN_END = "When a script is through is the script's own affair."
 DIFFERS: dict[str, dict[str, str]] = {
     "Runner": {},
     "tick": {
+        "scan is unsupported": ITS_OWN_DATA,
+        "samples is unsupported": ITS_OWN_DATA,
+        "generate_report is unsupported": ITS_OWN_DATA,
+        "get_selected_region_indices is unsupported": ITS_OWN_DATA,
+        "dist_health is unsupported": ITS_OWN_STEP,
+        "throughput_health is unsupported": ITS_OWN_STEP,
+        "activations_health is unsupported": ITS_OWN_STEP,
+        "numerics_health is unsupported": ITS_OWN_STEP,
+        "determinism_health is unsupported": ITS_OWN_STEP,
+        "only Lightning, asked: event progress: cmd done eta_s request_id total": ITS_OWN_DATA,
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
         "only Lightning, asked: event testStep: step": NO_EPOCH_OF_OURS,
     },
     "script": {
+        "scan is unsupported": ITS_OWN_DATA,
+        "samples is unsupported": ITS_OWN_DATA,
+        "generate_report is unsupported": ITS_OWN_DATA,
+        "get_selected_region_indices is unsupported": ITS_OWN_DATA,
+        "dist_health is unsupported": ITS_OWN_STEP,
+        "throughput_health is unsupported": ITS_OWN_STEP,
+        "activations_health is unsupported": ITS_OWN_STEP,
+        "numerics_health is unsupported": ITS_OWN_STEP,
+        "determinism_health is unsupported": ITS_OWN_STEP,
+        "only Lightning, asked: event progress: cmd done eta_s request_id total": ITS_OWN_DATA,
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
         "only Lightning: parameter after_fit": ITS_OWN_END,
         "extend is unsupported": ITS_OWN_END,

@@ -6,11 +6,17 @@ Each takes the name of the run, the data of the reply and the session. Pure func
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Final
 
 from otf_core.client.words import columns, number, size, span
+
+WORST_SHOWN: Final = 10
+WORST_COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
+    {"id": str, "loss": number, "label": str, "prediction": str}
+)
 
 
 def _checkpoint(path: Any, session: Mapping[str, Any]) -> str:
@@ -212,6 +218,40 @@ def forked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     on = f" on {number(chosen)} sample{'s' * (chosen != 1)}" if chosen else ""
     at = number(data.get("at_step"))
     return f"Forked {data.get('new_run')} from {data.get('parent')} at step {at}{on}"
+
+
+def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Mean and quantiles, the worst samples, the classes."""
+    figures = data.get("figures") or {}
+    on, count, step = data.get("on"), number(data.get("count")), number(data.get("step"))
+    lines = [
+        f"Scanned {count} samples of the {on} set of {name} at step {step}, {data.get('rule')}"
+    ]
+    right = figures.get("accuracy")
+    said = f", accuracy {number(right)}" if right is not None else ""
+    lines.append(f"  mean loss {number(figures.get('mean'))}{said}")
+    if left_out := figures.get("not_finite"):
+        lines.append(f"  {number(left_out)} losses are not finite")
+    shares = [q for q in figures.get("quantiles") or [] if q["share"] in (0.5, 0.9, 0.99, 1.0)]
+    told = ", ".join(f"{q['share'] * 100:.0f} % {number(q['loss'])}" for q in shares)
+    lines.append(f"  quantiles {told}")
+    head = ("sample", "loss", "label", "predicted")
+    cells = [
+        tuple("-" if row[key] is None else shown(row[key]) for key, shown in WORST_COLUMNS.items())
+        for row in (figures.get("worst") or [])[:WORST_SHOWN]
+    ]
+    return "\n".join([*lines, columns([head, *cells], right=head)])
+
+
+def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    found = "nothing to look at" if data.get("ok") else "there is something to look at"
+    return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"
+
+
+def cancelled(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    if data.get("cancelled") is None:
+        return f"Nothing that can be cancelled is running in {name}"
+    return f"Cancelled in {name}; it ends behind its slice"
 
 
 def switched(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above

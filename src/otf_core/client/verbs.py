@@ -133,10 +133,26 @@ def read_ids(text: str) -> list[int]:
 
 def _fork(given: Payload) -> tuple[str, Payload]:
     """What is put in place of the parent's own values, as the wire has it."""
-    if (ids := given.pop("ids", None)) is not None:
+    ids, worst = given.pop("ids", None), given.pop("worst", None)
+    if ids is not None and worst is not None:
+        msg = "otf fork takes --ids or --worst, one of them."
+        raise UsageError(msg)
+    if ids is not None:
         given["selection"] = {"kind": "indices", "ids": read_ids(ids)}
+    if worst is not None:
+        given["selection"] = {"kind": "quantile", "from": round(1.0 - worst, 12), "to": 1.0}
     rates = {name: given.pop(name) for name in ("lr", "lr_mul", "wd_mul") if name in given}
     return "fork", {**given, **({"hparams": rates} if rates else {})}
+
+
+def _scan(given: Payload) -> tuple[str, Payload]:
+    if (ids := given.pop("ids", None)) is not None:
+        given["ids"] = read_ids(ids)
+    return "scan", given
+
+
+def _health(given: Payload) -> tuple[str, Payload]:
+    return f"{given['check']}_health", {}
 
 
 def _extend(given: Payload) -> tuple[str, Payload]:
@@ -208,6 +224,7 @@ VERBS: Final[tuple[Verb, ...]] = (
             Arg("checkpoint", "From this one, an id or a file.", ("--from",)),
             Arg("parent_run_id", "From this run.", ("--of",)),
             Arg("ids", "On these samples of the training data: 3,5,8-20.", ("--ids",)),
+            Arg("worst", "On this share of it, by the highest loss: 0.1.", ("--worst",), "float"),
             Arg("batch_size", "Its batch size.", ("--batch-size",), "int"),
             Arg("lr", "Its learning rate.", ("--lr",), "float"),
             Arg("lr_mul", "A factor on the learning rate.", ("--lr-mul",), "float"),
@@ -218,6 +235,27 @@ VERBS: Final[tuple[Verb, ...]] = (
                 ("--patience",), "int"),
         ),
         request=_fork,
+    ),
+    Verb(
+        "scan", "scan", "Find the loss of each sample, and say what they tell.",
+        sentences.scanned,
+        (
+            Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
+            Arg("ids", "Only of these samples: 3,5,8-20.", ("--ids",)),
+        ),
+        request=_scan,
+    ),
+    Verb(
+        "health", "numerics_health", "Look for what is wrong with the run, without changing it.",
+        sentences.healthy,
+        (
+            Arg("check", "dist, throughput, activations, numerics or determinism.",
+                choices=("dist", "throughput", "activations", "numerics", "determinism")),
+        ),
+        request=_health,
+    ),
+    Verb(
+        "cancel", "cancel", "End the scan or the check that is running.", sentences.cancelled,
     ),
     Verb(
         "switch", "switch_run", "Go on with another run from where it was left; it stays paused.",

@@ -29,17 +29,10 @@ NOT_IN_THIS_VERSION: Final = {
     name: f"{what} is not part of this version (0.2.0) of otf."
     for name, what in {
         "merge": "Merging",
-        "generate_report": "The per-sample report",
         "export_subset": "Exporting a subset",
-        "get_selected_region_indices": "Selecting samples by loss",
         "prepare_export": "Exporting a session",
         "spill_all": "Exporting a session",
         "propose_subsets": "Proposing subsets",
-        "dist_health": "The check of ranks",
-        "throughput_health": "The check of throughput",
-        "activations_health": "The check of activations",
-        "numerics_health": "The check of numerics",
-        "determinism_health": "The check of determinism",
     }.items()
 }
 
@@ -468,7 +461,7 @@ class ConsoleAction:
         step = self._delegate.position().step
         self._tests += 1
         env_label = self._test_label or f"test_{self._tests}"
-        with self._exclusive("testing", request_id):
+        with self.exclusive("testing", request_id):
             saved = self._save_whole("ring", pinned=False, ticket=None)
             found = self._delegate.run_test(self._tested)
         path = saved.path if saved is not None else None
@@ -497,7 +490,7 @@ class ConsoleAction:
     def validate_now(self, ticket: Ticket) -> dict[str, Any]:
         """Validate by the module's hooks alone and leave the training as it was."""
         step = self._delegate.position().step
-        with self._exclusive("validating", ticket.id):
+        with self.exclusive("validating", ticket.id):
             found: Evaluation = self._delegate.run_validation(
                 ticket.payload.limit_batches, lambda _done, _total, _loss: None
             )
@@ -509,7 +502,8 @@ class ConsoleAction:
         }
 
     @contextlib.contextmanager
-    def _exclusive(self, state: str, request_id: str | None) -> Iterator[None]:
+    def exclusive(self, state: str, request_id: str | None) -> Iterator[None]:
+        """An action in which the run stands; it is said, and left also where it raises."""
         with self._state.lock:
             before, reason = self._state.state, self._state.reason
             self._action = state

@@ -17,6 +17,8 @@ import torch
 from otf_core.opening import RunOptions, tell_epoch
 from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.delegate import RunnerDelegate
+from otf_core.runner.health import FitSubject
+from otf_core.runner.samples import subject_of
 from otf_core.runner.training_data import TrainingData
 from otf_core.session import Session
 from otf_core.state.parts import params_of, rates_of
@@ -53,6 +55,8 @@ class Controlled(RunnerCallback):
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             data=TrainingData(run),
+            samples=lambda on: subject_of(run, on),
+            health=lambda losses: FitSubject(run, losses),
         )
         self._recorder: StepRecorder | None = None
         if options.telemetry != "off":

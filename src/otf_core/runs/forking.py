@@ -92,7 +92,7 @@ class Forks:
         delegate: ControlDelegate,
         data: TrainingData | None,
         check_value: Callable[[SetParam], None],
-        chosen: Callable[[Any], Any],
+        chosen: Callable[[Ticket], torch.Tensor | None],
     ) -> None:
         self._run, self.tree, self._delegate, self._data = run, tree, delegate, data
         self._check_value, self._chosen = check_value, chosen
@@ -138,7 +138,7 @@ class Forks:
         wishes = Wishes.of(asked, legacy=ticket.link.legacy)
         parent = self.tree.find(asked.parent_run_id or self._run.run_id, "parent_run_id")
         origin = self._origin(parent, asked)
-        choice = self._other_data(asked, wishes, origin)
+        choice = self._other_data(ticket, wishes, origin)
         self._refuse(choice, wishes)
         name = asked.run_name or self.tree.automatic_name("fork", seed)
         back = self._keep()
@@ -174,12 +174,15 @@ class Forks:
 
     # Inside.
 
-    def _other_data(self, asked: Any, wishes: Wishes, origin: Origin | None) -> DataChoice | None:
+    def _other_data(
+        self, ticket: Ticket, wishes: Wishes, origin: Origin | None
+    ) -> DataChoice | None:
         """None: its parent's."""
+        asked = ticket.payload
         now = self.choice
         if origin is not None:
             now = DataChoice.of_state(origin.state["otf"].get("data"))
-        ids = self._chosen(asked)
+        ids = self._chosen(ticket)
         if ids is not None or asked.weights is not None:
             weights = asked.weights
             tensor = torch.tensor(weights, dtype=torch.float64) if weights is not None else None

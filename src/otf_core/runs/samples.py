@@ -31,7 +31,7 @@ from otf_core.runs.losses import LossWatch, Scores
 from otf_core.runs.scanned import Scanned
 from otf_core.runs.subject import Subject, apart, fetch, seed_all
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
-from otf_core.runs.weights import weights_kept, weights_watched
+from otf_core.runs.unchanged import weights_kept, weights_watched
 from otf_core.state.parts import named_modules, named_parameters
 
 # Losses, what a classifier said, features.

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-import torch
-
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import Fork, SetParam
 
@@ -68,30 +66,6 @@ class Wishes:
                 told.append(f"{name} is not known: not applied")
         counts = {name: _count(name, given.get(name)) for name in COUNTS}
         return cls(tuple(params), told=tuple(told), **counts)
-
-
-def chosen_ids(asked: Fork) -> torch.Tensor | None:
-    """The samples that a payload chooses; None: it chooses none.
-
-    Raises:
-        CommandError: ``bad_payload``; ``unsupported``, a choice that needs the losses.
-    """
-    if asked.region is not None:
-        raise _needs_losses(kind="region")
-    if asked.selection is None:
-        return None
-    kind, ids = asked.selection.get("kind"), asked.selection.get("ids")
-    if kind != "indices":
-        raise _needs_losses(str(kind))
-    if not isinstance(ids, list) or not all(type(each) is int for each in ids):
-        detail = "selection.ids was asked to be no list of whole numbers."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="selection.ids")
-    return torch.tensor(ids, dtype=torch.int64)
-
-
-def _needs_losses(kind: str) -> CommandError:
-    detail = f"A selection by {kind[:40]} was asked; allowed in this version: indices."
-    return CommandError(ErrorCode.UNSUPPORTED, detail, field="selection", allowed=["indices"])
 
 
 def _number(name: str, value: Any) -> float:

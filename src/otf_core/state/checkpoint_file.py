@@ -135,17 +135,35 @@ def read_checkpoint(
     Raises:
         CommandError: ``not_found``; ``bad_payload`` where it is damaged or none of ours.
     """
+    with verified(path, expected=expected, field=field) as (file, manifest):
+        return _load(file), manifest
+
+
+@contextlib.contextmanager
+def verified(
+    path: Path, *, expected: Manifest | None = None, field: str = "path"
+) -> Iterator[tuple[io.BufferedReader, Manifest | None]]:
+    """The file of a checkpoint that is whole, at its begin, for somebody who reads it; any thread.
+
+    Arguments and errors as of ``read_checkpoint``. An UnfitError that is raised inside becomes the
+    same refusal.
+    """
     try:
         with _opened(path, follow=expected is None) as file:
             manifest = expected or _manifest_beside(Path(os.path.realpath(path)))
             _verify(file, manifest)
-            return _load(file), manifest
+            yield file, manifest
     except FileNotFoundError:
         detail = f"{_short(path)} was asked; there is no such file."
         raise CommandError(ErrorCode.NOT_FOUND, detail, field=field) from None
     except UnfitError as why:
-        detail = f"{_short(path)} was asked; it {why}. Allowed: a whole checkpoint of otf."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field) from None
+        raise unfit(path, why, field=field) from None
+
+
+def unfit(path: Path, why: UnfitError, *, field: str) -> CommandError:
+    """The refusal of a file that is no whole checkpoint of ours."""
+    detail = f"{_short(path)} was asked; it {why}. Allowed: a whole checkpoint of otf."
+    return CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field)
 
 
 def complete(path: Path) -> Manifest:
@@ -237,8 +255,16 @@ def _verify_size(file: io.BufferedReader, manifest: Manifest) -> None:
 
 
 def _load(file: io.BufferedReader) -> dict[str, Any]:
-    try:
+    with reading_pickle():
         state = torch.load(file, map_location="cpu", weights_only=True)
+    return of_ours(state)
+
+
+@contextlib.contextmanager
+def reading_pickle() -> Iterator[None]:
+    """What torch raises at a file that it cannot load becomes an UnfitError."""
+    try:
+        yield
     except UNREADABLE as error:
         said = str(error)
         msg = f"cannot be loaded ({type(error).__name__}: {said[:120]})"
@@ -246,6 +272,10 @@ def _load(file: io.BufferedReader) -> dict[str, Any]:
             wanted = said.partition("GLOBAL ")[2].partition(" ")[0]
             msg = f"asks for {wanted[:100]}, which may run code; nothing was run"
         raise UnfitError(msg) from error
+
+
+def of_ours(state: Any) -> dict[str, Any]:
+    """What was loaded, if it is a checkpoint of ours. Raises UnfitError."""
     if not isinstance(state, dict) or not isinstance(state.get("otf"), dict):
         msg = "is a file of torch, but no checkpoint of otf"
         raise UnfitError(msg)

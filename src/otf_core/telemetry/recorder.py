@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -31,6 +32,7 @@ Level = Literal["full", "basic", "off"]
 
 # Measured by us, beside what the module logs; the space keeps them apart from any logged name
 # without a copy of the logged ones.
+HISTORY: Final = 1000  # losses that are kept
 _LOSS: Final = " loss"
 _GRAD: Final = " grad_norm"
 _WEIGHT: Final = " weight_norm"
@@ -102,6 +104,13 @@ class StepRecorder:
         # Where events are made, by one thread at a time.
         self._canonical = Canonical()
         self._latest: dict[str, Any] = {}
+        self._losses: deque[tuple[int, float]] = deque(maxlen=HISTORY)
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Step and loss of the newest steps, oldest first; any thread."""
+        self._emitter.drain()
+        return list(self._losses)
 
     @property
     def latest(self) -> dict[str, Any]:
@@ -227,6 +236,7 @@ class StepRecorder:
         self._step, self._seen, self._names = step, dict(logged), tuple(logged)
         self._own_s = 0.0
         self._latest = {}
+        self._losses = deque((s for s in self._losses if s[0] <= step), maxlen=HISTORY)
 
     def abort(self) -> None:
         """The batch under way has failed or was cut short: its hooks go."""
@@ -279,6 +289,8 @@ class StepRecorder:
             "metrics": metrics,
             **self._sampled(),
         }
+        if (told := fields["loss"]) is not None:
+            self._losses.append((step.step, told))
         self._latest.update({name: fields[name] for name in _MAIN if fields[name] is not None})
         return fields
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from otf_core import protocol
 from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
+from otf_core.session import NEEDS_HEALTH, NEEDS_SAMPLES
 from otf_core.testing.conformance.running import Running
 from otf_core.testing.conformance.suite import LATE, WITHIN, Suite
 
@@ -70,7 +71,7 @@ class Wire(Suite):
             return f"no sentence: {reply['detail']!r}"
         if reply["code"] != "unsupported":
             return f"refused with {reply['code']}: {reply['detail']}"
-        declared = {**NOT_IN_THIS_VERSION, **self.framework.cannot}
+        declared = {**NOT_IN_THIS_VERSION, **NEEDS_SAMPLES, **NEEDS_HEALTH, **self.framework.cannot}
         if name not in declared:
             return f"unsupported, and that is not declared: {reply['detail']}"
         if declared[name] not in reply["detail"]:

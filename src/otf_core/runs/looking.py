@@ -1,0 +1,169 @@
+"""What is known of the samples of the run that trains: looked at when it is asked, kept while the
+run stands where it stood; training thread, at the gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from otf_core.control.bus import Ticket
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.runs.figures import figures_of
+from otf_core.runs.samples import Scan
+from otf_core.runs.selection import Region, Selection, decode_selection, resolve
+from otf_core.runs.subject import Subject
+from otf_core.runs.table import Ids, SampleTable, fingerprint_of
+
+SLICE_S: Final = 0.25  # after so long it is said how far it is, and looked whether it is cancelled
+_FEATURES: Final = "features:"
+LOSS: Final = frozenset({"loss"})
+NO_SAMPLES: Final = "The samples of this run cannot be looked at: its data is the loop's own."
+
+
+class Looking:
+    """The scans of one session.
+
+    Args:
+        subject: a set of the run by its name; None: this run has none that can be looked at.
+        exclusive: ``exclusive(state, request_id)``: the run stands inside, and that is said.
+        emit: tells how far a scan is.
+        at: what is other when the run has changed: run, step and changes.
+    """
+
+    def __init__(
+        self,
+        subject: Callable[[str], Subject] | None,
+        *,
+        exclusive: Callable[[str, str | None], contextlib.AbstractContextManager[None]],
+        emit: Callable[..., Any],
+        at: Callable[[], Any],
+    ) -> None:
+        self._subject, self._exclusive, self._emit, self._at = subject, exclusive, emit, at
+        self._tables: dict[str, tuple[Any, SampleTable]] = {}  # set -> where the run stood, found
+        self._running: str | None = None
+        self._cancelled = threading.Event()
+
+    # Commands.
+
+    def scan(self, ticket: Ticket) -> dict[str, Any]:
+        """Look at a set, or at some of its samples."""
+        asked = ticket.payload
+        ids = None if asked.ids is None else np.array(asked.ids, dtype=np.int64)
+        needs = LOSS if asked.layer is None else LOSS | {f"{_FEATURES}{asked.layer}"}
+        table, told, seconds = self._look(asked.on, needs, ids, ticket)
+        said = {"on": asked.on, "rule": told, "seconds": seconds, "figures": figures_of(table)}
+        return {**said, "count": len(table)}
+
+    def samples(self, ticket: Ticket) -> dict[str, Any]:
+        """A page of what was found last."""
+        asked = ticket.payload
+        known = self._tables.get(asked.on)
+        if known is None:
+            detail = f"Samples of the {asked.on} set were asked; allowed once it was scanned."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail, field="on")
+        return {"on": asked.on, "now": known[0] == self._at(), **known[1].page(asked.start)}
+
+    def report(self, ticket: Ticket) -> dict[str, Any]:
+        """The losses of the training set or of a part, without those that are not finite."""
+        asked = ticket.payload
+        ids = None
+        if asked.subset_indices is not None:
+            ids = np.array(asked.subset_indices, dtype=np.int64)
+        table, told, _ = self._look("train", LOSS, ids, ticket)
+        assert table.losses is not None
+        there = np.isfinite(table.losses)
+        return {
+            "losses": table.losses[there].tolist(),
+            "sample_indices": table.ids[there].tolist(),
+            "note": told,
+        }
+
+    def within(self, ticket: Ticket) -> list[int]:
+        """The samples whose loss lies in a region."""
+        asked = ticket.payload
+        table = self.table(Region(asked.min_loss, asked.max_loss), "train", ticket)
+        found: list[int] = Region(asked.min_loss, asked.max_loss).ids(table).tolist()
+        return found
+
+    def cancel(self, ticket: Ticket) -> dict[str, Any]:
+        """End what is running behind its slice; otf-reader."""
+        running, asked = self._running, ticket.payload.request_id
+        if running is None and asked is None:
+            return {"cancelled": None}
+        if asked not in (None, running):
+            detail = f"cancel of {asked[:64]!r} was asked, which is not running."
+            raise CommandError(ErrorCode.NOT_FOUND, detail, field="request_id")
+        self._cancelled.set()
+        return {"cancelled": running}
+
+    # For others.
+
+    def chosen(self, ticket: Ticket) -> torch.Tensor | None:
+        """The training samples that a payload chooses, int64; None: it chooses none."""
+        asked = ticket.payload
+        if asked.selection is not None:
+            selection: Selection = decode_selection(asked.selection)
+        elif asked.region is not None:
+            selection = Region(asked.region.minLoss, asked.region.maxLoss)
+        else:
+            return None
+        ids: Ids = resolve(selection, self.table(selection, "train", ticket))
+        return torch.from_numpy(ids)
+
+    def table(self, selection: Selection, on: str, ticket: Ticket) -> SampleTable:
+        """What a selection needs to know of a set."""
+        if not selection.needs():
+            return SampleTable.of_all(fingerprint_of(self._set(on).dataset))
+        return self._look(on, selection.needs(), None, ticket)[0]
+
+    @contextlib.contextmanager
+    def cancellable(self, ticket: Ticket) -> Any:
+        """``cancel`` ends what happens inside; gives what it is to ask."""
+        self._cancelled.clear()
+        self._running = ticket.id or ""
+        try:
+            yield self._cancelled.is_set
+        finally:
+            self._running = None
+
+    def _set(self, on: str) -> Subject:
+        if self._subject is None:
+            raise CommandError(ErrorCode.UNSUPPORTED, NO_SAMPLES)
+        return self._subject(on)
+
+    def _look(
+        self, on: str, needs: Iterable[str], ids: Ids | None, ticket: Ticket
+    ) -> tuple[SampleTable, str, float]:
+        subject, here, needs = self._set(on), self._at(), frozenset(needs)
+        kept = self._tables.get(on)
+        if kept is not None and ids is None and kept[0] == here and needs <= kept[1].known():
+            return kept[1], "as it was found before", 0.0
+        layers = sorted(need.removeprefix(_FEATURES) for need in needs if need not in _PLAIN)
+        if len(layers) > 1:
+            detail = f"Features of {len(layers)} layers were asked; allowed: of one at a time."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="selection")
+        scan = Scan(subject, ids, layer=layers[0] if layers else None)
+        with self._exclusive("validating", ticket.id), self.cancellable(ticket) as cancelled:
+            for done in scan.slices(SLICE_S, cancelled):
+                numbers = {"done": done.done, "total": done.total, "eta_s": done.eta_s}
+                self._emit("progress", request_id=ticket.id, cmd=ticket.request.cmd, **numbers)
+        progress = scan.progress()
+        if not progress.finished:
+            detail = (
+                f"{ticket.request.cmd} was cancelled after {progress.done:,} of "
+                f"{progress.total:,} samples; the run is as it was."
+            )
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        table = scan.table()
+        if ids is None:
+            self._tables[on] = here, table
+        return table, progress.told, progress.seconds
+
+
+_PLAIN: Final = frozenset({"loss", "classes"})

@@ -1,0 +1,156 @@
+"""A held run is looked at by commands, and goes on as if nobody had."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from otf_core.health.checks import CHECKS
+from tests.no_harm import digest
+from tests.no_harm.configs import digits
+from tests.plugin.rig import Barrier, fitting, pause_in, unlogged
+from tests.plugin.test_fork import Seeing, asks, bare, fit, refused
+
+
+def losses_of(module: Seeing) -> Any:
+    """Of each training sample, by other means than ours."""
+    mode = module.training
+    module.eval()
+    with torch.no_grad():
+        x, y = digits()[:]
+        found = nn.functional.cross_entropy(module.net(x), y, reduction="none")
+    module.train(mode)
+    return found.double().numpy()
+
+
+def test_scan_report_and_region_tell_the_losses_and_leave_no_trace(tmp_path: Path) -> None:
+    expected = bare()
+    torch.manual_seed(3)
+    module, barrier = Seeing(), Barrier(4)
+    with fitting(lambda c: fit(c, module), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        want = losses_of(module)
+        found = asks(run, "scan")
+        page = asks(run, "samples")
+        report = asks(run, "generate_report", {"owner_run_id": "r", "reqId": 7})
+        some = asks(run, "generate_report", {"subset_indices": [5, 3]})
+        middle = float(np.median(want))
+        region = asks(run, "get_selected_region_indices", {"min_loss": middle})
+        asks(run, "resume")
+        trainer = run.outcome()
+        told = [e for e in run.dashboard.events() if e["type"] == "progress"]
+    assert (found["count"], page["total"], page["now"]) == (192, 192, True)
+    assert found["rule"].startswith("by training_step of Seeing, its cross_entropy")
+    assert found["figures"]["mean"] == pytest.approx(want.mean())
+    assert page["losses"] == pytest.approx(want.tolist(), rel=1e-5)
+    assert (report["losses"], report["sample_indices"]) == (page["losses"], [*range(192)])
+    assert report["meta"] == {"at_step": 5, "at_epoch": 0, "note": "as it was found before"}
+    assert (report["reqId"], some["sample_indices"]) == (7, [3, 5])
+    assert set(region["indices"]) == {n for n, loss in enumerate(page["losses"]) if loss >= middle}
+    assert (told[0]["total"], told[-1]["done"]) == (192, 2)
+    assert unlogged(digest.of(trainer)) == expected
+
+
+def test_a_fork_on_the_worst_tenth_looks_first_and_trains_on_it(tmp_path: Path) -> None:
+    expected = bare()
+    torch.manual_seed(3)
+    module, barrier = Seeing(), Barrier(4, 6)
+    with fitting(lambda c: fit(c, module), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        worst = sorted(np.argsort(losses_of(module), kind="stable")[173:].tolist())
+        said = asks(run, "fork", {"selection": {"kind": "quantile", "from": 0.9, "to": 1.0}})
+        assert said["subset_indices"] == worst
+        asks(run, "resume")
+        pause_in(run, barrier, 6)
+        assert sorted(each for batch, _ in module.trained[5:7] for each in batch) == worst
+        asks(run, "undo")
+        asks(run, "resume")
+        trainer = run.outcome()
+    assert unlogged(digest.of(trainer)) == expected
+
+
+@pytest.mark.parametrize("cmd", CHECKS)
+def test_a_check_of_its_health_answers_and_leaves_no_trace(cmd: str, tmp_path: Path) -> None:
+    expected = bare()
+    torch.manual_seed(3)
+    barrier = Barrier(4)
+    with fitting(lambda c: fit(c, Seeing()), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        found = asks(run, cmd, {"budget_steps": 1})
+        assert isinstance(found["ok"], bool)
+        assert found["text"]
+        assert asks(run, "status")["state"] == "paused"
+        asks(run, "resume")
+        trainer = run.outcome()
+    assert unlogged(digest.of(trainer)) == expected
+
+
+class Slow(Seeing):
+    """Its scan waits in the middle, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        reached, go = threading.Event(), threading.Event()
+        self.events = lambda: (reached, go)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if not self.training and batch_idx == 3:
+            reached, go = self.events()
+            reached.set()
+            assert go.wait(30)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("cmd", ["scan", "fork"])
+def test_what_is_cancelled_is_refused_and_the_run_is_as_it_was(cmd: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = unlogged(digest.of(fit([], Slow())))
+    torch.manual_seed(3)
+    module, barrier = Slow(), Barrier(4)
+    payload = {"selection": {"kind": "region", "minLoss": 1.0, "maxLoss": 9.0}}
+    with fitting(lambda c: fit(c, module), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        asked = run.dashboard.send(cmd, payload if cmd == "fork" else {})
+        reached, go = module.events()
+        assert reached.wait(30)
+        assert refused(run, "cancel", {"request_id": "another"})[0] == "not_found"
+        assert asks(run, "cancel", {"request_id": asked}) == {"cancelled": asked}
+        go.set()
+        reply = run.dashboard.reply_to(asked)
+        assert (reply["ok"], reply["code"]) == (False, "not_allowed_now")
+        assert f"{cmd} was cancelled after" in reply["detail"]
+        assert asks(run, "cancel") == {"cancelled": None}
+        assert asks(run, "status")["run_id"] == "r"
+        asks(run, "resume")
+        trainer = run.outcome()
+    assert unlogged(digest.of(trainer)) == expected
+
+
+class Raising(Seeing):
+    def per_sample_loss(self, batch: Any) -> Any:
+        msg = "no luck"
+        raise RuntimeError(msg)
+
+
+def test_a_hook_that_raises_costs_the_command_and_nothing_else(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = unlogged(digest.of(fit([], Raising())))
+    torch.manual_seed(3)
+    barrier = Barrier(4)
+    with fitting(lambda c: fit(c, Raising()), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        code, detail = refused(run, "scan", {})
+        assert (code, "no luck" in detail) == ("internal", True)
+        assert refused(run, "scan", {"on": "nothing"})[0] == "bad_payload"
+        assert refused(run, "samples", {})[0] == "not_allowed_now"
+        assert asks(run, "status")["state"] == "paused"
+        asks(run, "resume")
+        trainer: L.Trainer = run.outcome()
+    assert unlogged(digest.of(trainer)) == expected
