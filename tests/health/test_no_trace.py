@@ -246,6 +246,38 @@ def test_what_cannot_be_put_back_is_told(name: str) -> None:
     assert found.fields["left_changed"] == ["Notes.meter (Meter)"]
 
 
+class Served:
+    """Counts in an object that only it can store."""
+
+    def __init__(self, loaded: Callable[[], None]) -> None:
+        self.meter = Meter()
+        self._loaded = loaded
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.meter.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.meter.seen = state["seen"]
+        self._loaded()
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_who_says_his_state_himself_is_given_it_back_where_it_has_changed(counts: bool) -> None:
+    loads: list[None] = []
+    served = Served(lambda: loads.append(None))
+    served.meter.seen.append(7.0)
+
+    def loss(module: Any, batch: Any) -> Any:
+        served.meter.seen += [1.0] * counts
+        return cross_entropy(module, batch)
+
+    run = Plain(net(), loss=loss)
+    run.others = {"data": served}
+    found = activations.check(run, budget())
+    assert (served.meter.seen, found.fields["left_changed"]) == ([7.0], [])
+    assert len(loads) == counts
+
+
 def test_batches_are_of_a_pass_of_their_own() -> None:
     loaded = tap(loader(24, 8, shuffle=True))
     torch.manual_seed(0)
