@@ -11,11 +11,11 @@ from torch import nn
 
 from otf_core.health import activations
 from otf_core.health.hooks import open_modules
-from tests.health.subjects import Plain, budget, net
+from tests.health.subjects import Plain, budget, loader, net
 
 
-def checked(module: nn.Module, steps: int = 2, **options: Any) -> Any:
-    return activations.check(Plain(module), budget(steps), **options)
+def checked(module: nn.Module, steps: int = 2, loss: Any = None, **options: Any) -> Any:
+    return activations.check(Plain(module, loss=loss), budget(steps), **options)
 
 
 def layer(found: Any, name: str) -> dict[str, Any]:
@@ -154,3 +154,52 @@ def test_a_compiled_module_is_left_alone() -> None:
         "Sequential",
         "1",
     ]
+
+
+class Functions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.act = nn.ReLU()
+        with torch.no_grad():
+            self.a.bias.fill_(-1e4)
+            self.b.weight.mul_(1e4)
+
+    def forward(self, x: Any) -> Any:
+        x = nn.functional.relu(self.a(x)) + x[:, :4]
+        x = torch.tanh(self.b(x)).relu()
+        return self.c(self.act(x)).sigmoid()
+
+
+def test_activations_that_are_called_as_functions_are_seen_where_they_are_called() -> None:
+    torch.manual_seed(0)
+    found = checked(nn.ModuleDict({"body": Functions()}), loss=lambda m, b: m["body"](b[0]).sum())
+    rows = {row["layer"]: row for row in found.fields["top"]}
+    names = {"body.a", "body.b", "body.c", "body.act"}
+    names |= {"body.relu", "body.tanh", "body.relu 2", "body.sigmoid"}
+    assert rows.keys() == names
+    assert (rows["body.relu"]["kind"], rows["body.relu"]["dead"]) == ("ReLU", 4)
+    assert rows["body.tanh"]["saturated_frac"] > 0.9
+    assert found.fields["issues"] == ["body.relu", "body.tanh"]
+    assert found.fields["functions_seen"]
+
+
+def test_a_function_outside_of_all_modules_is_named_by_the_class() -> None:
+    found = checked(net(), loss=lambda m, batch: torch.relu(m(batch[0])).sum())
+    assert "Sequential.relu" in [row["layer"] for row in found.fields["top"]]
+
+
+def test_a_function_that_makes_the_data_is_none_of_the_model() -> None:
+    data = loader(16, 8, collate_fn=lambda samples: torch.stack([x for x, _ in samples]).relu())
+    subject = Plain(net(), data, loss=lambda m, batch: m(batch).sum())
+    found = activations.check(subject, budget())
+    assert [row["layer"] for row in found.fields["top"]] == ["0", "1"]
+
+
+def test_beside_what_is_compiled_no_function_is_looked_at() -> None:
+    model = net(nn.ReLU())
+    model[0]._compiled_call_impl = model[0].forward
+    found = checked(model, loss=lambda m, batch: torch.relu(m(batch[0])).sum())
+    assert [row["layer"] for row in found.fields["top"]] == ["1", "2"]
+    assert not found.fields["functions_seen"]
+    assert found.text.endswith(activations.UNSEEN)

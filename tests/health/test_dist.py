@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +102,24 @@ def test_a_zero_with_another_sign_is_another() -> None:
 def test_it_is_cancelled_between_two_parameters() -> None:
     with pytest.raises(CancelledError):
         dist.check(of(2), budget(cancelled=lambda: True), gather=gathered())
+
+
+@pytest.mark.long
+def test_two_processes_find_where_they_differ(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.health.one_rank"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), "2", str(tmp_path / "group")],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        said, _ = process.communicate(timeout=50)
+        assert process.returncode == 0
+        same, other = map(json.loads, said.splitlines())
+        assert (same["ok"], same["backend"], same["differing"]) == (True, "gloo", [])
+        assert not other["ok"]
+        assert other["differing"] == [{"parameter": "1.weight", "ranks": [1]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import tempfile
@@ -293,6 +294,23 @@ def fit_of(model: Any, look: Callable[[Any], None], tmp_path: Path, **options: A
     return trainer
 
 
+def run_of(model: Any, look: Callable[[Any], None]) -> Any:
+    """The same of the Runner."""
+    runner = Runner(device="cpu", max_epochs=1, progress=False)
+
+    def prepare(run: Any) -> None:
+        def tick() -> bool:
+            if run.counters.total_batches == 3:
+                look(run)
+            return False
+
+        run.between_batches = tick
+
+    runner.prepare = prepare  # type: ignore[method-assign]
+    runner.fit(model, train_loader=data.loader(), val_loader=data.val_loader())
+    return runner.run
+
+
 @pytest.mark.filterwarnings("ignore:Found `dataloader_iter` argument")
 def test_a_step_that_fetches_its_batches_itself_is_refused(tmp_path: Path) -> None:
     told: list[str] = []
@@ -341,7 +359,7 @@ def test_loggers_profilers_and_a_wish_to_stop_do_not_hear_of_it(tmp_path: Path) 
 
     def look(trainer: Any) -> None:
         looking[0] = True
-        before = dict(trainer.profiler.recorded_durations)
+        before = copy.deepcopy(trainer.profiler.recorded_durations)
         for check in STEPPING:
             checks.run(check, of_lightning.FitSubject(trainer), {})
         assert trainer.profiler.recorded_durations == before
@@ -350,6 +368,100 @@ def test_loggers_profilers_and_a_wish_to_stop_do_not_hear_of_it(tmp_path: Path) 
 
     trainer = fit_of(TellsByHand(), look, tmp_path, logger=logger, profiler="simple")
     assert logger.told == list(range(trainer.global_step))
+
+
+def test_the_batch_of_a_check_weighs_nothing_that_is_logged_later() -> None:
+    def look(run: Any) -> None:
+        book = run.book
+        before = book.active, dict(vars(book.active)), book.last_fx
+        checks.run("activations_health", of_runner.FitSubject(run), {})
+        assert (book.active, dict(vars(book.active)), book.last_fx) == before
+
+    run_of(Net(), look)
+
+
+class Owner:
+    """No module, and its training step changes what it holds."""
+
+    def __init__(self) -> None:
+        self.net = torch.nn.Linear(64, 10)
+        self.calls, self.seen, self.mean = 0, [0.0], torch.zeros(())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        self.calls += 1
+        self.seen.append(float(x.mean()))
+        self.mean += x.mean()
+        return torch.nn.functional.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+def test_the_object_around_several_modules_is_as_it_was() -> None:
+    model = Owner()
+
+    def look(run: Any) -> None:
+        before = (model.calls, list(model.seen), model.mean.clone())
+        for check in STEPPING:
+            checks.run(check, of_runner.FitSubject(run), {})
+        assert (model.calls, model.seen, model.mean) == before
+
+    run_of(model, look)
+    assert model.calls == len(model.seen) - 1 == 6
+
+
+class StepsSchedule(Net):
+    """A schedule that the training step moves."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        return [optimizer], [{"scheduler": schedule, "frequency": 99}]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("side", ["lightning", "runner"])
+def test_a_schedule_that_the_training_step_moves_is_where_it_was(side: str, tmp_path: Path) -> None:
+    looked: list[Any] = []
+
+    def look(subject: Any) -> None:
+        [schedule] = subject.others.values()
+        rates = subject.optimizers["optimizer"].param_groups[0]
+        before = dict(schedule.state_dict()), rates["lr"]
+        for check in STEPPING:
+            checks.run(check, subject, {})
+            assert (schedule.state_dict(), rates["lr"]) == before
+        looked.append(before)
+
+    if side == "lightning":
+        fit_of(StepsSchedule(), lambda t: look(of_lightning.FitSubject(t)), tmp_path)
+    else:
+        run_of(StepsSchedule(), lambda run: look(of_runner.FitSubject(run)))
+    assert looked[0][1] == 0.05
+
+
+class WantsToStop(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.trainer.should_stop = self.trainer.should_stop or looking[0]
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_wish_to_stop_is_not_heard_by_the_runner_either() -> None:
+    def look(run: Any) -> None:
+        looking[0] = True
+        for check in STEPPING:
+            checks.run(check, of_runner.FitSubject(run), {})
+            assert not run.should_stop
+        looking[0] = False
+
+    assert run_of(WantsToStop(), look).counters.global_step == 6
 
 
 def test_what_a_fit_is_like_is_found(tmp_path: Path) -> None:
@@ -384,17 +496,6 @@ def test_a_layer_that_is_poisoned_under_way_is_found(side: str, tmp_path: Path) 
     if side == "lightning":
         fit_of(Poisoned(), lambda t: look(of_lightning.FitSubject(t)), tmp_path)
     else:
-        runner = Runner(device="cpu", max_epochs=1, progress=False)
-
-        def prepare(run: Any) -> None:
-            def tick() -> bool:
-                if run.counters.total_batches == 3:
-                    look(of_runner.FitSubject(run))
-                return False
-
-            run.between_batches = tick
-
-        runner.prepare = prepare  # type: ignore[method-assign]
-        runner.fit(Poisoned(), train_loader=data.loader(), val_loader=data.val_loader())
+        run_of(Poisoned(), lambda run: look(of_runner.FitSubject(run)))
     assert found[0]["layer"] == "net.3"
     assert found[0]["because"].startswith("its weight")

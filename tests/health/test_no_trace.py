@@ -193,6 +193,19 @@ def test_who_steps_within_a_training_step_is_refused_by_name(name: str) -> None:
     assert run.digest() == before
 
 
+@pytest.mark.parametrize("name", STEPPING)
+def test_a_training_step_that_propagates_back_itself_adds_to_no_gradient(name: str) -> None:
+    def twice(module: Any, batch: Any) -> Any:
+        cross_entropy(module, batch).backward()
+        return cross_entropy(module, batch)
+
+    run = Plain(net(), loss=twice)
+    run.loss_of(next(run.batches()))
+    before = run.digest()
+    CHECKS[name](run, budget())
+    assert run.digest() == before
+
+
 def test_an_optimizer_that_steps_on_the_way_back_is_refused_too() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -231,6 +244,38 @@ def test_what_cannot_be_put_back_is_told(name: str) -> None:
     found = CHECKS[name](Plain(Notes()), budget())
     assert found.text.endswith("Changed by this check, and cannot be put back: Notes.meter (Meter)")
     assert found.fields["left_changed"] == ["Notes.meter (Meter)"]
+
+
+class Served:
+    """Counts in an object that only it can store."""
+
+    def __init__(self, loaded: Callable[[], None]) -> None:
+        self.meter = Meter()
+        self._loaded = loaded
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.meter.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.meter.seen = state["seen"]
+        self._loaded()
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_who_says_his_state_himself_is_given_it_back_where_it_has_changed(counts: bool) -> None:
+    loads: list[None] = []
+    served = Served(lambda: loads.append(None))
+    served.meter.seen.append(7.0)
+
+    def loss(module: Any, batch: Any) -> Any:
+        served.meter.seen += [1.0] * counts
+        return cross_entropy(module, batch)
+
+    run = Plain(net(), loss=loss)
+    run.others = {"data": served}
+    found = activations.check(run, budget())
+    assert (served.meter.seen, found.fields["left_changed"]) == ([7.0], [])
+    assert len(loads) == counts
 
 
 def test_batches_are_of_a_pass_of_their_own() -> None:

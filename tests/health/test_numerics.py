@@ -160,6 +160,22 @@ def test_a_scaled_loss_gives_the_same_numbers() -> None:
         assert a["ratio"] == pytest.approx(b["ratio"], rel=1e-4)
 
 
+def test_an_overflow_of_the_scaled_loss_says_that_it_is_one() -> None:
+    subject = Plain(net())
+    subject.loss_scale = 1e38
+    found = numerics.check(subject, budget())
+    assert {row["what"] for row in found.fields["problems"]} <= {
+        "gradient of this batch, times 1e+38"
+    }
+
+
+def test_behind_the_limit_no_step_of_a_further_layer_is_looked_at() -> None:
+    times = iter([0.0, 0.0, *[99.0] * 99])
+    found = numerics.check(Plain(net()), budget(limit_s=10.0, clock=lambda: next(times)))
+    assert (found.fields["layers"], found.fields["all_layers_seen"]) == ([], False)
+    assert "For want of time only 0 layers were looked at." in found.text
+
+
 class Own(torch.optim.SGD):
     """Nobody knows what else it changes."""
 

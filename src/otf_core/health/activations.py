@@ -1,7 +1,7 @@
 """What comes out of each layer: zeros, units that are always zero, values at their bounds.
 
-Training thread. Looked at are the modules without modules in them; what is called as a function
-(``F.relu``) is seen in no module of its own.
+Training thread. Looked at are the modules without modules in them, and activations that are called
+as functions.
 
 A unit is a place in the second dimension, of a tensor with three in the last (a sequence of
 tokens). It is dead where it was zero in all that was seen. Saturated is a value within ``eps`` of
@@ -11,6 +11,7 @@ half of its units are dead or half of its values saturated.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -19,12 +20,14 @@ import torch
 from torch import nn
 
 from otf_core.health.budget import Budget
+from otf_core.health.functions import Calls
 from otf_core.health.hooks import open_modules, tensors_in, watching
 from otf_core.health.report import NONE, Health, aligned, health, percent
 from otf_core.health.subject import Subject, need_step, undisturbed
-from otf_core.telemetry.activations import makes_zeros
+from otf_core.state.parts import named_modules
 
 ISSUE: Final = 0.5
+UNSEEN: Final = "Not seen: functions, and modules that are compiled or a TransformerEncoder."
 # Whose zeros are drawn, or are those of what they were given.
 _PASSIVE: Final = (
     nn.Identity,
@@ -42,7 +45,6 @@ class Layer:
     name: str
     kind: str
     bounds: tuple[float, float] | None
-    zeroing: bool
     numel: int = 0
     zeros: Any = 0
     saturated: Any = 0
@@ -105,30 +107,40 @@ def check(subject: Subject, budget: Budget, *, topk: int = 12, eps: float = 1e-3
             if tensor.numel() and not tensor.is_complex():
                 if name not in layers:
                     kind = type(module).__name__
-                    layers[name] = Layer(name, kind, bounds_of(module), makes_zeros(module))
+                    layers[name] = Layer(name, kind, bounds_of(module))
                 layers[name].add(tensor.detach(), eps)
 
-    watched = {
-        name: module
-        for name, module in open_modules(subject.modules).items()
-        if not any(True for _ in module.children()) and not isinstance(module, _PASSIVE)
-    }
+    found = open_modules(subject.modules)
+    leaves = {n: m for n, m in found.items() if not any(True for _ in m.children())}
+    watched = {n: m for n, m in leaves.items() if not isinstance(m, _PASSIVE)}
+    everything = len(found) == len(named_modules(subject.modules))
+    calls = Calls(
+        type(next(iter(subject.modules.values()))).__name__,
+        frozenset(n for n, m in leaves.items() if type(m).__module__.startswith("torch.nn.")),
+        lambda name, kind, output: seen(name, kind, None, output),
+    )
     with undisturbed(subject) as trace:
-        with watching(watched, seen):
+        looking = calls if everything else contextlib.nullcontext()
+        with watching(watched, seen), calls.places(found):
             for batch in budget.within(subject.batches()):
-                subject.loss_of(subject.to_device(batch))
+                batch = subject.to_device(batch)
+                with looking:  # not at what makes the batch
+                    subject.loss_of(batch)
+                calls.begin()
         rows = [layer.figures() for layer in layers.values()]
     rows.sort(key=_badness, reverse=True)
     issues = [row for row in rows if is_issue(row)]
+    told = _told(rows, issues, topk, budget, everything=everything)
     fields = {
         "top": rows[: max(0, topk)],
         "total_layers": len(rows),
         "steps_probed": budget.done,
         "eps": eps,
+        "functions_seen": everything,
         "issues": [row["layer"] for row in issues],
         "left_changed": trace.changed,
     }
-    return health(fields, [*_told(rows, issues, topk, budget), *trace.lines()], ok=not issues)
+    return health(fields, [*told, *trace.lines()], ok=not issues)
 
 
 def bounds_of(module: nn.Module) -> tuple[float, float] | None:
@@ -154,7 +166,12 @@ def _badness(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _told(
-    rows: Sequence[dict[str, Any]], issues: Sequence[dict[str, Any]], topk: int, budget: Budget
+    rows: Sequence[dict[str, Any]],
+    issues: Sequence[dict[str, Any]],
+    topk: int,
+    budget: Budget,
+    *,
+    everything: bool,
 ) -> Iterable[str]:
     if not rows:
         return ["No layer was seen."]
@@ -171,4 +188,5 @@ def _told(
         )
         for row in rows[: max(0, topk)]
     ]
-    return [head, *aligned(table)]
+    unseen = [] if everything else [UNSEEN]
+    return [head, *aligned(table), *unseen]

@@ -46,7 +46,6 @@ class Budget:
         self._cancelled = cancelled
         self._ends_s = clock() + limit_s
         self.done = 0
-        self.ran_out = False  # fewer batches than asked for
 
     def left_s(self) -> float:
         """Seconds until the limit; negative behind it."""
@@ -64,7 +63,6 @@ class Budget:
         while self.done < self.steps:
             self.check()
             if self.done and self.left_s() < longest_s:
-                self.ran_out = True
                 return
             began_s = self.clock()
             try:

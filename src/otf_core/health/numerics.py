@@ -26,7 +26,8 @@ from otf_core.health.subject import (
     undisturbed,
 )
 from otf_core.health.updates import not_finite, ratio_of, states_of
-from otf_core.state.parts import named_buffers, named_parameters
+from otf_core.state.parts import named_buffers, named_modules, named_parameters
+from otf_core.telemetry.norms import local_part
 
 LARGE: Final = 0.1  # of a layer's weights, changed in one step
 RECENT: Final = 100  # losses; a spike among them is an issue
@@ -40,6 +41,7 @@ class Pass:
         origin: the first that was not finite; None where all was.
         order: the layers as they were called.
         loss: None where no batch was run or it was skipped.
+        ran_out: there was no time to look at the step of every layer.
     """
 
     origin: dict[str, Any] | None = None
@@ -48,6 +50,7 @@ class Pass:
     gradients: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     layers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     untrained: list[str] = dataclasses.field(default_factory=list)
+    ran_out: bool = False
 
 
 def check(subject: Subject, budget: Budget, *, sample_layers: int = 25) -> Health:
@@ -74,6 +77,7 @@ def check(subject: Subject, budget: Budget, *, sample_layers: int = 25) -> Healt
         "loss": finite(found.loss),
         "layers": found.layers[: max(0, sample_layers)],
         "total_layers": len(found.layers),
+        "all_layers_seen": not found.ran_out,
         "without_gradient": found.untrained,
         "spikes": outliers,
         "spike_rule": RULE,
@@ -108,7 +112,7 @@ def _scan(subject: Subject, budget: Budget) -> Iterator[dict[str, Any]]:
 
 
 def _problem(what: str, name: str, tensor: torch.Tensor) -> Iterator[dict[str, Any]]:
-    nan, inf = not_finite(tensor)
+    nan, inf = not_finite(local_part(tensor))
     if nan or inf:
         layer = name.rpartition(".")[0]
         numbers = {"nan": nan, "inf": inf, "numel": tensor.numel()}
@@ -160,22 +164,25 @@ def _origin(name: str, module: Any, given: Any) -> dict[str, Any]:
 
 
 def _look_at_gradients(subject: Subject, budget: Budget, found: Pass) -> None:
+    scaled = f", times {subject.loss_scale:g}" if subject.loss_scale != 1 else ""
     for name, p in named_parameters(subject.modules).items():
         if p.requires_grad and p.grad is None:
             found.untrained.append(name)
         elif p.grad is not None:
-            found.gradients += _problem("gradient of this batch", name, p.grad)
+            found.gradients += _problem(f"gradient of this batch{scaled}", name, p.grad)
     place = {name: i for i, name in enumerate(found.order)}
     # The way back begins at the layer that was called last.
     found.gradients.sort(key=lambda row: place.get(row["layer"], -1), reverse=True)
-    modules = {name: m for part in subject.modules.values() for name, m in part.named_modules()}
+    modules = named_modules(subject.modules)
     for name, params in layers_of(subject.modules).items():
         budget.check()
+        if budget.left_s() < 0:
+            found.ran_out = True
+            break
         row = ratio_of(params.values(), subject.optimizers.values(), subject.loss_scale)
         if row["grad_norm"] is not None:
-            label = called(name, modules[name]) if name in modules else name
             numbers = {k: v if k == "estimate" else finite(v) for k, v in row.items()}
-            found.layers.append({"layer": label, **numbers})
+            found.layers.append({"layer": called(name, modules[name]), **numbers})
     found.layers.sort(key=lambda row: (row["ratio"] is None, row["ratio"] or 0.0), reverse=True)
 
 
@@ -217,6 +224,8 @@ def _told_layers(fields: Mapping[str, Any]) -> Iterator[str]:
                 ),
             ]
         )
+    if not fields["all_layers_seen"]:
+        yield f"For want of time only {fields['total_layers']} layers were looked at."
     if fields["without_gradient"]:
         yield f"Trained, and without a gradient: {some(fields['without_gradient'])}."
 

@@ -86,13 +86,12 @@ class FitSubject:
 
     @contextlib.contextmanager
     def parked(self) -> Iterator[None]:
-        """What was logged, whoever listens, and the object around several modules."""
+        """What was logged, a wish to stop, and the object around several modules."""
         run = self._run
         stops = run.should_stop
         around = {} if isinstance(run.module, nn.Module) else {"module": run.module}
         with (
             meanwhile.parked_run(run),
-            meanwhile.alone(run),
             parked_objects(around, skip=self.not_state),
         ):
             run.book.active = Results(training=True)

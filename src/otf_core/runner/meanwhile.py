@@ -36,7 +36,7 @@ def run_validation(run: Run, limit_batches: int | None, on_batch: OnBatch) -> Ev
     """
     loop = run.validation
     _need(run, loop)
-    with run.in_stage("validate"), parked_run(run), alone(run), _limited(loop, limit_batches):
+    with run.in_stage("validate"), parked_run(run), _alone(run), _limited(loop, limit_batches):
         return _evaluated(loop, on_batch)
 
 
@@ -142,8 +142,7 @@ def _copy_of(results: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 @contextlib.contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """No callback hears what happens inside."""
+def _alone(run: Run) -> Iterator[None]:
     listeners, sinks = run.listeners, run.sinks
     run.listeners, run.sinks = {}, []
     try:
