@@ -316,6 +316,19 @@ def test_an_iterable_set_and_a_loader_of_its_own_are_read_from_the_beginning() -
     assert list(fresh([1, 2])) == [1, 2]
 
 
+class Opened(Dataset[Any]):
+    """Reads on in what it has opened."""
+
+    def __init__(self) -> None:
+        self.rows = iter(range(9))
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> Any:
+        return torch.zeros(6), next(self.rows) % 3
+
+
 class Stateful(list[Any]):
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state: Any) -> None: ...
@@ -323,7 +336,11 @@ class Stateful(list[Any]):
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(iter([1]), "can be read once only"), (Stateful(), "keeps its own position")],
+    [
+        (iter([1]), "can be read once only"),
+        (Stateful(), "keeps its own position"),
+        (DataLoader(Opened(), 2), r"Opened\.rows can be read once only"),
+    ],
 )
 def test_what_has_no_second_pass_is_refused(data: Any, said: str) -> None:
     with pytest.raises(CommandError, match=said):

@@ -57,9 +57,6 @@ class _Hook:
             self.seen(self.name, module, (args, kwargs), output)
 
     # A model that is copied meanwhile must not carry the check along.
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _nothing
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _no_hook, ()
 
