@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import enum
-import functools
 import io
 import logging
 import queue
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 
 from otf_core.script.frames import ABSENT
+from otf_core.script.functions import FUNCTIONS, is_unknown
 from otf_core.script.variables import (
     Giving,
     Kind,
@@ -48,7 +47,6 @@ from otf_core.state.rng import GENERATORS, generator_kind, set_generator_state
 
 # Held by many, changed by none; or made again by the script before it is used.
 SILENT: Final = (
-    types.BuiltinFunctionType,
     types.MethodWrapperType,
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
@@ -97,11 +95,10 @@ _CONTAINERS: Final = (list, dict, set, collections.deque, tuple, frozenset)
 def is_silent(taking: Taking, value: Any) -> bool:
     """Whether a value is left alone without a word."""
     kind = type(value)
-    if kind is types.FunctionType:
-        parts = value.__closure__, value.__dict__, value.__defaults__, value.__kwdefaults__
-        return not any(parts) or not taking.own.function(value)
-    if isinstance(value, type):
-        return not taking.own.cls(value) or issubclass(value, enum.Enum)
+    if kind in (types.FunctionType, types.CellType):
+        return False
+    if isinstance(value, type | types.BuiltinFunctionType) or kind is np.ufunc:
+        return is_unknown(taking, value)
     if kind is types.ModuleType or kind is object:
         return True
     standard = (
@@ -326,6 +323,12 @@ def _fill_object(giving: Giving, node: dict[str, Any], made: Any) -> None:
     give_attributes(giving, node["a"], made)
 
 
+def _make_class(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    same = isinstance(live, type) and class_name(live) == node["function"]
+    found = live if same else giving.own.find(node["function"])
+    return found if found is not None else ABSENT
+
+
 def _take_class(taking: Taking, value: type, path: str) -> dict[str, Any]:
     own = {
         name: item
@@ -334,7 +337,8 @@ def _take_class(taking: Taking, value: type, path: str) -> dict[str, Any]:
         and not hasattr(item, "__get__")
         and not isinstance(item, type | types.ModuleType)
     }
-    return {"a": [(name, taking(item, f"{path}.{name}")) for name, item in own.items()]}
+    found = [(name, taking(item, f"{path}.{name}")) for name, item in own.items()]
+    return {"function": class_name(value), "a": found}
 
 
 def _fill_class(giving: Giving, node: dict[str, Any], made: type) -> None:
@@ -343,71 +347,6 @@ def _fill_class(giving: Giving, node: dict[str, Any], made: type) -> None:
         new = giving(saved, live)
         if new is not live and new is not ABSENT:
             type.__setattr__(made, name, new)
-
-
-def _take_function(taking: Taking, value: types.FunctionType, path: str) -> dict[str, Any]:
-    cells = []
-    for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not bound yet
-            cells.append((name, taking(cell.cell_contents, f"{path}.{name}")))
-    return {
-        "f": f"{value.__module__}:{value.__qualname__}",
-        "cells": cells,
-        "a": [(n, taking(v, f"{path}.{n}")) for n, v in value.__dict__.items()],
-        "defaults": [taking(v, f"{path} default") for v in _defaults(value)],
-    }
-
-
-def _defaults(function: types.FunctionType) -> tuple[Any, ...]:
-    return (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-
-
-def _make_function(_giving: Giving, node: dict[str, Any], live: Any) -> Any:
-    if isinstance(live, types.FunctionType):
-        named = f"{live.__module__}:{live.__qualname__}"
-        return live if named == node["f"] else ABSENT
-    return ABSENT  # the script defines it again before it calls it
-
-
-def _fill_function(giving: Giving, node: dict[str, Any], made: types.FunctionType) -> None:
-    saved = dict(node["cells"])
-    for name, cell in zip(made.__code__.co_freevars, made.__closure__ or (), strict=True):
-        if name in saved:
-            try:
-                live = cell.cell_contents
-            except ValueError:
-                live = ABSENT
-            new = giving(saved[name], live)
-            if new is not ABSENT and new is not live:
-                cell.cell_contents = new
-    for value, default in zip(node["defaults"], _defaults(made), strict=False):
-        giving(value, default)
-    for name, value in node["a"]:
-        live = made.__dict__.get(name, ABSENT)
-        if (new := giving(value, live)) is not ABSENT:
-            made.__dict__[name] = new
-
-
-def _take_method(taking: Taking, value: types.MethodType, path: str) -> dict[str, Any]:
-    return {"s": taking(value.__self__, f"{path}.__self__")}
-
-
-def _fill_method(giving: Giving, node: dict[str, Any], made: types.MethodType) -> None:
-    giving(node["s"], made.__self__)
-
-
-def _take_partial(taking: Taking, value: Any, path: str) -> dict[str, Any]:
-    return {
-        "v": [
-            taking(v, f"{path}.args") for v in (value.func, *value.args, *value.keywords.values())
-        ]
-    }
-
-
-def _fill_partial(giving: Giving, node: dict[str, Any], made: Any) -> None:
-    there = (made.func, *made.args, *made.keywords.values())
-    for saved, live in zip(node["v"], there, strict=False):
-        giving(saved, live)
 
 
 # Objects of libraries.
@@ -460,10 +399,6 @@ def _fill_library(giving: Giving, node: dict[str, Any], made: Any) -> None:
             vars(made)[name] = new
 
 
-def _make_live(_giving: Giving, _node: dict[str, Any], live: Any) -> Any:
-    return live
-
-
 def _same_library(_giving: Giving, node: dict[str, Any], live: Any) -> Any:
     return live if live is not ABSENT and class_name(type(live)) == node["c"] else ABSENT
 
@@ -492,10 +427,8 @@ VALUES: Final = (
 )
 OBJECTS: Final = (
     Kind("container", _is_container, _take_container, _make_container, _fill_container),
-    Kind("function", is_a(types.FunctionType), _take_function, _make_function, _fill_function),
-    Kind("method", is_a(types.MethodType), _take_method, _make_live, _fill_method),
-    Kind("partial", is_a(functools.partial), _take_partial, _make_live, _fill_partial),
-    Kind("class", is_a(type), _take_class, _make_live, _fill_class),
+    *FUNCTIONS,
+    Kind("class", is_a(type), _take_class, _make_class, _fill_class),
     Kind("object", _is_object, _take_object, _make_object, _fill_object),
 )
 LIBRARY: Final = (

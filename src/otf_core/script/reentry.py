@@ -23,6 +23,7 @@ from torch import nn
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.script import frames, marks
 from otf_core.script.frames import ABSENT, Spot
+from otf_core.script.functions import Functions
 from otf_core.script.iterators import ITERATORS
 from otf_core.script.kinds import LIBRARY, OBJECTS, VALUES, is_silent
 from otf_core.script.loaders import LOADERS, give_positions, take_positions
@@ -324,14 +325,16 @@ class Reentry:
         return Given([*dict.fromkeys(giving.lost), *self._changed(state)], giving.settled, also)
 
     def _giving(self, state: Mapping[str, Any], moment: Moment) -> Giving:
+        looked = self._look(moment)
         protected = {
             tensor.untyped_storage().data_ptr()
-            for module in self._look(moment).objects()
+            for module in looked.objects()
             if issubclass(type(module), nn.Module)
             for tensor in (*module.parameters(), *module.buffers())
             if tensor.layout is torch.strided
         }
         giving = Giving(KINDS, self._own, state["nodes"], protected, self._leave)
+        giving.functions = Functions(self._own, moment.stack, looked.objects())
         giving.positions = state["positions"]
         return giving
 

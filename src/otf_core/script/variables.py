@@ -6,7 +6,7 @@ Rule 2: what is there already is filled in place, since others may hold it; in a
 something else has here, nothing is written.
 Rule 3: ``KINDS`` is the table of what can be had; the first row that fits counts. What none fits is
 left as it is, and named.
-Rule 4: a class is looked up by its name among the script's own only.
+Rule 4: a class is looked up by its name among the script's own only; for functions see there.
 """
 
 from __future__ import annotations
@@ -239,6 +239,7 @@ class Giving:
     ) -> None:
         self.own, self.nodes = own, nodes
         self.protected = set(protected)
+        self.functions: Any = None  # of this process; see ``functions``
         self.positions: list[Any] = []
         self.settled: list[Any] = []
         self.lost: list[str] = []
@@ -274,11 +275,17 @@ class Giving:
             return live  # left as it is
         known = len(self.lost)
         made = kind.make(self, node, ABSENT if id(live) in self._used else live)
+        if made is ABSENT and live is not ABSENT and "function" in node:
+            self.lose(f"{node['function']}, which is another here and cannot be had")
         if made is not ABSENT and len(self.lost) == known:
             self._used[id(made)] = made
             if kind.fill is not None:
                 self._waiting.append((kind, node, made))
         return made
+
+    def is_free(self, live: Any) -> bool:
+        """Whether nothing was made of a live object yet."""
+        return id(live) not in self._used
 
     def made(self, ref: dict[str, Any]) -> Any:
         """What a reference was made to; ABSENT where nothing was."""
