@@ -107,3 +107,23 @@ def test_a_resume_that_is_refused_says_only_that(zygote: Zygote, tmp_path: Path)
     [refusal] = on.said
     assert on.code == 3
     assert refusal.endswith("nothing was trained")
+
+
+def test_a_loader_without_a_name_is_one_as_well_when_it_goes_on(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "from torch.utils.data import DataLoader\n"
+        "net = torch.nn.Linear(2, 1)\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "for epoch in range(2):\n"
+        "    for x in DataLoader(torch.ones(6, 2), batch_size=2):\n"
+        "        net(x).sum().backward()\n"
+        "        optimizer.step()\n"
+    )
+    first = zygote.run("otf-fit", ["--checkpoint-every", "1", str(script)], tmp_path)
+    on = zygote.run("otf-fit", ["--resume", "auto", str(script)], tmp_path)
+    assert first.said[0] in on.said
+    assert first.said[0].endswith("Linear as 'net', a loader")
