@@ -206,6 +206,8 @@ class Reentry:
             generator = frame.f_code.co_flags & inspect.CO_GENERATOR
             if not spot.own and not generator and self._unnamed(moment, n, frame):
                 package = spot.file.partition(".")[0]
+                if package in sys.stdlib_module_names:
+                    return f"the script trains within {package} ({spot}), whose loop cannot be set"
                 how = f" ({OWN_RESUME[package]})" if package in OWN_RESUME else ""
                 return (
                     f"the loop that trains is one of {package} ({spot}): it goes on from "
