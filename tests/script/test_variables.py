@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from otf_core.errors import CommandError
 from otf_core.script.loops import LOOPS
@@ -274,6 +276,27 @@ def test_a_state_that_is_not_stored_is_not_exact_once_it_has_changed(
     start = f"{setup}\nimport os\nturn = 0\nif os.path.exists({str(flag)!r}):\n  {change}"
     otherwise = goes_on(_source(start, "", "1"), tmp_path, 1, flag.unlink)
     assert len(otherwise.given.lost) == 1
+
+
+def test_the_default_type_goes_on_and_what_is_set_around_the_script_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SET_BY_A_SCRIPT", "0")
+    (tmp_path / "there").mkdir()
+    source = (
+        "import os, torch\ntorch.set_default_dtype(torch.float32)\n"
+        "for turn in range(3):\n    here()\n    LOG.append(str(torch.zeros(1).dtype))\n"
+        "    if turn == 0:\n        torch.set_default_dtype(torch.float64)\n"
+        "        os.environ['SET_BY_A_SCRIPT'] = '1'; os.chdir('there')\n"
+    )
+    try:
+        found = goes_on(source, tmp_path, 1, lambda: os.chdir(tmp_path))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.on == found.whole
+    assert found.whole[1:] == ["torch.float64"] * 2
+    assert found.taken.left_out == ["os.environ['SET_BY_A_SCRIPT'] (str)", "os.getcwd() (str)"]
 
 
 CACHED = (
