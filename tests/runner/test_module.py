@@ -341,3 +341,14 @@ def test_what_lightning_refuses_the_runner_refuses(name: str) -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(Exception):  # noqa: B017, PT011 -- Lightning has many
             trainer.fit(module(), data.loader(), val())
+
+
+def test_data_without_a_name_is_taken_as_lightnings_trainer_takes_it() -> None:
+    train, val, datamodule = data.loader(), data.loader(), Data()
+    for args in ((train, val), (datamodule,)):
+        runner = Runner(device="cpu", max_epochs=1, limit_train_batches=2)
+        runner.fit(Net(), *args)
+        run: Any = runner.run
+        loaders = run.given_loaders
+        found = (run.datamodule, loaders["train_dataloader"], loaders["val_dataloader"])
+        assert found == ((None, *args) if len(args) == 2 else (datamodule, None, None))

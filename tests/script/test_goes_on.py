@@ -107,3 +107,48 @@ def test_a_resume_that_is_refused_says_only_that(zygote: Zygote, tmp_path: Path)
     [refusal] = on.said
     assert on.code == 3
     assert refusal.endswith("nothing was trained")
+
+
+def test_a_loader_without_a_name_is_one_as_well_when_it_goes_on(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "from torch.utils.data import DataLoader\n"
+        "net = torch.nn.Linear(2, 1)\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "for epoch in range(2):\n"
+        "    for x in DataLoader(torch.ones(6, 2), batch_size=2):\n"
+        "        net(x).sum().backward()\n"
+        "        optimizer.step()\n"
+    )
+    first = zygote.run("otf-fit", ["--checkpoint-every", "1", str(script)], tmp_path)
+    on = zygote.run("otf-fit", ["--resume", "auto", str(script)], tmp_path)
+    assert first.said[0] in on.said
+    assert first.said[0].endswith("Linear as 'net', a loader")
+
+
+def test_an_async_loop_is_met_at_its_head_and_is_not_gone_on_from(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import asyncio, torch\n"
+        "net = torch.nn.Linear(2, 1)\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "async def feed():\n"
+        "    for n in range(3):\n"
+        "        yield torch.ones(1, 2)\n"
+        "async def train():\n"
+        "    for epoch in range(2):\n"
+        "        async for x in feed():\n"
+        "            net(x).sum().backward()\n"
+        "            optimizer.step()\n"
+        "asyncio.run(train())\n"
+    )
+    first = zygote.run("otf-fit", ["--checkpoint-every", "1", str(script)], tmp_path)
+    assert first.steps() == [1, 2, 3, 4, 5, 6]
+    on = zygote.run("otf-fit", ["--resume", "auto", str(script)], tmp_path)
+    assert on.code == 3
+    assert "the script trains within asyncio" in on.stderr

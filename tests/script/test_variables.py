@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from otf_core.errors import CommandError
 from otf_core.script.loops import LOOPS
@@ -162,6 +164,27 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "y = next(x)",
         "y",
     ),
+    "bytes and numbers in place": (
+        "import array; x, y = bytearray(), array.array('d', [0.0]); z = x, y",
+        "x += b'a'; y.append(turn)",
+        "x, y, z[0] is x, z[1] is y",
+    ),
+    "decimal and fraction": (
+        "import decimal, fractions; x, y = decimal.Decimal(1), fractions.Fraction(1, 3)",
+        "x += decimal.Decimal('0.1'); y += y",
+        "x, y",
+    ),
+    "count": ("import itertools; x = itertools.count(1); y = itertools.count(.5, .25); z = x", "i = next(z); j = next(y)", "i, j, z is x"),
+    "count in a loop that is left": (
+        "import itertools; x = itertools.count(7)",
+        "for i in x:\n  if i % 3 == 0: break",
+        "i, next(x)",
+    ),
+    "count in a loop under way": (
+        "import itertools\ndef g():\n  for i in x: yield i\nx = itertools.count(7); y = g(); next(y)",
+        "i = next(y), next(x)",
+        "i",
+    ),
     "dict in a loop": (
         "d = {'a': 1}",
         "d[str(turn)] = turn\nfor k, v in list(d.items()): s = k, v",
@@ -219,6 +242,79 @@ def test_what_stands_in_the_world_outside_is_left_and_named(what: str, tmp_path:
     source = f"{setup}\nfor turn in range(3):\n    here()\n{close.replace('        ', '    ')}\n"
     found = goes_on(source, tmp_path, 1)
     assert found.taken.left_out == [told]
+    assert found.given.lost == []
+
+
+HOLD_STATE = {
+    "queue": ("import queue; x = queue.Queue()", "x.put(turn)"),
+    "context": (
+        "import contextvars; x = contextvars.ContextVar('x', default=0)",
+        "x.set(turn + 1)",
+    ),
+    "weak": (
+        "import weakref\nclass A: pass\na = A(); x = weakref.WeakKeyDictionary()",
+        "x[a] = turn",
+    ),
+    "objects": ("import numpy as np; x = np.array([None, 0])", "x[1] += 1"),
+    "records": ("import numpy as np; x = np.zeros(2, dtype=[('a', 'f4')])", "x['a'] += 1"),
+    "cycle": ("import itertools; x = itertools.cycle('abc')", "next(x)"),
+}
+
+
+@pytest.mark.parametrize("what", HOLD_STATE)
+def test_a_state_that_is_not_stored_is_not_exact_once_it_has_changed(
+    what: str, tmp_path: Path
+) -> None:
+    setup, change = HOLD_STATE[what]
+    still = goes_on(_source(setup, "", "1"), tmp_path, 1)
+    assert (still.taken.reasons, len(still.taken.left_out), still.given.lost) == ([], 1, [])
+    [why] = goes_on(_source(setup, change, "1"), tmp_path, 2).taken.reasons
+    assert why.startswith("x (")
+    assert why.endswith("has changed, and is not stored")
+    flag = tmp_path / "flag"
+    flag.touch()
+    start = f"{setup}\nimport os\nturn = 0\nif os.path.exists({str(flag)!r}):\n  {change}"
+    otherwise = goes_on(_source(start, "", "1"), tmp_path, 1, flag.unlink)
+    assert len(otherwise.given.lost) == 1
+
+
+def test_the_default_type_goes_on_and_what_is_set_around_the_script_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SET_BY_A_SCRIPT", "0")
+    (tmp_path / "there").mkdir()
+    source = (
+        "import os, torch\ntorch.set_default_dtype(torch.float32)\n"
+        "for turn in range(3):\n    here()\n    LOG.append(str(torch.zeros(1).dtype))\n"
+        "    if turn == 0:\n        torch.set_default_dtype(torch.float64)\n"
+        "        os.environ['SET_BY_A_SCRIPT'] = '1'; os.chdir('there')\n"
+    )
+    try:
+        found = goes_on(source, tmp_path, 1, lambda: os.chdir(tmp_path))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.on == found.whole
+    assert found.whole[1:] == ["torch.float64"] * 2
+    assert found.taken.left_out == ["os.environ['SET_BY_A_SCRIPT'] (str)", "os.getcwd() (str)"]
+
+
+CACHED = (
+    "import functools\n@functools.lru_cache\ndef f(n): return n\nclass A:\n  g = functools.cache(f)"
+)
+
+
+@pytest.mark.parametrize("called", ["f", "A.g"])
+def test_a_cache_of_the_scripts_is_named_and_not_exact_once_it_has_grown(
+    called: str, tmp_path: Path
+) -> None:
+    unused = goes_on(_source(CACHED, "", "1"), tmp_path, 1)
+    assert (unused.taken.reasons, unused.taken.left_out) == ([], [])
+    still = goes_on(_source(f"{CACHED}\n{called}(9)", f"{called}(9)", "1"), tmp_path, 2)
+    assert still.taken.reasons == []
+    assert f"{called} (_lru_cache_wrapper)" in still.taken.left_out
+    found = goes_on(_source(CACHED, f"{called}(turn)", "1"), tmp_path, 2)
+    assert f"{called} has cached more since, which is not stored" in found.taken.reasons
     assert found.given.lost == []
 
 

@@ -66,10 +66,10 @@ class Runner:
     def fit(
         self,
         model: Any,
-        *,
-        datamodule: Any = None,
         train_loader: Any = None,
         val_loader: Any = None,
+        datamodule: Any = None,
+        *,
         test_loader: Any = None,
         optimizer: Any = None,
         loss_fn: Callable[..., Any] | None = None,
@@ -82,6 +82,7 @@ class Runner:
         Args:
             model: with ``training_step`` and ``configure_optimizers``; or any model, with
                 ``optimizer=`` and ``loss_fn=`` or ``training_step=(model, batch, batch_idx)``.
+            train_loader: or a data module, as Lightning's Trainer takes one there.
             datamodule: or loaders, or the hooks of the model for them.
             test_loader: for a test that is asked for meanwhile.
 
@@ -93,6 +94,8 @@ class Runner:
         refuse_arguments(others, CALLS, "fit")
         if self._fitted is not None:
             refuse("second fit")
+        if datamodule is None and callable(getattr(train_loader, "train_dataloader", None)):
+            datamodule, train_loader = train_loader, None
         pieces = (optimizer, loss_fn, scheduler, training_step)
         loaders = {
             "train_dataloader": train_loader,

@@ -268,7 +268,7 @@ class ScriptControl:
         self._looked_at = self.driver.optimizers_seen
         it = self.driver.feeding if self.driver.kind == "loader" else None
         loader = _loader_of(it, self.found) if it is not None else None
-        said = self.found.sentence(loader, fed=it is not None)
+        said = self.found.sentence(loader, fed=self.driver.kind == "loader")
         if self._said is None:
             self._say(said)
         if said != self._said:

@@ -129,7 +129,20 @@ def unnamed_loops(frame: FrameType, named: int, *, asks: bool) -> int:
         asks: the frame calls what stands above it; if by a ``for``, that iterator is found there.
     """
     under_way, asking = _fors(frame.f_code, frame.f_lasti)
-    return max(0, under_way - named - (asks and asking and under_way > named))
+    unnamed = max(0, under_way - named - (asks and asking and under_way > named))
+    return unnamed + _async_fors(frame.f_code, frame.f_lineno)
+
+
+@functools.lru_cache(maxsize=256)
+def _async_fors(code: CodeType, line: int) -> int:
+    """How many ``async for`` there are around a line."""
+    if not code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        return 0
+    tree = _tree(code.co_filename)
+    loops = (n for n in ast.walk(tree) if isinstance(n, ast.AsyncFor)) if tree is not None else ()
+    return sum(
+        code.co_firstlineno <= n.lineno <= line <= (n.body[-1].end_lineno or line) for n in loops
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from types import GeneratorType
 from typing import Any, Final
 
@@ -121,14 +122,16 @@ def _take_counted(taking: Taking, value: Counted, path: str) -> dict[str, Any]:
         taking.reasons.append(
             f"the place in a {kind.__name__} ({path}) is found by asking it again as often"
         )
-    return {"n": value.count, "inner": taking(value.inner, path) if taking.own.cls(kind) else None}
+    stored = taking.own.cls(kind) or kind is itertools.count
+    return {"n": value.count, "inner": taking(value.inner, path) if stored else None}
 
 
 def _fill_counted(giving: Giving, node: dict[str, Any], made: Any) -> None:
     if type(made) is not Counted:
         return
     if node["inner"] is not None:
-        giving(node["inner"], made.inner)
+        inner = giving(node["inner"], made.inner)
+        made.inner = made.inner if inner is ABSENT else inner
         made.count = node["n"]
     else:
         _go(giving, lambda: made.go_to(node["n"]))

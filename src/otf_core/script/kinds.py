@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import array
+import ast
 import collections
 import enum
+import functools
+import inspect
 import io
+import itertools
 import logging
 import queue
 import re
@@ -22,6 +27,7 @@ import torch
 
 from otf_core.script.frames import ABSENT
 from otf_core.script.functions import FUNCTIONS, is_unknown
+from otf_core.script.prints import holds_state, state_print
 from otf_core.script.variables import (
     Giving,
     Kind,
@@ -89,6 +95,8 @@ _OF_RANKS: Final = frozenset(
     for name in ("_C._distributed_c10d", "distributed.distributed_c10d", "distributed.device_mesh")
 )
 _FEW: Final = 100
+_CACHED: Final = type(functools.lru_cache(int))
+_ASKED_AT_MOST: Final = 10_000_000
 _CONTAINERS: Final = (list, dict, set, collections.deque, tuple, frozenset)
 
 
@@ -170,15 +178,14 @@ def _take_array(taking: Taking, value: np.ndarray, path: str) -> dict[str, Any]:
     try:
         return {"v": Encoder()(value)}
     except UnsupportedValueError:
-        taking.leave(path, value)
-        return {}
+        return taking.leave_state(path, value)
 
 
 def _make_array(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     if "again" in node:
         return made_again(giving, node["again"], live)
     if "v" not in node:
-        return live
+        return _make_known(giving, node, live)
     new = giving.dec(node["v"])
     fits = (
         type(live) is np.ndarray
@@ -190,6 +197,59 @@ def _make_array(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     if not fits:
         return new
     np.copyto(live, new)
+    return live
+
+
+def _take_bytes(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    if (again := taking.large(value, path)) is not None:
+        return {"again": again}
+    return {"of": getattr(value, "typecode", ""), "v": bytearray(bytes(value))}
+
+
+def _make_bytes(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    if "again" in node:
+        return made_again(giving, node["again"], live)
+    saved: Any = array.array(node["of"], bytes(node["v"])) if node["of"] else bytearray(node["v"])
+    if type(live) is not type(saved) or getattr(live, "typecode", "") != node["of"]:
+        return saved
+    try:
+        live[:] = saved
+    except BufferError:
+        giving.lose(f"a {type(live).__name__} that something else looks into")
+    return live
+
+
+def _take_count(taking: Taking, value: Any, path: str) -> dict[str, Any]:
+    try:
+        start, step = (*ast.literal_eval(f"({repr(value)[6:-1]},)"), 1)[:2]
+    except (ValueError, SyntaxError):  # of fractions, or of what is the script's
+        return taking.leave_state(path, value)
+    return {"v": (start, step)}
+
+
+def _make_count(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    """The live one where it can be asked until it is there: a loop may hold it as well."""
+    if "v" not in node:
+        return _make_known(giving, node, live)
+    made = itertools.count(*node["v"])
+    if type(live) is not itertools.count or repr(live) == repr(made):
+        return made if type(live) is not itertools.count else live
+    here = _take_count(Taking((), giving.own), live, "").get("v")
+    (start, step) = node["v"]
+    if here is None or here[1] != step or type(start) is not int or type(step) is not int:
+        return made
+    missing = (start - here[0]) // step if step else -1
+    if not 0 <= missing <= _ASKED_AT_MOST or here[0] + missing * step != start:
+        return made
+    collections.deque(itertools.islice(live, missing), 0)
+    return live
+
+
+def _make_known(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    """What was left out, and had not changed: it is to be made as it was."""
+    was = node.get("print")
+    if was is not None and (live is ABSENT or state_print(live) != tuple(was)):
+        giving.lose(f"a {node.get('c', 'value')} that is not stored, and is made otherwise")
     return live
 
 
@@ -334,7 +394,7 @@ def _take_class(taking: Taking, value: type, path: str) -> dict[str, Any]:
         name: item
         for name, item in vars(value).items()
         if not name.startswith("__")
-        and not hasattr(item, "__get__")
+        and (not hasattr(item, "__get__") or type(item) is _CACHED)
         and not isinstance(item, type | types.ModuleType)
     }
     found = [(name, taking(item, f"{path}.{name}")) for name, item in own.items()]
@@ -356,12 +416,25 @@ def _take_library(taking: Taking, value: Any, path: str) -> dict[str, Any]:
     """What it counts and collects, where that has changed; and what of the script's it holds."""
     if _stands_outside(value):
         taking.leave(path, value)
+    elif type(value) is _CACHED:
+        _tell_cache(taking, value, path)
     found = []
     for name, item in list(vars(value).items()):
         at = f"{path}.{name}"
         if _is_of_interest(taking, item) or (_is_simple(item) and taking.changed(item, at)):
             found.append((name, taking(item, at)))
     return {"c": class_name(type(value)), "a": found}
+
+
+def _tell_cache(taking: Taking, value: Any, path: str) -> None:
+    """Nobody can look into it. A first answer may well be of the first step: then it is named."""
+    if not taking.own.function(inspect.unwrap(value)):
+        return
+    made = value.cache_info().misses
+    if made:
+        taking.leave(path, value)
+    if not taking.again(made, path) and taking.first is not None and made:
+        taking.reasons.append(f"{path} has cached more since, which is not stored")
 
 
 def _is_of_interest(taking: Taking, item: Any) -> bool:
@@ -423,6 +496,10 @@ VALUES: Final = (
         lambda _taking, value, _path: {"v": Encoder()(value)},
         _make_generator,
     ),
+    Kind(
+        "bytes", lambda _, value: type(value) in (bytearray, array.array), _take_bytes, _make_bytes
+    ),
+    Kind("count", lambda _, value: type(value) is itertools.count, _take_count, _make_count),
     Kind("array", lambda _, value: type(value) is np.ndarray, _take_array, _make_array),
 )
 OBJECTS: Final = (
@@ -432,6 +509,15 @@ OBJECTS: Final = (
     Kind("object", _is_object, _take_object, _make_object, _fill_object),
 )
 LIBRARY: Final = (
+    Kind(
+        "state",
+        lambda _, value: holds_state(value),
+        lambda taking, value, path: {
+            "c": type(value).__name__,
+            **taking.leave_state(path, value),
+        },
+        _make_known,
+    ),
     Kind(
         "library",
         lambda _, value: hasattr(value, "__dict__") and not isinstance(value, (type, *OUTSIDE)),

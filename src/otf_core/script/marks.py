@@ -66,6 +66,11 @@ class _Marker(ast.NodeTransformer):  # its methods are called as ast calls them
         node.body.insert(0, _head(node))
         return node
 
+    def visit_AsyncFor(self, node: ast.AsyncFor) -> ast.AST:
+        self.generic_visit(node)
+        node.body.insert(0, _head(node))  # what it asks is nothing that could be put at a place
+        return node
+
     def visit_For(self, node: ast.For) -> ast.AST:
         n = next(self._count)
         self.generic_visit(node)
@@ -85,7 +90,7 @@ def _compiles(decorator: ast.expr) -> bool:
     return last in _COMPILERS
 
 
-def _head(loop: ast.For | ast.While) -> ast.stmt:
+def _head(loop: ast.For | ast.AsyncFor | ast.While) -> ast.stmt:
     lines: list[ast.expr] = [ast.Constant(loop.lineno), ast.Constant(loop.end_lineno)]
     call = ast.Expr(ast.Call(_name(HEAD), lines, []))
     head: ast.If = _at(loop.body[0], ast.If(_name(DUE), [call], []))

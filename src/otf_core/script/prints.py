@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import array
 import collections
+import contextvars
+import io
+import pickle
+import queue
+import warnings
+import weakref
 import zlib
 from typing import Any, Final
 
@@ -29,13 +35,15 @@ def size_of(value: Any) -> int:
         return value.numel() * value.element_size()
     if isinstance(value, np.ndarray):
         return value.nbytes
-    return len(value) if isinstance(value, (str, bytes, *_CONTAINERS)) else 1
+    if isinstance(value, array.array):
+        return len(value) * value.itemsize
+    return len(value) if isinstance(value, (str, bytes, bytearray, *_CONTAINERS)) else 1
 
 
 def _sum(value: Any, seed: int, depth: int) -> int:
     if isinstance(value, str):
         return zlib.crc32(value.encode("utf-8", "surrogatepass"), seed)
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray | array.array):
         return zlib.crc32(value, seed)
     if type(value) in PLAIN:
         return zlib.crc32(repr(value).encode(), seed)
@@ -86,3 +94,68 @@ def _container(value: Any, seed: int, depth: int) -> int:
     for item in value.items() if isinstance(value, dict) else value:
         seed = _sum(item, seed, depth - 1)
     return seed
+
+
+# What holds a state and is not stored: its change is told, and itself left.
+_MOST: Final = 1024 * 1024  # bytes, or entries
+HOLDS_STATE: Final = (
+    queue.Queue,
+    queue.SimpleQueue,
+    contextvars.ContextVar,
+    weakref.WeakKeyDictionary,
+    weakref.WeakValueDictionary,
+    weakref.WeakSet,
+    memoryview,
+    np.ndarray,
+)
+
+
+def holds_state(value: Any) -> bool:
+    """Whether it is of a kind of which ``state_print`` is to be asked."""
+    return isinstance(value, HOLDS_STATE) or type(value).__module__ == "itertools"
+
+
+def state_print(value: Any) -> Print | None:
+    """What tells the state of what is not stored from another; None where nobody can tell."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return print_of(value.ravel().tolist()) if value.size <= _MOST else None
+        return print_of(value.tobytes())
+    if isinstance(value, queue.Queue):
+        return print_of(list(value.queue))
+    if isinstance(value, contextvars.ContextVar):
+        return print_of([value.get(None)])
+    if isinstance(value, weakref.WeakSet):
+        return print_of(set(value))
+    if isinstance(value, weakref.WeakKeyDictionary | weakref.WeakValueDictionary):
+        return print_of(list(value.items()))
+    if isinstance(value, memoryview):
+        return print_of(value.tobytes()) if value.nbytes <= _MOST else None
+    return _iterator(value) if type(value).__module__ == "itertools" else None
+
+
+class _Short(io.BytesIO):
+    def write(self, data: Any) -> int:
+        if self.tell() > _MOST:
+            raise pickle.PicklingError
+        return super().write(data)
+
+
+class _Plain(pickle.Pickler):
+    """Of Python's own only: no code of the script's is run."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj).__module__ not in ("builtins", "itertools"):
+            raise pickle.PicklingError
+        return NotImplemented
+
+
+def _iterator(value: Any) -> Print | None:
+    file = _Short()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _Plain(file).dump(value)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
+        return None  # a generator is in it; from Python 3.14 on all of them
+    return print_of(file.getvalue())

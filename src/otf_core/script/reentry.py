@@ -10,7 +10,9 @@ Rule 2: what was not exact when it was saved was said then; what cannot be put b
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -104,7 +106,7 @@ class Reentry:
     def begins(self, moment: Moment) -> None:
         """Note what there is before anything is trained: it tells later what was touched."""
         taking = self._look(moment)
-        self._first = First({**taking.prints, **dict(self._lines(moment))})
+        self._first = First({**taking.prints, **dict(self._lines(moment)), **_surroundings()})
 
     def _look(self, moment: Moment) -> Taking:
         """Meet everything, and copy nothing."""
@@ -140,6 +142,7 @@ class Reentry:
         state["registered"] = {n: _registered(n, get) for n, (get, _) in self._registered.items()}
         state["sources"] = self._sources()
         state["rng"] = rng
+        state["dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
         spots = [frames.spot(f, self._own.folder) for f in moment.stack]
         state["stack"] = [tuple(s) for s in spots]
         state["head"] = moment.asked is None
@@ -149,6 +152,9 @@ class Reentry:
         reasons += [*self._computed_before(moment, spots), *dict.fromkeys(taking.reasons)]
         set_rng(rng)  # what was asked for its state may have drawn
         left = [f"{n} ({t})" for n, t in taking.left_out.items() if not n.startswith("(")]
+        first, now = self._first.prints if self._first is not None else {}, _surroundings()
+        around = [name for name in _surroundings(first) if first[name] != now.get(name)]
+        left += [f"{n} (str)" for n in (*around, *(n for n in now if n not in first))]
         return Taken(state, reasons, left, taking.made_again)
 
     def _meet(self, taking: Taking, moment: Moment) -> dict[str, Any]:
@@ -207,6 +213,8 @@ class Reentry:
             generator = frame.f_code.co_flags & inspect.CO_GENERATOR
             if not spot.own and not generator and self._unnamed(moment, n, frame):
                 package = spot.file.partition(".")[0]
+                if package in sys.stdlib_module_names:
+                    return f"the script trains within {package} ({spot}), whose loop cannot be set"
                 how = f" ({OWN_RESUME[package]})" if package in OWN_RESUME else ""
                 return (
                     f"the loop that trains is one of {package} ({spot}): it goes on from "
@@ -320,6 +328,8 @@ class Reentry:
             again()
         giving.last.clear()  # they know ``giving``, and it what was saved
         self._give_registered(giving, state)
+        if "dtype" in state:
+            torch.set_default_dtype(getattr(torch, state["dtype"]))
         if "rng" not in self._leave:
             set_rng(state["rng"])
         return Given([*dict.fromkeys(giving.lost), *self._changed(state)], giving.settled, also)
@@ -380,6 +390,16 @@ class Reentry:
         here = self._sources()
         files = [f for f, was in state["sources"].items() if here.get(f, was) != was]
         return [f"{file} was edited since" for file in files]
+
+
+def _surroundings(among: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a script may set beside its variables: name -> value; of a folder that is gone, none."""
+    if among is not None:
+        return {n: v for n, v in among.items() if n.startswith(("os.environ[", "os.getcwd("))}
+    found: dict[str, Any] = {f"os.environ[{n!r}]": v for n, v in os.environ.items()}
+    with contextlib.suppress(OSError):
+        found["os.getcwd()"] = os.getcwd()
+    return found
 
 
 def _registered(name: str, get: Callable[[], Any]) -> Any:

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 
 from otf_core.script.frames import ABSENT, is_own
-from otf_core.script.prints import Print, print_of, size_of
+from otf_core.script.prints import Print, print_of, size_of, state_print
 from otf_core.state.plain_values import PLAIN, SMALL, TAG, Decoder, Encoder
 
 LARGE: Final = 1024 * 1024  # bytes; above it what the script does not touch it makes again
@@ -197,6 +197,21 @@ class Taking:
     def leave(self, path: str, value: Any) -> None:
         """Name what is left out, once for each path."""
         self.left_out.setdefault(path, type(value).__name__)
+
+    def leave_state(self, path: str, value: Any) -> dict[str, Any]:
+        """Leave out what holds a state; the node tells by what it is to be known again.
+
+        Where it has changed since the run began that is said now, and then it is not looked at.
+        """
+        self.leave(path, value)
+        now = self.prints[path] = state_print(value)
+        if self.first is None:
+            return {}
+        if now is not None and self.first.prints.get(path) == now:
+            return {"print": now}
+        how = "has changed" if now is not None else "may have changed"
+        self.reasons.append(f"{path} ({type(value).__name__}) {how}, and is not stored")
+        return {}
 
     def again(self, value: Any, path: str) -> bool:
         """Whether a value is as it was when the run began, so that the script makes it."""

@@ -18,7 +18,9 @@ import array
 import collections
 import contextlib
 import datetime
+import decimal
 import enum
+import fractions
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -54,6 +56,8 @@ SIMPLE: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]
         lambda t: (t.days, t.seconds, t.microseconds),
         lambda v: datetime.timedelta(*v),
     ),
+    "decimal": (decimal.Decimal, str, decimal.Decimal),
+    "fraction": (fractions.Fraction, str, fractions.Fraction),
 }
 FACTORIES: Final = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, set, tuple)}
 # Not state: clocks, constants, and what a module's state_dict has.
