@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from otf_core.script.arrays import ARRAY
 from otf_core.script.frames import ABSENT
 from otf_core.script.functions import FUNCTIONS, is_unknown
 from otf_core.script.variables import (
@@ -162,35 +163,6 @@ def _make_generator(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     # A loader that is brought to its place may draw from it.
     giving.last.append(lambda: set_generator_state(made, giving.dec(saved["v"])))
     return made
-
-
-def _take_array(taking: Taking, value: np.ndarray, path: str) -> dict[str, Any]:
-    if (again := taking.large(value, path)) is not None:
-        return {"again": again}
-    try:
-        return {"v": Encoder()(value)}
-    except UnsupportedValueError:
-        taking.leave(path, value)
-        return {}
-
-
-def _make_array(giving: Giving, node: dict[str, Any], live: Any) -> Any:
-    if "again" in node:
-        return made_again(giving, node["again"], live)
-    if "v" not in node:
-        return live
-    new = giving.dec(node["v"])
-    fits = (
-        type(live) is np.ndarray
-        and (live.dtype, live.shape, live.strides) == (new.dtype, new.shape, new.strides)
-        and live.base is None
-        and live.flags.writeable
-        and live.ctypes.data not in giving.protected
-    )
-    if not fits:
-        return new
-    np.copyto(live, new)
-    return live
 
 
 # Containers.
@@ -423,7 +395,7 @@ VALUES: Final = (
         lambda _taking, value, _path: {"v": Encoder()(value)},
         _make_generator,
     ),
-    Kind("array", lambda _, value: type(value) is np.ndarray, _take_array, _make_array),
+    ARRAY,
 )
 OBJECTS: Final = (
     Kind("container", _is_container, _take_container, _make_container, _fill_container),

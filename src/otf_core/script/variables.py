@@ -156,6 +156,7 @@ class Taking:
         self.iterated: set[int] = set()  # ids of those that are being read
         self.owned: set[int] = set()  # ids of tensors that belong to a model or an optimizer
         self.tensors: dict[int, tuple[int, torch.Tensor, str]] = {}  # by id: node, itself, path
+        self.arrays: list[tuple[int, Any, str]] = []  # node, itself, path
         self._kinds, self._silent, self._plain = tuple(kinds), silent, Encoder()
         self._memo: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._waiting: collections.deque[tuple[int, Any, str]] = collections.deque()
@@ -193,6 +194,10 @@ class Taking:
             else:
                 self.nodes[n] = {"k": "left"}
                 self.leave(path, value)
+
+    def known(self, value: Any) -> bool:
+        """Whether it was met."""
+        return id(value) in self._memo
 
     def leave(self, path: str, value: Any) -> None:
         """Name what is left out, once for each path."""
