@@ -144,6 +144,36 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "x += turn; z = x[:, 1] * 2",
         "x, y is x, z",
     ),
+    "rows of an array": (
+        "import numpy as np; x = np.zeros((3, 2)); y = [x[i] for i in range(3)]",
+        "y[turn % 3] += turn; x[:, 1] += 1",
+        "x, y, [r.base is x for r in y]",
+    ),
+    "rows made later": (
+        "import numpy as np; x = y = None",
+        "if turn == 0: x = np.ones((2, 3), 'f4', 'F'); y = x[1], x.T[::-1, 1:], x.reshape(-1)[2:]\ny[0][:] += turn; y[1][:] *= 2",
+        "x, y, [np.shares_memory(x, r) for r in y], y[1].strides",
+    ),
+    "rows of what has no name": (
+        "import numpy as np; y = list(np.zeros((2, 2)))",
+        "y[0].base[:] += turn",
+        "y, y[0].base is y[1].base",
+    ),
+    "a view that was another": (
+        "import numpy as np; x = np.zeros(6); y = x[:2]",
+        "y = x[turn:][::2]; y += 1",
+        "x, y, y.base is x",
+    ),
+    "a view alone in its memory": (
+        "import numpy as np; y = np.zeros((2, 2))[0]",
+        "y = (np.zeros((2, 2)) + turn + y)[1]",
+        "y",
+    ),
+    "a view that cannot be written": (
+        "import numpy as np; x = np.zeros(3); y = np.broadcast_to(x, (2, 3))",
+        "x += turn",
+        "x, y, y.flags.writeable",
+    ),
     "scalar of numpy": ("import numpy as np; x = np.float32(0)", "x += np.float32(0.1)", "x, type(x)"),
     "iterator in a variable": ("x = iter([1, 2, 3, 4])", "y = next(x)", "y"),
     "enumerate in a variable": ("x = enumerate('abcd')", "y = next(x)", "y"),
@@ -207,6 +237,12 @@ def test_each_kind_goes_on(kind: str, at: int, tmp_path: Path) -> None:
     assert len(found.on) == 4
     assert found.taken.reasons == []
     assert found.taken.left_out == []
+
+
+def test_views_of_memory_in_another_order_are_named(tmp_path: Path) -> None:
+    setup = "import numpy as np; x = np.zeros((2, 3, 4)).transpose(1, 0, 2).copy('K'); y = x[0]"
+    found = goes_on(_source(setup, "y += 1", "x, y"), tmp_path)
+    assert found.taken.reasons == ["y is a view of memory that is not in one piece"]
 
 
 LEFT = {

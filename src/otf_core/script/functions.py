@@ -46,7 +46,8 @@ def _at(name: str) -> Any:
 
 def is_unknown(taking: Taking, value: Any) -> bool:
     """Of a class or a built-in function: that nothing tells it from another."""
-    return not _is_named(taking, value) and not taking.own.cls(value)
+    own = isinstance(value, type) and taking.own.cls(value)
+    return not own and not _is_named(taking, value)
 
 
 def _code_of(module: str, code: types.CodeType) -> str:

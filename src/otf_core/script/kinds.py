@@ -25,9 +25,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from otf_core.script.arrays import ARRAY
 from otf_core.script.frames import ABSENT
 from otf_core.script.functions import FUNCTIONS, is_unknown
-from otf_core.script.prints import holds_state, state_print
+from otf_core.script.prints import holds_state
 from otf_core.script.variables import (
     Giving,
     Kind,
@@ -36,6 +37,7 @@ from otf_core.script.variables import (
     class_name,
     give_attributes,
     made_again,
+    made_as_known,
     take_attributes,
 )
 from otf_core.state.plain_values import (
@@ -172,34 +174,6 @@ def _make_generator(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     return made
 
 
-def _take_array(taking: Taking, value: np.ndarray, path: str) -> dict[str, Any]:
-    if (again := taking.large(value, path)) is not None:
-        return {"again": again}
-    try:
-        return {"v": Encoder()(value)}
-    except UnsupportedValueError:
-        return taking.leave_state(path, value)
-
-
-def _make_array(giving: Giving, node: dict[str, Any], live: Any) -> Any:
-    if "again" in node:
-        return made_again(giving, node["again"], live)
-    if "v" not in node:
-        return _make_known(giving, node, live)
-    new = giving.dec(node["v"])
-    fits = (
-        type(live) is np.ndarray
-        and (live.dtype, live.shape, live.strides) == (new.dtype, new.shape, new.strides)
-        and live.base is None
-        and live.flags.writeable
-        and live.ctypes.data not in giving.protected
-    )
-    if not fits:
-        return new
-    np.copyto(live, new)
-    return live
-
-
 def _take_bytes(taking: Taking, value: Any, path: str) -> dict[str, Any]:
     if (again := taking.large(value, path)) is not None:
         return {"again": again}
@@ -230,7 +204,7 @@ def _take_count(taking: Taking, value: Any, path: str) -> dict[str, Any]:
 def _make_count(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     """The live one where it can be asked until it is there: a loop may hold it as well."""
     if "v" not in node:
-        return _make_known(giving, node, live)
+        return made_as_known(giving, node, live)
     made = itertools.count(*node["v"])
     if type(live) is not itertools.count or repr(live) == repr(made):
         return made if type(live) is not itertools.count else live
@@ -242,14 +216,6 @@ def _make_count(giving: Giving, node: dict[str, Any], live: Any) -> Any:
     if not 0 <= missing <= _ASKED_AT_MOST or here[0] + missing * step != start:
         return made
     collections.deque(itertools.islice(live, missing), 0)
-    return live
-
-
-def _make_known(giving: Giving, node: dict[str, Any], live: Any) -> Any:
-    """What was left out, and had not changed: it is to be made as it was."""
-    was = node.get("print")
-    if was is not None and (live is ABSENT or state_print(live) != tuple(was)):
-        giving.lose(f"a {node.get('c', 'value')} that is not stored, and is made otherwise")
     return live
 
 
@@ -500,7 +466,7 @@ VALUES: Final = (
         "bytes", lambda _, value: type(value) in (bytearray, array.array), _take_bytes, _make_bytes
     ),
     Kind("count", lambda _, value: type(value) is itertools.count, _take_count, _make_count),
-    Kind("array", lambda _, value: type(value) is np.ndarray, _take_array, _make_array),
+    ARRAY,
 )
 OBJECTS: Final = (
     Kind("container", _is_container, _take_container, _make_container, _fill_container),
@@ -516,7 +482,7 @@ LIBRARY: Final = (
             "c": type(value).__name__,
             **taking.leave_state(path, value),
         },
-        _make_known,
+        made_as_known,
     ),
     Kind(
         "library",

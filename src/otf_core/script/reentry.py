@@ -24,6 +24,7 @@ from torch import nn
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.script import frames, marks
+from otf_core.script.arrays import copy_arrays
 from otf_core.script.frames import ABSENT, Spot
 from otf_core.script.functions import Functions
 from otf_core.script.iterators import ITERATORS
@@ -112,6 +113,7 @@ class Reentry:
         """Meet everything, and copy nothing."""
         taking = Taking(KINDS, self._own, is_silent, take=lambda t: t)
         self._meet(taking, moment)
+        copy_arrays(taking)
         copy_tensors(taking)
         return taking
 
@@ -136,6 +138,7 @@ class Reentry:
         state: dict[str, Any] = {"format": FORMAT, **self._meet(taking, moment)}
         state["also"] = {name: taking(value, name) for name, value in (also or {}).items()}
         taking.run()
+        copy_arrays(taking)
         copy_tensors(taking)
         state["positions"] = take_positions(taking)
         state["nodes"] = taking.nodes

@@ -156,6 +156,7 @@ class Taking:
         self.iterated: set[int] = set()  # ids of those that are being read
         self.owned: set[int] = set()  # ids of tensors that belong to a model or an optimizer
         self.tensors: dict[int, tuple[int, torch.Tensor, str]] = {}  # by id: node, itself, path
+        self.arrays: list[tuple[int, Any, str]] = []  # node, itself, path
         self._kinds, self._silent, self._plain = tuple(kinds), silent, Encoder()
         self._memo: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._waiting: collections.deque[tuple[int, Any, str]] = collections.deque()
@@ -193,6 +194,10 @@ class Taking:
             else:
                 self.nodes[n] = {"k": "left"}
                 self.leave(path, value)
+
+    def known(self, value: Any) -> bool:
+        """Whether it was met."""
+        return id(value) in self._memo
 
     def leave(self, path: str, value: Any) -> None:
         """Name what is left out, once for each path."""
@@ -372,6 +377,14 @@ def give_attributes(
             vars(obj)[name] = value  # not by a __setattr__ of the class: it was not set now
         else:
             object.__setattr__(obj, name, value)
+
+
+def made_as_known(giving: Giving, node: dict[str, Any], live: Any) -> Any:
+    """What was left out, and had not changed: it is to be made as it was."""
+    was = node.get("print")
+    if was is not None and (live is ABSENT or state_print(live) != tuple(was)):
+        giving.lose(f"a {node.get('c', 'value')} that is not stored, and is made otherwise")
+    return live
 
 
 def made_again(giving: Giving, print_: Any, live: Any) -> Any:
