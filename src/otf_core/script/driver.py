@@ -53,7 +53,7 @@ _TAP: Final = vars(data_tap)
 Kind = Literal["loader", "head"]
 
 
-Calls = tuple[int, ...]
+Lines = tuple[int, ...]
 
 
 class Place(NamedTuple):
@@ -135,9 +135,9 @@ class ScriptDriver:
         self._feeding: Callable[[], _BaseDataLoaderIter | None] = _nothing  # it came from there
         self._dataset_id: int | None = None  # of the loader that is trained on
         self._trained = False
-        self._homes: set[Calls] = set()  # where a loader was asked before anything was trained
+        self._homes: set[Lines] = set()  # where a loader was asked before anything was trained
         # Where one was asked since, and it was no safe point; what had been trained by then.
-        self._passed: tuple[Calls, int] | None = None
+        self._passed: tuple[Lines, int] | None = None
         self._trainings = 0  # optimizer steps, or backwards where they are the steps
         self._by_backward = False  # a script without any optimizer
         self._stepped_at: list[Place] = []
@@ -259,7 +259,7 @@ class ScriptDriver:
             if self.kind == "loader" and self._is_home(frame):
                 self._arrive(frame, it)
         elif self._thread_id is None:
-            self._homes.add(_calls_of(frame))
+            self._homes.add(_lines_of(frame))
             if self.resume is not None:
                 self._look_for_place(frame, it)
         self._since_batch.clear()
@@ -384,7 +384,7 @@ class ScriptDriver:
         A second loop of the script's that trains is met as well, from its second turn on; a loader
         that is asked between two steps now and then is not.
         """
-        here = _calls_of(frame)
+        here = _lines_of(frame)
         if here in self._homes:
             self._passed = None
             return True
@@ -461,17 +461,17 @@ def frames_to(frame: FrameType | None, main: dict[str, Any]) -> list[FrameType]:
     return found[first:]
 
 
-def _calls_of(frame: FrameType | None) -> Calls:
+def _lines_of(frame: FrameType | None) -> Lines:
     """Of the whole stack: one and the same function may be called by two loops.
 
-    Code by its id: Python 3.11 hashes a code object anew each time, constants and all. By
-    instruction: to find a line, the table of the whole function is read. Without the tap, through
-    which a loader with an ``__iter__`` of its own is read from its second time on.
+    Code by its id: Python 3.11 hashes a code object anew each time, constants and all. Lines, not
+    instructions: while a call becomes a faster one, its instruction counts on. Without the tap,
+    through which a loader with an ``__iter__`` of its own is read from its second time on.
     """
     found: list[int] = []
     while frame is not None:
         if frame.f_globals is not _TAP:
-            found += id(frame.f_code), frame.f_lasti
+            found += id(frame.f_code), frame.f_lineno
         frame = frame.f_back
     return tuple(found)
 
