@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,24 +123,55 @@ def test_what_this_version_cannot_do_is_said_in_a_sentence(
     listener: LoopbackListener, tmp_path: Path
 ) -> None:
     barrier = Barrier(2)
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("prepare_export", {"dir": "x", "latest_only": True, "owners": ["run"]}),
+        ("spill_all", {"dir": "x", "latest_only": True}),
+        ("export_subset", {"run_id": "run", "format": "csv", "out_path": "x.csv"}),
+        ("merge", {"parents": ["run", "other"], "strategy": "swa"}),
+    ]
     with LegacyDashboard(listener) as host:
         fit = attached(tmp_path, barrier)
-        host.wait_for_event("session_started")
-        barrier.wait_for(2)
-        for press in _presses(host):
-            with pytest.raises(Exception, match=r"not part of this version"):
-                press()
-        barrier.open()
-        fit.outcome()
+        try:
+            host.wait_for_event("session_started")
+            barrier.wait_for(2)
+            for cmd, payload in asked:
+                with pytest.raises(Exception, match=r"not part of this version"):
+                    host.ask(cmd, payload)
+        finally:
+            barrier.open()
+            fit.outcome()
 
 
-def _presses(host: LegacyDashboard) -> list[Callable[[], Any]]:
-    return [
-        lambda: host.ask("generate_report", {"owner_run_id": "run", "subset_on": "train"}),
-        lambda: host.ask("prepare_export", {"dir": "x", "latest_only": True, "owners": ["run"]}),
-        lambda: host.ask("dist_health", {}),
-        lambda: host.ask("merge", {"parents": ["run", "other"], "strategy": "swa"}),
-    ]
+HEALTH: dict[str, dict[str, Any]] = {
+    "dist_health": {"require_all_ranks": False, "sample_weights": 0},
+    "throughput_health": {"budget_steps": 2, "micro_backward": False},
+    "activations_health": {"budget_steps": 2, "topk": 12, "eps": 0.001},
+    "numerics_health": {"sample_layers": 25},
+    "determinism_health": {},
+}
+
+
+def test_report_and_health_pressed_there_are_answered(
+    listener: LoopbackListener, tmp_path: Path
+) -> None:
+    barrier = Barrier(4)
+    with LegacyDashboard(listener) as host:
+        fit = attached(tmp_path, barrier)
+        try:
+            host.wait_for_event("session_started")
+            barrier.wait_for(4)
+            asked = host.send("pause")
+            barrier.open()
+            host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+            report = host.press_report("run")
+            told = {cmd: host.ask(cmd, payload) for cmd, payload in HEALTH.items()}
+        finally:
+            barrier.open()
+            host.tell("resume")
+            fit.outcome()
+    assert (len(report["losses"]), report["sample_indices"]) == (192, [*range(192)])
+    assert (report["meta"]["at_step"], report["reqId"]) == (5, 1)
+    assert all(isinstance(found["ok"], bool) and found["text"] for found in told.values())
 
 
 def test_attach_context_to_the_run_that_is_under_way_holds_it(
