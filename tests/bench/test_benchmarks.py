@@ -37,6 +37,7 @@ def test_a_short_run_gives_a_row_for_each_figure(
         assert row["what"] in shown
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_step_is_compared_with_the_bare_run_and_both_loggers(tmp_path: Path) -> None:
     rows = bench._alone("step_idle", tmp_path, quick=True)
@@ -76,6 +77,7 @@ def test_the_tap_is_compared_with_the_bare_loader(tmp_path: Path) -> None:
         assert row.rivals["bare step, cpu median"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_merge_is_compared_with_loading_all(tmp_path: Path) -> None:
     rows = bench._alone("merging", tmp_path, quick=True)

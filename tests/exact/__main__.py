@@ -22,7 +22,7 @@ from tests.exact.jobs import Job, side_by_side, warm_up
 from tests.exact.table import CONFIGS
 from tests.exact.verdict import Report, Verdict
 
-SLICE = ("session", "fork", "rollback", "kill twice")
+SLICE = ("fork", "kill twice")  # in place, and in new processes
 
 
 def main() -> int:

@@ -78,6 +78,7 @@ def test_a_rank_that_cannot_be_captured_is_told_of_and_holds_nobody(tmp_path: Pa
     assert "Rank 1 could not be captured (OSError: no room)" in journal
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_one_rank_does_not_go_on_from_a_checkpoint_of_two(tmp_path: Path) -> None:
     from otf_core.state.keeper import ResumeError
@@ -94,6 +95,7 @@ def test_one_rank_does_not_go_on_from_a_checkpoint_of_two(tmp_path: Path) -> Non
         _trainer([ours]).fit(Net(), _train())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_time_between_checkpoints_is_refused_for_ranks(tmp_path: Path) -> None:
     done = run(tmp_path, "timed", "live")
@@ -101,6 +103,7 @@ def test_a_time_between_checkpoints_is_refused_for_ranks(tmp_path: Path) -> None
     assert "checkpoint_every was asked every 60 s for 2 ranks" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_what_rank_0_cannot_resume_from_ends_both(tmp_path: Path) -> None:
     done = run(tmp_path, "plain", "nowhere")
