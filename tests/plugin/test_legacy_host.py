@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,17 @@ def test_what_this_version_cannot_do_is_said_in_a_sentence(
             fit.outcome()
 
 
+def pause_behind(host: LegacyDashboard, let_go: Callable[[], None]) -> None:
+    """Ask for a pause within the batch that waits, and let it go once it is heard."""
+    asked = host.send("pause")
+    host.wait_for(
+        lambda: any(e["type"] == "state" and e["state"] == "pausing" for e in host.events),
+        PATIENCE_S,
+    )
+    let_go()
+    host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+
+
 HEALTH: dict[str, dict[str, Any]] = {
     "dist_health": {"require_all_ranks": False, "sample_weights": 0},
     "throughput_health": {"budget_steps": 2, "micro_backward": False},
@@ -160,9 +171,7 @@ def test_report_and_health_pressed_there_are_answered(
         try:
             host.wait_for_event("session_started")
             barrier.wait_for(4)
-            asked = host.send("pause")
-            barrier.open()
-            host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+            pause_behind(host, barrier.open)
             report = host.press_report("run")
             told = {cmd: host.ask(cmd, payload) for cmd, payload in HEALTH.items()}
         finally:
@@ -204,9 +213,7 @@ def test_a_fork_pressed_there_trains_and_its_parent_is_switched_to(
         fit = attached(tmp_path, barrier)
         host.wait_for_event("session_started")
         barrier.wait_for(4)
-        asked = host.send("pause")
-        barrier.let_go(4)
-        host.wait_for(lambda: asked in host.replies, PATIENCE_S)
+        pause_behind(host, lambda: barrier.let_go(4))
         wanted = {"kind": "indices", "ids": [*range(40)]}
         form = {"lr": 0.004, "batch_size": 32, "patience": 5}
         reply = host.press_fork("run", selection=wanted, hparams=form)
