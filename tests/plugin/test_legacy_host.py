@@ -219,10 +219,12 @@ def test_a_fork_pressed_there_trains_and_its_parent_is_switched_to(
         reply = host.press_fork("run", selection=wanted, hparams=form)
         assert (reply["new_run"], len(reply["subset_indices"])) == ("fork1", 40)
         barrier.wait_for(9)
+        told = {
+            "fork1: batch_size 32 is what the form is filled with: not applied",
+            "fork1: lr 0.004 was typed: applied",
+        }
+        host.wait_for(lambda: told <= {log["text"] for log in host.logs}, PATIENCE_S)
         assert host.runs.keys() == {"run", "fork1"}
-        texts = [log["text"] for log in host.logs]
-        assert "fork1: batch_size 32 is what the form is filled with: not applied" in texts
-        assert "fork1: lr 0.004 was typed: applied" in texts
         asked = host.send("switch_run", {"run_id": "run"})
         barrier.open()
         host.wait_for(lambda: asked in host.replies, PATIENCE_S)
