@@ -6,8 +6,7 @@ import copy
 import functools
 import math
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +67,9 @@ Act = Callable[[Any, Any], None]  # with what stands at a gate, and it as a Subj
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, queues_have_ended: None) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OTF_DASHBOARD", "off")
-    yield
-    # Torch closes the queues of its workers, and does not wait for the threads that feed them.
-    for thread in threading.enumerate():
-        if thread.name == "QueueFeederThread":
-            thread.join(10)
 
 
 def subject_of(held: Any) -> Any:

@@ -18,6 +18,8 @@ from tests.no_harm import digest
 from tests.no_harm.configs import Net, _trainer, _val, digits
 from tests.plugin.rig import Barrier, Fit, fitting, pause_in, unlogged
 
+pytestmark = pytest.mark.usefixtures("queues_have_ended")
+
 
 class Numbered(Dataset[Any]):
     """Each sample with its id."""

@@ -13,6 +13,8 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.data import ChosenData, DataChoice
 from otf_core.state.data_tap import position, tap
 
+pytestmark = pytest.mark.usefixtures("queues_have_ended")
+
 
 class Numbers(Dataset[int]):
     def __len__(self) -> int:
