@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from otf_core.opening import RunOptions, only_watched, tell_epoch
+from otf_core.runs.data import TrainingData
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.state.other_rank import OtherRank
@@ -22,7 +23,7 @@ from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
 from otf_lightning.other_rank import agree_on_origin, cannot_save
 from otf_lightning.samples import subject_of
-from otf_lightning.training_data import TrainingData
+from otf_lightning.training_data import FitData
 
 
 class OnTheFlyCallback(L.Callback):
@@ -165,7 +166,7 @@ class OnTheFlyCallback(L.Callback):
             world_size=trainer.world_size,
             unsupported=only_watched(trainer.world_size),
             cannot_save=cannot_save(trainer),
-            data=TrainingData(trainer),
+            data=TrainingData(FitData(trainer)),
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
             health=lambda losses: FitSubject(trainer, losses),
         )

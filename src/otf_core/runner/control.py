@@ -19,7 +19,8 @@ from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.delegate import RunnerDelegate
 from otf_core.runner.health import FitSubject
 from otf_core.runner.samples import subject_of
-from otf_core.runner.training_data import TrainingData
+from otf_core.runner.training_data import FitData
+from otf_core.runs.data import TrainingData
 from otf_core.session import Session
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
@@ -54,7 +55,7 @@ class Controlled(RunnerCallback):
             steering=Steering(self.delegate),
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
-            data=TrainingData(run),
+            data=TrainingData(FitData(run)),
             samples=lambda on: subject_of(run, on),
             health=lambda losses: FitSubject(run, losses),
         )

@@ -30,7 +30,9 @@ class Budget:
 
     def __bool__(self) -> bool:
         """Whether there is a limit at all."""
-        return any(x is not None for x in (self.until_step, self.until_epoch, self.patience))
+        return (  # at every step
+            self.until_step is not None or self.until_epoch is not None or self.patience is not None
+        )
 
     def over(self, now: Position, logged: Mapping[str, Any]) -> str | None:
         """Why the run is to be held here; None: it trains on."""

@@ -58,27 +58,24 @@ class DataChoice:
         return cls(**(saved or {}))
 
 
-class TrainingData(Protocol):
-    """The training data of a fit, which can be changed; supplied by a framework."""
+class FitData(Protocol):
+    """What a framework supplies of a fit, so that its training data can be changed."""
 
-    @property
-    def choice(self) -> DataChoice:
-        """What is trained on now."""
+    def loader(self) -> Any:
+        """The one that it trains with.
 
-    def check(self, choice: DataChoice) -> None:
-        """Refuse what cannot be; nothing is changed. See ChosenData.check."""
+        Raises:
+            CommandError: ``unsupported``, it cannot be changed.
+        """
 
-    def choose(self, choice: DataChoice) -> list[str]:
-        """From the next iterator on; see ChosenData.choose."""
+    def batches(self) -> int | None:
+        """Of an epoch, as ``ControlDelegate.environment`` says them; None where nobody knows."""
+
+    def count(self) -> list[str]:
+        """Count the batches of an epoch anew; sentences on what does not apply."""
 
     def begin_pass(self) -> None:
-        """The epoch begins anew, with the data as it is now."""
-
-    def environment(self) -> dict[str, Any]:
-        """Where something is chosen: what ``ControlDelegate.environment`` says of the script's."""
-
-    def off(self) -> None:
-        """The loader as the script has made it."""
+        """The epoch begins anew, with the loader as it is now."""
 
 
 class ChosenSampler(Sampler[int]):
@@ -220,6 +217,54 @@ class ChosenData:
         if batches is None and choice.batch_size is not None:
             return f"{name} makes no batches (batch_size=None)"
         return None
+
+
+class TrainingData:
+    """What of its data a fit trains on, which can be changed.
+
+    Args:
+        fit: its loader is looked at when something is chosen first.
+    """
+
+    def __init__(self, fit: FitData) -> None:
+        self._fit = fit
+        self._chosen: ChosenData | None = None
+        self._own_batches: int | None = None  # of an epoch, as the script has it
+
+    @property
+    def choice(self) -> DataChoice:
+        """What is trained on now."""
+        return self._chosen.choice if self._chosen is not None else DataChoice()
+
+    def check(self, choice: DataChoice) -> None:
+        """Refuse what cannot be; nothing is changed. See ChosenData.check."""
+        if choice:
+            self._loader().check(choice)
+
+    def choose(self, choice: DataChoice) -> list[str]:
+        """From the next iterator on; see ChosenData.choose."""
+        if not choice and not self.choice:
+            return []
+        return [*self._loader().choose(choice), *self._fit.count()]
+
+    def begin_pass(self) -> None:
+        """The epoch begins anew, with the data as it is now."""
+        self._fit.begin_pass()
+
+    def environment(self) -> dict[str, Any]:
+        """Where something is chosen: what ``ControlDelegate.environment`` says of the script's."""
+        return {"data": self._own_batches} if self.choice else {}
+
+    def off(self) -> None:
+        """The loader as the script has made it."""
+        if self._chosen is not None:
+            self._chosen.restore()
+
+    def _loader(self) -> ChosenData:
+        if self._chosen is None:
+            self._chosen = ChosenData(self._fit.loader())
+            self._own_batches = self._fit.batches()
+        return self._chosen
 
 
 def _check_ids(ids: torch.Tensor, number: int) -> None:

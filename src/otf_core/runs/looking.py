@@ -23,6 +23,7 @@ from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 SLICE_S: Final = 0.25  # after so long it is said how far it is, and looked whether it is cancelled
 _FEATURES: Final = "features:"
 LOSS: Final = frozenset({"loss"})
+_PLAIN: Final = frozenset({"loss", "classes"})
 NO_SAMPLES: Final = "The samples of this run cannot be looked at: its data is the loop's own."
 
 
@@ -87,8 +88,8 @@ class Looking:
     def within(self, ticket: Ticket) -> list[int]:
         """The samples whose loss lies in a region."""
         asked = ticket.payload
-        table = self.table(Region(asked.min_loss, asked.max_loss), "train", ticket)
-        found: list[int] = Region(asked.min_loss, asked.max_loss).ids(table).tolist()
+        region = Region(asked.min_loss, asked.max_loss)
+        found: list[int] = region.ids(self.table(region, "train", ticket)).tolist()
         return found
 
     def cancel(self, ticket: Ticket) -> dict[str, Any]:
@@ -164,6 +165,3 @@ class Looking:
         if ids is None:
             self._tables[on] = here, table
         return table, progress.told, progress.seconds
-
-
-_PLAIN: Final = frozenset({"loss", "classes"})

@@ -55,10 +55,6 @@ class RunTree:
         self.home = home
         self._runs = {home.run_id: home}
 
-    def get(self, run_id: str) -> Here | None:
-        """One that this session has had."""
-        return self._runs.get(run_id)
-
     def find(self, run_id: str, field: str = "run_id") -> Here:
         """One that this session has had, or that lies in the project and nobody else trains.
 

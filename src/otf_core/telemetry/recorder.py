@@ -30,9 +30,9 @@ from otf_core.telemetry.system import DeviceStatsMonitor
 
 Level = Literal["full", "basic", "off"]
 
+HISTORY: Final = 1000  # losses that are kept
 # Measured by us, beside what the module logs; the space keeps them apart from any logged name
 # without a copy of the logged ones.
-HISTORY: Final = 1000  # losses that are kept
 _LOSS: Final = " loss"
 _GRAD: Final = " grad_norm"
 _WEIGHT: Final = " weight_norm"
@@ -236,7 +236,7 @@ class StepRecorder:
         self._step, self._seen, self._names = step, dict(logged), tuple(logged)
         self._own_s = 0.0
         self._latest = {}
-        self._losses = deque((s for s in self._losses if s[0] <= step), maxlen=HISTORY)
+        self._losses = deque((s for s in list(self._losses) if s[0] <= step), HISTORY)
 
     def abort(self) -> None:
         """The batch under way has failed or was cut short: its hooks go."""
