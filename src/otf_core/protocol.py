@@ -191,11 +191,15 @@ class Scan(Payload):
     Attributes:
         on: "train", "val" or "test".
         layer: whose activations are kept as features.
+        background: while the run trains, in slices between its batches.
+        share: of the run's time, for that.
     """
 
     on: str = "train"
     ids: list[int] | None = None
     layer: str | None = None
+    background: bool = False
+    share: float | None = None
 
 
 class SamplesPage(Payload):

@@ -223,6 +223,7 @@ class Session:
             exclusive=self.actions.exclusive,
             emit=self.emit,
             at=lambda: (self.run_id, self._position.step, self._position.batch_idx, self._changes),
+            step=lambda: self._position.step,
         )
         home = Here(self._record, self.run_dir)
         self.forks = Forks(
@@ -329,6 +330,8 @@ class Session:
             self.recorder.flush()
         stop = self.actions.safe_point.tick()
         self._after_safe_point(logged)
+        if (scan := self.looking.background) is not None and not stop:
+            self.router.carry_out(scan.ticket, self.looking.go_on)
         self.recorder.fetching()
         self._left_at_s = time.monotonic()
         return stop
@@ -429,6 +432,7 @@ class Session:
             extra = {"error": error} if error is not None else {}
             self.emit("trainingFinished", status=said, step=step, **extra)
         self._write_record(status=said)
+        self.looking.end_background(f"the run is over at step {step:,}")
         self.bus.close(self.actions.ended_error("A command"))
         self.actions.gate.close()
 
@@ -534,6 +538,7 @@ class Session:
             state: it is used up by it.
             base: the checkpoint it is, if it is one of the run's; else it becomes one.
         """
+        self.looking.end_background("the run was put to another state")
         for text in self.forks.use(state["otf"]):
             self.emit("log", level="info", phase="info", text=text)
         applied = self._delegate.apply(state)
@@ -561,6 +566,7 @@ class Session:
 
     def enter(self, here: Here) -> None:
         """From here on what is told and saved is this run's; training thread."""
+        self.looking.end_background(f"{here.run_id} trains in place of {self.run_id}")
         self._write_record(status=None)
         self.run_dir, self.run_id, self._record = here.folder, here.run_id, here.record
         if self.session_id not in here.record.session_ids:
@@ -649,7 +655,7 @@ class Session:
         on("attach_context")(self._attach_context)
         on("switch_run")(self._attach_context)
         on("fork")(self._fork)
-        on("scan")(self._scan)
+        on("scan")(self.looking.scan)
         on("samples")(self.looking.samples)
         on("cancel")(self.looking.cancel)
         on("generate_report")(self._generate_report)
@@ -768,10 +774,6 @@ class Session:
         self.actions.stands_elsewhere(self._position.step, kept[1] if kept is not None else None)
         self.history.made_run(ticket, before, lambda _: self._back_to(parent))
         return said
-
-    def _scan(self, ticket: Ticket) -> dict[str, Any]:
-        step = self._position.step
-        return {**self.looking.scan(ticket), "step": step, "applied_step": step}
 
     def _generate_report(self, ticket: Ticket) -> dict[str, Any]:
         """The losses of the run that trains, as they are now."""

@@ -180,6 +180,8 @@ def test_a_scan_reads_as_a_person_reads_it() -> None:
         "  1204  3.25      8          1",
         "     7     -      -          -",
     ]
+    over = sentences.scanned("d", {**data, "first_step": 20, "last_step": 1040}, {})
+    assert over.startswith("Scanned 1,797 samples of the val set of d over steps 20 to 1,040, by")
 
 
 def test_a_value_that_was_set_is_shown_with_what_the_script_would_use() -> None:

@@ -223,10 +223,11 @@ def forked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
 def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     """Mean and quantiles, the worst samples, the classes."""
     figures = data.get("figures") or {}
-    on, count, step = data.get("on"), number(data.get("count")), number(data.get("step"))
-    lines = [
-        f"Scanned {count} samples of the {on} set of {name} at step {step}, {data.get('rule')}"
-    ]
+    on, count, first = data.get("on"), number(data.get("count")), data.get("first_step")
+    at = f"at step {number(data.get('step'))}"
+    if first != data.get("last_step"):
+        at = f"over steps {number(first)} to {number(data.get('last_step'))}"
+    lines = [f"Scanned {count} samples of the {on} set of {name} {at}, {data.get('rule')}"]
     right = figures.get("accuracy")
     said = f", accuracy {number(right)}" if right is not None else ""
     lines.append(f"  mean loss {number(figures.get('mean'))}{said}")

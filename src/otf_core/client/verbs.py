@@ -242,6 +242,9 @@ VERBS: Final[tuple[Verb, ...]] = (
         (
             Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
             Arg("ids", "Only of these samples: 3,5,8-20.", ("--ids",)),
+            Arg("background", "While it trains, in slices between its batches.", ("--background",),
+                "flag"),
+            Arg("share", "Which share of the run's time that takes: 0.05.", ("--share",), "float"),
         ),
         request=_scan,
     ),

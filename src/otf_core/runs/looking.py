@@ -7,13 +7,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
 from otf_core.control.bus import Ticket
+from otf_core.control.router import LATER, Later
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.runs.background import Background, share_of
 from otf_core.runs.figures import figures_of
 from otf_core.runs.samples import Scan
 from otf_core.runs.selection import Region, Selection, decode_selection, resolve
@@ -27,14 +29,31 @@ _PLAIN: Final = frozenset({"loss", "classes"})
 NO_SAMPLES: Final = "The samples of this run cannot be looked at: its data is the loop's own."
 
 
+class Found(NamedTuple):
+    """What was found of a whole set.
+
+    Attributes:
+        at: where the run stood; None: the losses are not of one state.
+        steps: done when the first and the last loss was taken.
+    """
+
+    at: Any
+    table: SampleTable
+    steps: tuple[int, int]
+
+
 class Looking:
     """The scans of one session.
+
+    Attributes:
+        background: a scan that goes on while the run trains; see ``go_on``.
 
     Args:
         subject: a set of the run by its name; None: this run has none that can be looked at.
         exclusive: ``exclusive(state, request_id)``: the run stands inside, and that is said.
         emit: tells how far a scan is.
         at: what is other when the run has changed: run, step and changes.
+        step: steps that the run has done.
     """
 
     def __init__(
@@ -44,31 +63,72 @@ class Looking:
         exclusive: Callable[[str, str | None], contextlib.AbstractContextManager[None]],
         emit: Callable[..., Any],
         at: Callable[[], Any],
+        step: Callable[[], int],
     ) -> None:
         self._subject, self._exclusive, self._emit, self._at = subject, exclusive, emit, at
-        self._tables: dict[str, tuple[Any, SampleTable]] = {}  # set -> where the run stood, found
+        self._step = step
+        self._found: dict[str, Found] = {}  # by set
+        self.background: Background | None = None
         self._running: str | None = None
         self._cancelled = threading.Event()
 
     # Commands.
 
-    def scan(self, ticket: Ticket) -> dict[str, Any]:
+    def scan(self, ticket: Ticket) -> dict[str, Any] | Later:
         """Look at a set, or at some of its samples."""
         asked = ticket.payload
+        self._refuse_two()
         ids = None if asked.ids is None else np.array(asked.ids, dtype=np.int64)
+        if asked.background:
+            share = share_of(asked.share)
+            scan = Scan(self._set(asked.on), ids, layer=asked.layer)
+            self.background = Background(
+                ticket, scan, on=asked.on, whole=ids is None, share=share,
+                step=self._step, emit=self._emit,
+            )  # fmt: skip
+            return LATER
         needs = LOSS if asked.layer is None else LOSS | {f"{_FEATURES}{asked.layer}"}
         table, told, seconds = self._look(asked.on, needs, ids, ticket)
-        said = {"on": asked.on, "rule": told, "seconds": seconds, "figures": figures_of(table)}
-        return {**said, "count": len(table)}
+        step = self._step()
+        return self._scanned(asked.on, table, (step, step), rule=told, seconds=seconds)
+
+    def go_on(self, _: Ticket) -> dict[str, Any] | Later:
+        """What is due of the scan in the background; between two batches."""
+        background = self.background
+        assert background is not None
+        try:
+            done = background.go_on()
+        except BaseException:
+            self.background = None
+            raise
+        if background.ticket.answered:
+            self.background = None
+        if not done:
+            return LATER
+        self.background = None
+        table, steps = background.scan.table(), (background.first_step, background.last_step)
+        if background.whole:
+            self._found[background.on] = Found(None, table, steps)
+        progress = background.scan.progress()
+        told = {"rule": progress.told, "seconds": progress.seconds}
+        return self._scanned(background.on, table, steps, **told)
+
+    def end_background(self, why: str) -> None:
+        """The scan in the background, if there is one, comes to nothing; see ``Background.end``."""
+        background, self.background = self.background, None
+        if background is not None:
+            background.end(why)
 
     def samples(self, ticket: Ticket) -> dict[str, Any]:
         """A page of what was found last."""
         asked = ticket.payload
-        known = self._tables.get(asked.on)
+        known = self._found.get(asked.on)
         if known is None:
             detail = f"Samples of the {asked.on} set were asked; allowed once it was scanned."
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail, field="on")
-        return {"on": asked.on, "now": known[0] == self._at(), **known[1].page(asked.start)}
+        first, last = known.steps
+        said = {"on": asked.on, "now": known.at == self._at()}
+        return {**said, "first_step": first, "last_step": last, **known.table.page(asked.start)}
 
     def report(self, ticket: Ticket) -> dict[str, Any]:
         """The losses of the training set or of a part, without those that are not finite."""
@@ -94,14 +154,18 @@ class Looking:
 
     def cancel(self, ticket: Ticket) -> dict[str, Any]:
         """End what is running behind its slice; otf-reader."""
-        running, asked = self._running, ticket.payload.request_id
-        if running is None and asked is None:
+        asked, running, background = ticket.payload.request_id, self._running, self.background
+        if running is not None and asked in (None, running):
+            self._cancelled.set()
+            return {"cancelled": running}
+        open_ = background is not None and not background.ticket.answered
+        if background is not None and open_ and asked in (None, background.ticket.id):
+            background.end("it was cancelled")
+            return {"cancelled": background.ticket.id}
+        if asked is None:
             return {"cancelled": None}
-        if asked not in (None, running):
-            detail = f"cancel of {asked[:64]!r} was asked, which is not running."
-            raise CommandError(ErrorCode.NOT_FOUND, detail, field="request_id")
-        self._cancelled.set()
-        return {"cancelled": running}
+        detail = f"cancel of {asked[:64]!r} was asked, which is not running."
+        raise CommandError(ErrorCode.NOT_FOUND, detail, field="request_id")
 
     # For others.
 
@@ -133,6 +197,30 @@ class Looking:
         finally:
             self._running = None
 
+    def _refuse_two(self) -> None:
+        background = self.background
+        if background is not None and not background.ticket.answered:
+            detail = (
+                f"A scan was asked, found one of the {background.on} set in the background; "
+                "allowed: one at a time, cancel ends it."
+            )
+            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
+
+    def _scanned(
+        self, on: str, table: SampleTable, steps: tuple[int, int], **told: Any
+    ) -> dict[str, Any]:
+        step = self._step()
+        return {
+            "on": on,
+            "count": len(table),
+            **told,
+            "figures": figures_of(table),
+            "first_step": steps[0],
+            "last_step": steps[1],
+            "step": step,
+            "applied_step": step,
+        }
+
     def _set(self, on: str) -> Subject:
         if self._subject is None:
             raise CommandError(ErrorCode.UNSUPPORTED, NO_SAMPLES)
@@ -142,9 +230,9 @@ class Looking:
         self, on: str, needs: Iterable[str], ids: Ids | None, ticket: Ticket
     ) -> tuple[SampleTable, str, float]:
         subject, here, needs = self._set(on), self._at(), frozenset(needs)
-        kept = self._tables.get(on)
-        if kept is not None and ids is None and kept[0] == here and needs <= kept[1].known():
-            return kept[1], "as it was found before", 0.0
+        kept = self._found.get(on)
+        if kept is not None and ids is None and kept.at == here and needs <= kept.table.known():
+            return kept.table, "as it was found before", 0.0
         layers = sorted(need.removeprefix(_FEATURES) for need in needs if need not in _PLAIN)
         if len(layers) > 1:
             detail = f"Features of {len(layers)} layers were asked; allowed: of one at a time."
@@ -163,5 +251,6 @@ class Looking:
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
         table = scan.table()
         if ids is None:
-            self._tables[on] = here, table
+            step = self._step()
+            self._found[on] = Found(here, table, (step, step))
         return table, progress.told, progress.seconds
