@@ -99,6 +99,13 @@ class TestNow(Payload):
 
 class ValidateNow(Payload):
     limit_batches: int | None = None
+    label: str | None = None
+
+
+class Results(Payload):
+    """``results``: without a run those of all that it is kin to."""
+
+    run_id: str | None = None
 
 
 class SetParam(Payload):
@@ -283,6 +290,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("test_now", TestNow, "queue", mutates=True),
     CommandSpec("test", TestNow, "queue", mutates=True),
     CommandSpec("validate_now", ValidateNow, "queue", mutates=True),
+    CommandSpec("results", Results, "queue", mutates=False),
     CommandSpec("note", Note, "queue", mutates=True),
     CommandSpec("set_counter_seeds", CounterSeeds, "queue", mutates=True),
     CommandSpec("attach_context", RunContext, "queue", mutates=True),

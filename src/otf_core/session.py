@@ -37,6 +37,7 @@ from otf_core.runs.budget import Budget
 from otf_core.runs.data import TrainingData
 from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
+from otf_core.runs.results import Results
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import Here, RunTree
 from otf_core.state import run_folder
@@ -198,6 +199,8 @@ class Session:
         self.recorder = StepRecorder(
             self.emitter, level=options.telemetry, monitor=self.monitor, gpu=gpu
         )
+        tree = RunTree(options.save_dir, options.project, Here(self._record, self.run_dir))
+        self.results = Results(tree, lambda: (self.run_id, self.run_dir), self.emit)
         self.actions = ConsoleAction(
             emit=self.emit,
             state=self.state,
@@ -209,6 +212,7 @@ class Session:
             deserted=self._deserted,
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
             stop_may_fail=guest or stop_may_fail,
+            keep=self.results.keep,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -225,10 +229,9 @@ class Session:
             at=lambda: (self.run_id, self._position.step, self._position.batch_idx, self._changes),
             step=lambda: self._position.step,
         )
-        home = Here(self._record, self.run_dir)
         self.forks = Forks(
             self,
-            RunTree(options.save_dir, options.project, home),
+            tree,
             delegate=delegate,
             data=data,
             check_value=lambda asked: steering.check(asked, self._position.step),
@@ -657,6 +660,7 @@ class Session:
         on("fork")(self._fork)
         on("scan")(self.looking.scan)
         on("samples")(self.looking.samples)
+        on("results")(self.results.results)
         on("cancel")(self.looking.cancel)
         on("generate_report")(self._generate_report)
         on("get_selected_region_indices")(self._selected_region)

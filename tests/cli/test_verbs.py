@@ -184,6 +184,22 @@ def test_a_scan_reads_as_a_person_reads_it() -> None:
     assert over.startswith("Scanned 1,797 samples of the val set of d over steps 20 to 1,040, by")
 
 
+def test_results_are_a_table_with_a_column_for_each_metric() -> None:
+    test = {"kind": "test", "label": "final", "run_id": "d", "avg_loss": 0.25, "seconds": 1.5}
+    rows = [
+        {**test, "step": 1200, "metrics": {"test_acc": 0.9}, "limit_batches": None},
+        {"kind": "validate", "label": None, "run_id": "hard", "avg_loss": None, "seconds": 0.04,
+         "step": 7, "metrics": {"val_loss": None}, "limit_batches": 3},
+    ]  # fmt: skip
+    assert sentences.results("d", {"results": rows}, {}).splitlines() == [
+        "run    step  kind                   label  avg_loss  test_acc  val_loss   took",
+        "d     1,200  test                   final      0.25       0.9         -  1.5 s",
+        "hard      7  validate of 3 batches  -             -         -         -  0.0 s",
+    ]
+    nothing = sentences.results("d", {"results": []}, {})
+    assert nothing == "d was neither tested nor validated yet"
+
+
 def test_a_value_that_was_set_is_shown_with_what_the_script_would_use() -> None:
     row = {"path": "lr", "value": 5e-4, "script": 2e-3, "min": 0, "max": 10, "owner": "scheduler"}
     said = sentences.params("d", {"params": [row]}, {})

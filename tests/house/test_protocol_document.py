@@ -235,6 +235,7 @@ class Visitor(L.Callback):
             link.ask("get_selected_region_indices", min_loss=0.1)
             link.ask("dist_health")
             link.ask("list_checkpoints")
+            link.ask("results")
         elif trainer.global_step == 7:
             link.went_back = True
             link.ask("extend", max_epochs=9)
@@ -270,7 +271,7 @@ ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
-    *("fork", "scan", "samples", "generate_report", "get_selected_region_indices"),
+    *("fork", "scan", "samples", "generate_report", "get_selected_region_indices", "results"),
 )
 
 
@@ -295,6 +296,8 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     replies = visited[0].replies
     rows = replies["list_checkpoints"]["checkpoints"]
     assert {frozenset(row) for row in rows} == {frozenset(_listed("| checkpoints [{"))}
+    results = replies["results"]["results"]
+    assert {frozenset(row) for row in results} == {frozenset(_listed("| results [{"))}
     params = replies["list_params"]["params"]
     assert _listed("A row of `list_params`: {") == set(params[0]) | {"choices", "unit", "script"}
     assert [row["path"] for row in params] == ["lr", "weight_decay", "beta1", "beta2",

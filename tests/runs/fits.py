@@ -41,8 +41,8 @@ def train_loader() -> DataLoader[Any]:
     return DataLoader(Augmented(), batch_size=16, shuffle=True)
 
 
-def val_loader() -> DataLoader[Any]:
-    return DataLoader(digits(64), batch_size=16)
+def val_loader(samples: int = 64) -> DataLoader[Any]:
+    return DataLoader(digits(samples), batch_size=16)
 
 
 class Side(NamedTuple):
@@ -69,7 +69,9 @@ def _lightning(callbacks: Any, module: Any) -> Any:
 
 def _pieces() -> dict[str, Any]:
     np.random.seed(3)
-    return {"train_loader": train_loader(), "val_loader": val_loader()}
+    return {
+        "train_loader": train_loader(), "val_loader": val_loader(), "test_loader": val_loader(48)
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -77,8 +79,9 @@ def _fitting_lightning(
     save_dir: Path, module: Any, *at: int, **options: Any
 ) -> Iterator[tuple[Fit, Turnstile]]:
     barrier = lightning.Barrier(*at)
+    options = {"run_name": "r", "test_dataloaders": val_loader(48), **options}
     with lightning.fitting(
-        lambda callbacks: _lightning(callbacks, module), save_dir, barrier, run_name="r", **options
+        lambda callbacks: _lightning(callbacks, module), save_dir, barrier, **options
     ) as fit:
         yield fit, barrier
 

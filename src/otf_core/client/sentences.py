@@ -80,6 +80,34 @@ def tested(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     return f"Tested {name} at step {number(data.get('step'))}: {said}{more}"
 
 
+def results(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """A table, a column for each metric; run by run as it came."""
+    rows = data.get("results") or []
+    if not rows:
+        return f"{name} was neither tested nor validated yet"
+    found = dict.fromkeys(key for row in rows for key in row.get("metrics") or {})
+    losses = ["avg_loss"] if any(row.get("avg_loss") is not None for row in rows) else []
+    head = ("run", "step", "kind", "label", *losses, *found, "took")
+    cells = [
+        (
+            str(row.get("run_id")),
+            number(row.get("step")),
+            str(row.get("kind"))
+            + (f" of {n} batches" if (n := row.get("limit_batches")) is not None else ""),
+            row.get("label") or "-",
+            *(_or_dash(row.get(key)) for key in losses),
+            *(_or_dash((row.get("metrics") or {}).get(key)) for key in found),
+            f"{row.get('seconds', 0):.1f} s",
+        )
+        for row in rows
+    ]
+    return columns([head, *cells], right=("step", *losses, *found, "took"))
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else number(value)
+
+
 def was_set(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     step, until = data.get("applied_step"), data.get("until")
     lasts = f"; something else writes it at step {number(until)}" if until is not None else ""

@@ -183,11 +183,19 @@ VERBS: Final[tuple[Verb, ...]] = (
     Verb("save", "save_ckpt", "Save a checkpoint.", sentences.saved),
     Verb(
         "validate", "validate_now", "Run the validation loop now.", sentences.validated,
-        (Arg("limit_batches", "At most so many batches.", ("--limit-batches",), "int"),),
+        (
+            Arg("limit_batches", "At most so many batches.", ("--limit-batches",), "int"),
+            Arg("label", "What to call the result.", ("--label",)),
+        ),
     ),
     Verb(
         "test", "test_now", "Run the test loop now.", sentences.tested,
         (Arg("label", "What to call the result.", ("--label",)),),
+    ),
+    Verb(
+        "results", "results",
+        "List what tests and validations have found, of parents and forks too.", sentences.results,
+        (Arg("run_id", "Only of this run.", ("--of",)),),
     ),
     Verb(
         "set", "set_param", "Set a parameter: otf set lr 0.0005, otf set after_fit hold",

@@ -22,6 +22,7 @@ from otf_core.control.run_state import RunState
 from otf_core.control.safe_point import SafePoint
 from otf_core.errors import CommandError, ErrorCode
 
+MAX_LABEL_CHARS: Final = 200
 SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered without it
 
 # Until a version brings them, the reason is the version and not the run.
@@ -88,6 +89,21 @@ class Waiter(Protocol):
         """It will not."""
 
 
+class Keep(Protocol):
+    """Keeps what was found; training thread."""
+
+    def __call__(
+        self,
+        kind: str,
+        label: str | None,
+        step: int,
+        found: Evaluation,
+        limit_batches: int | None = None,
+        /,
+    ) -> None:
+        """Of a "test" or a "validate" at this step."""
+
+
 class ConsoleAction:
     """Pause, resume, stop, save, test, validate.
 
@@ -99,6 +115,7 @@ class ConsoleAction:
         deserted: whether nobody is there for whom the end would be held.
         stop_may_fail: the loop is somebody's who may not leave it: ``stop`` is answered when it has
             been left (``left``), or refused when it has not (``not_left``).
+        keep: told what each test and validation has found.
     """
 
     def __init__(
@@ -114,7 +131,9 @@ class ConsoleAction:
         leaving: Callable[[], bool] | None = None,
         deserted: Callable[[], bool] = lambda: False,
         stop_may_fail: bool = False,
+        keep: Keep = lambda *_: None,
     ) -> None:
+        self._keep = keep
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
@@ -145,7 +164,7 @@ class ConsoleAction:
         router.on("stop", check=self._may_hold)(self.stop)
         router.on("save_ckpt")(self.save_ckpt)
         for name in ("test_now", "test"):
-            router.on(name, check=self._not_twice)(self.test_now)
+            router.on(name, check=self._may_test)(self.test_now)
         router.on("validate_now", check=self._may_validate)(self.validate_now)
 
     def wake(self) -> None:
@@ -278,8 +297,12 @@ class ConsoleAction:
         )
         raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
 
-    def _may_validate(self, ticket: Ticket) -> None:
+    def _may_test(self, ticket: Ticket) -> None:
         self._not_twice(ticket)
+        _refuse_label(ticket)
+
+    def _may_validate(self, ticket: Ticket) -> None:
+        self._may_test(ticket)
         limit = ticket.payload.limit_batches
         if limit is not None and limit < 1:
             detail = f"validate_now was asked for {limit} batches; allowed: 1 or more."
@@ -464,6 +487,7 @@ class ConsoleAction:
         with self.exclusive("testing", request_id):
             saved = self._save_whole("ring", pinned=False, ticket=None)
             found = self._delegate.run_test(self._tested)
+        self._keep("test", label, step, found)
         path = saved.path if saved is not None else None
         loss = _known("avg_loss", found.avg_loss)
         common = {**loss, "step": step, "label": label, "ckpt_path": path}
@@ -494,6 +518,7 @@ class ConsoleAction:
             found: Evaluation = self._delegate.run_validation(
                 ticket.payload.limit_batches, lambda _done, _total, _loss: None
             )
+        self._keep("validate", ticket.payload.label, step, found, ticket.payload.limit_batches)
         return {
             "metrics": dict(found.metrics),
             "step": step,
@@ -531,6 +556,15 @@ class ConsoleAction:
                 ticket.fail(error)
             return None
         return saved
+
+
+def _refuse_label(ticket: Ticket) -> None:
+    label = ticket.payload.label
+    if label is not None and not 0 < len(label) <= MAX_LABEL_CHARS:
+        cmd, most = ticket.request.cmd, MAX_LABEL_CHARS
+        detail = f"{cmd} was asked with a label of {len(label):,} characters; allowed: 1 to {most}."
+        allowed = {"min": 1, "max": most}
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="label", allowed=allowed)
 
 
 def _resumed(step: int, *, changed: bool) -> dict[str, Any]:

@@ -61,16 +61,52 @@ class RunTree:
         Raises:
             CommandError: ``not_found``, ``not_allowed_now``.
         """
+        found = self.look(run_id, field)
+        if self._runs.get(run_id) is found or found.folder is None:
+            return found
+        return self._open(found.folder, found.record, field)
+
+    def look(self, run_id: str, field: str = "run_id") -> Here:
+        """As ``find``, only to be read: nobody is kept from going on with it.
+
+        Raises:
+            CommandError: ``not_found``.
+        """
         if (known := self._runs.get(run_id)) is not None:
             return known
         if run_name_problem(run_id) is None:
             folder = self._save_dir / self._project / run_id
             record = run_folder.record_of(folder)
             if record is not None and record.run_id == run_id:
-                return self._open(folder, record, field)
+                return Here(record, folder)
         names = [*self._runs]
         detail = f"No run named {run_id[:120]!r} in {self._project}; this session has {names}."
         raise CommandError(ErrorCode.NOT_FOUND, detail[:400], field=field, allowed=names[:20])
+
+    @property
+    def known(self) -> list[Here]:
+        """The runs that this session has had, in the order in which it came by them."""
+        return [*self._runs.values()]
+
+    def family(self) -> list[Here]:
+        """Those and all that they are kin to, to be read: parents, forks, and theirs."""
+        kin = dict(self._runs)
+        others = {
+            record.run_id: Here(record, folder)
+            for folder, record in run_folder.records(self._save_dir, self._project)
+            if record.run_id == folder.name and record.run_id not in kin
+        }
+        grown = True
+        while grown:
+            parents = {name for run in kin.values() for name in run.record.parents}
+            near = [
+                name
+                for name, run in others.items()
+                if name in parents or kin.keys() & run.record.parents
+            ]
+            kin.update((name, others.pop(name)) for name in near)
+            grown = bool(near)
+        return sorted(kin.values(), key=lambda run: run.record.started_ts)
 
     def _open(self, folder: Path, record: RunRecord, field: str) -> Here:
         lock = RunLock(folder)

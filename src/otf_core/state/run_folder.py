@@ -27,6 +27,7 @@ from otf_core.state.checkpoint_file import Manifest, UnfitError, complete, newes
 from otf_core.transport import at_fork
 
 LOCK: Final = "lock"
+RESULTS: Final = "results.jsonl"
 DECISIVE: Final = ("otf-lightning", "torch", "lightning", "numpy", "torchmetrics")
 
 
@@ -204,6 +205,12 @@ def find_checkpoint(
     return best[1:] if best is not None else None
 
 
+def records(save_dir: Path, project: str) -> list[tuple[Path, RunRecord]]:
+    """The runs of a project that can be read, with their folders, oldest first."""
+    found = _runs(save_dir, glob.escape(project))
+    return sorted(found, key=lambda each: each[1].started_ts)
+
+
 def complete_checkpoints(folder: Path | None) -> list[tuple[Manifest, str]]:
     """Those of a run that are whole, with their paths, oldest first."""
     found = list(_complete(folder)) if folder is not None else []
@@ -306,7 +313,7 @@ def _remove(
     checkpoints = folder / "checkpoints"
     ours = [checkpoints / f"{m.id}{end}" for m in _manifests(folder) for end in (".ckpt", ".json")]
     ours += [folder / "journal" / f"{run_name_of(s)}.jsonl" for s in record.session_ids]
-    ours += [folder / "run.json"]
+    ours += [folder / RESULTS, folder / "run.json"]
     for path in ours:
         # A link, also of a folder, leads out of what is ours.
         if not path.is_file() or path.resolve() != path:
