@@ -213,6 +213,7 @@ class Session:
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
             stop_may_fail=guest or stop_may_fail,
             keep=self.results.keep,
+            names=lambda: {"run_id": self.run_id, "session_id": self.session_id},
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -290,12 +291,14 @@ class Session:
         self._meta = dict(meta) if meta is not None else self._meta
         run_dir = str(self.run_dir) if self.run_dir is not None else None
         names = {"project": self.options.project, "run_name": self.run_id}
+        record = self._record
         self.emit("session_started", **names, version=__version__, run_dir=run_dir)
         self.emit(
             "newRun",
-            parents=[],
+            parents=record.parents,
             **names,
-            meta={"display_name": self.run_id, "kind": "base", "run_dir": run_dir, **self._meta},
+            meta={"display_name": self.run_id, "kind": record.kind, "run_dir": run_dir}
+            | {**record.made, **self._meta},
         )
         text = f"{self.run_id}: {self._device}, process {os.getpid()}"
         self.emit("log", level="info", phase="info", text=text)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from otf_lightning import OnTheFlyCallback
 from tests.exact import digest as exact
 from tests.no_harm import digest as plain
 from tests.no_harm.configs import Net, _trainer, digits
@@ -94,6 +95,20 @@ def _fitting_runner(
     given = {"model": module, "pieces": _pieces(), "run_name": "r", **options}
     with runner.fitting(save_dir, barrier, **given) as fit:
         yield fit, barrier
+
+
+def legacy_fit(side: str, save_dir: Path, *at: int) -> tuple[Fit, Turnstile]:
+    """A fit that looks for the VS Code extension, not started yet, and what holds it."""
+    options: dict[str, Any] = {
+        "save_dir": save_dir, "project": "vscode", "run_name": "r", "after_fit": "return"
+    }  # fmt: skip
+    if side == "Runner":
+        held = runner.Barrier(*at)
+        given = {"model": fresh(), "pieces": _pieces(), **options}
+        return Fit(lambda: runner.fitted(held, **given)), held
+    barrier = lightning.Barrier(*at)
+    callback = OnTheFlyCallback(test_dataloaders=val_loader(48), **options)
+    return Fit(lambda: _lightning([callback, barrier], fresh())), barrier
 
 
 def fresh(kind: type[Net] = Net) -> Net:

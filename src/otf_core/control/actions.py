@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from otf_core.control.bus import ControlBus, Ticket
@@ -116,6 +116,7 @@ class ConsoleAction:
         stop_may_fail: the loop is somebody's who may not leave it: ``stop`` is answered when it has
             been left (``left``), or refused when it has not (``not_left``).
         keep: told what each test and validation has found.
+        names: run and session, as a test answers them.
     """
 
     def __init__(
@@ -132,8 +133,9 @@ class ConsoleAction:
         deserted: Callable[[], bool] = lambda: False,
         stop_may_fail: bool = False,
         keep: Keep = lambda *_: None,
+        names: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self._keep = keep
+        self._keep, self._names = keep, names
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
@@ -502,6 +504,7 @@ class ConsoleAction:
         )
         return {
             "status": "ok",
+            **self._names(),
             **common,
             "env_test_label": env_label,
             "metrics": dict(found.metrics),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+import msgspec
 import torch
 
 from otf_core.control.bus import Ticket
@@ -148,6 +149,7 @@ class Forks:
             "at_step": step,
             "init_from": origin.name if origin is not None else back.id,
             "subset_count": len(choice.ids) if choice and choice.ids is not None else None,
+            "selection": _told(asked),
         }
         child = self.tree.make(
             name, kind="fork", parents=[parent.run_id], made=made, session_id=self._run.session_id
@@ -344,6 +346,23 @@ class Forks:
         if grown:
             self._delegate.extend(grown)
         self.budget = budget
+
+
+def _told(asked: Any) -> Any:
+    """By which rule its samples were chosen; which they are, its checkpoints say."""
+    if asked.selection is not None:
+        return _without_ids(asked.selection)
+    if asked.region is not None:
+        return {"kind": "region", **msgspec.structs.asdict(asked.region)}
+    return None
+
+
+def _without_ids(selection: Any) -> Any:
+    if isinstance(selection, list):
+        return [_without_ids(each) for each in selection]
+    if isinstance(selection, Mapping):
+        return {name: _without_ids(v) for name, v in selection.items() if name != "ids"}
+    return selection
 
 
 def _limits(now: Position) -> dict[str, int]:
