@@ -209,6 +209,19 @@ class Scan(Payload):
     share: float | None = None
 
 
+class Compare(Payload):
+    """``compare``: runs on the same samples.
+
+    Attributes:
+        runs: run ids, or checkpoints of the run that trains; None: all that the session has had.
+        on: "train", "val" or "test".
+    """
+
+    runs: list[str] | None = None
+    on: str = "val"
+    selection: dict[str, Any] | None = None
+
+
 class SamplesPage(Payload):
     """``samples``: a page of what a scan has found."""
 
@@ -305,6 +318,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("merge", Anything, "queue", mutates=True),
     CommandSpec("scan", Scan, "queue", mutates=True),
     CommandSpec("samples", SamplesPage, "queue", mutates=False),
+    CommandSpec("compare", Compare, "queue", mutates=True),
     CommandSpec("cancel", Cancel, "control", mutates=False),
     CommandSpec("generate_report", GenerateReport, "queue", mutates=True),
     CommandSpec("export_subset", Anything, "queue", mutates=True),

@@ -34,6 +34,7 @@ from otf_core.health.checks import CHECKS
 from otf_core.health.checks import run as run_check
 from otf_core.health.subject import Subject as HealthSubject
 from otf_core.runs.budget import Budget
+from otf_core.runs.comparing import Comparing
 from otf_core.runs.data import TrainingData
 from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
@@ -59,7 +60,7 @@ DESERTED_S: Final = 60.0  # so long the held end waits for a dashboard to come b
 FLUSH_S: Final = 5.0
 # What a framework need not supply; the commands that it is for, each with the reason.
 NEEDS_SAMPLES: Final = dict.fromkeys(
-    ("scan", "samples", "generate_report", "get_selected_region_indices"), NO_SAMPLES
+    ("scan", "samples", "compare", "generate_report", "get_selected_region_indices"), NO_SAMPLES
 )
 NEEDS_HEALTH: Final = dict.fromkeys(
     CHECKS, "The health of this run cannot be looked at: its step is the loop's own."
@@ -229,6 +230,13 @@ class Session:
             emit=self.emit,
             at=lambda: (self.run_id, self._position.step, self._position.batch_idx, self._changes),
             step=lambda: self._position.step,
+        )
+        self.comparing = Comparing(
+            self.looking,
+            tree,
+            here=lambda: (self.run_id, self.run_dir, self._position.step),
+            exclusive=self.actions.exclusive,
+            emit=self.emit,
         )
         self.forks = Forks(
             self,
@@ -663,6 +671,7 @@ class Session:
         on("fork")(self._fork)
         on("scan")(self.looking.scan)
         on("samples")(self.looking.samples)
+        on("compare")(self.comparing.compare)
         on("results")(self.results.results)
         on("cancel")(self.looking.cancel)
         on("generate_report")(self._generate_report)

@@ -184,6 +184,35 @@ def test_a_scan_reads_as_a_person_reads_it() -> None:
     assert over.startswith("Scanned 1,797 samples of the val set of d over steps 20 to 1,040, by")
 
 
+def test_runs_are_compared_on_all_or_on_the_worst() -> None:
+    verb = BY_WORD["compare"]
+    worst = {"kind": "quantile", "from": 0.9, "to": 1.0}
+    given = {"runs": ("r", "hard"), "on": "val", "worst": 0.1}
+    payload = {"runs": ["r", "hard"], "on": "val", "selection": worst}
+    assert request_of(verb, given) == ("compare", payload)
+    assert request_of(verb, {"runs": (), "ids": None}) == ("compare", {})
+    with pytest.raises(UsageError, match="otf compare takes --ids or --worst"):
+        request_of(verb, {"runs": (), "ids": "3", "worst": 0.1})
+    quantiles = [
+        {"share": 0.5, "loss": 0.2},
+        {"share": 0.9, "loss": 0.5},
+        {"share": 1.0, "loss": 2.0},
+    ]
+    runs = [
+        {"name": "r", "step": 1200, "mean": 0.25, "quantiles": quantiles, "accuracy": 0.9},
+        {"name": "hard", "step": 7, "mean": None, "quantiles": [], "accuracy": None},
+    ]
+    pairs = [{"one": "r", "other": "hard", "better": 1797, "worse": 3, "same": 0, "not_finite": 0}]
+    data = {"on": "val", "count": 1800, "rule": "by the hook", "runs": runs, "pairs": pairs}
+    assert sentences.compared("d", data, {}).splitlines() == [
+        "Losses on 1,800 samples of the val set, by the hook",
+        "run    step  mean  50 %  90 %  worst  accuracy",
+        "r     1,200  0.25   0.2   0.5      2       0.9",
+        "hard      7     -     -     -      -         -",
+        "hard does better than r on 1,797, worse on 3",
+    ]
+
+
 def test_results_are_a_table_with_a_column_for_each_metric() -> None:
     test = {"kind": "test", "label": "final", "run_id": "d", "avg_loss": 0.25, "seconds": 1.5}
     rows = [

@@ -231,6 +231,7 @@ class Visitor(L.Callback):
             link.ask("test", label="again")
             link.ask("scan")
             link.ask("samples")
+            link.ask("compare")
             link.ask("generate_report")
             link.ask("get_selected_region_indices", min_loss=0.1)
             link.ask("dist_health")
@@ -271,7 +272,15 @@ ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
-    *("fork", "scan", "samples", "generate_report", "get_selected_region_indices", "results"),
+    *(
+        "fork",
+        "scan",
+        "samples",
+        "compare",
+        "generate_report",
+        "get_selected_region_indices",
+        "results",
+    ),
 )
 
 

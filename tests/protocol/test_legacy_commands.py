@@ -28,7 +28,8 @@ from tests.runs.fits import SIDES
 NAMES = [name for name, _, _ in ASKED if command(name) not in ELSEWHERE]
 OURS = {  # of otf/1 alone
     "hello", "ack", "resume_from", "ping", "status", "list_params", "list_checkpoints", "set_param",
-    "validate_now", "results", "note", "rollback", "extend", "undo", "scan", "samples", "cancel",
+    "validate_now", "results", "note", "rollback", "extend", "undo", "scan", "samples",
+    "compare", "cancel",
 }  # fmt: skip
 
 

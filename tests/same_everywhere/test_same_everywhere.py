@@ -37,6 +37,7 @@ DIFFERS: dict[str, dict[str, str]] = {
     "tick": {
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
+        "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
         "get_selected_region_indices is unsupported": ITS_OWN_DATA,
         "dist_health is unsupported": ITS_OWN_STEP,
@@ -51,6 +52,7 @@ DIFFERS: dict[str, dict[str, str]] = {
     "script": {
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
+        "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
         "get_selected_region_indices is unsupported": ITS_OWN_DATA,
         "dist_health is unsupported": ITS_OWN_STEP,

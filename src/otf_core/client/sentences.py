@@ -272,6 +272,25 @@ def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: A
     return "\n".join([*lines, columns([head, *cells], right=head)])
 
 
+def compared(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """A row for each run, and of each two which does better on how many samples."""
+    head = ("run", "step", "mean", "50 %", "90 %", "worst", "accuracy")
+    cells = []
+    for row in data.get("runs") or []:
+        at = {q["share"]: q["loss"] for q in row.get("quantiles") or []}
+        figures = (row.get("mean"), at.get(0.5), at.get(0.9), at.get(1.0), row.get("accuracy"))
+        cells.append((str(row.get("name")), number(row.get("step")), *map(_or_dash, figures)))
+    count = number(data.get("count"))
+    lines = [f"Losses on {count} samples of the {data.get('on')} set, {data.get('rule')}"]
+    lines.append(columns([head, *cells], right=head[1:]))
+    lines += [
+        f"{pair['other']} does better than {pair['one']} on {number(pair['better'])}, worse on "
+        f"{number(pair['worse'])}"
+        for pair in data.get("pairs") or []
+    ]
+    return "\n".join(lines)
+
+
 def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     found = "nothing to look at" if data.get("ok") else "there is something to look at"
     return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"

@@ -32,6 +32,7 @@ class Arg:
         sent: what a flag sends when it is given.
         required: of a positional argument; an option may always be left out.
         shown: what a positional argument is called in the usage; its key if not given.
+        many: a positional argument that may be given several times; sent as a list.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Arg:
     sent: Any = True
     required: bool = True
     shown: str | None = None
+    many: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,8 @@ def request_of(verb: Verb, given: Mapping[str, Any]) -> tuple[str, Payload]:
         if arg.kind == "flag":
             if value:
                 payload[arg.key] = arg.sent
+        elif arg.many:
+            payload |= {arg.key: list(value)} if value else {}
         elif value is not None:
             payload[arg.key] = read_value(value) if arg.kind == "value" else value
     return verb.request(payload) if verb.request is not None else (verb.cmd, payload)
@@ -131,16 +135,26 @@ def read_ids(text: str) -> list[int]:
     return found
 
 
-def _fork(given: Payload) -> tuple[str, Payload]:
-    """What is put in place of the parent's own values, as the wire has it."""
+def _selected(given: Payload, word: str) -> Payload:
+    """Ids or a share of the worst as a selection, where there are any."""
     ids, worst = given.pop("ids", None), given.pop("worst", None)
     if ids is not None and worst is not None:
-        msg = "otf fork takes --ids or --worst, one of them."
+        msg = f"otf {word} takes --ids or --worst, one of them."
         raise UsageError(msg)
     if ids is not None:
         given["selection"] = {"kind": "indices", "ids": read_ids(ids)}
     if worst is not None:
         given["selection"] = {"kind": "quantile", "from": round(1.0 - worst, 12), "to": 1.0}
+    return given
+
+
+def _compare(given: Payload) -> tuple[str, Payload]:
+    return "compare", _selected(given, "compare")
+
+
+def _fork(given: Payload) -> tuple[str, Payload]:
+    """What is put in place of the parent's own values, as the wire has it."""
+    given = _selected(given, "fork")
     rates = {name: given.pop(name) for name in ("lr", "lr_mul", "wd_mul") if name in given}
     return "fork", {**given, **({"hparams": rates} if rates else {})}
 
@@ -257,6 +271,19 @@ VERBS: Final[tuple[Verb, ...]] = (
         request=_scan,
     ),
     Verb(
+        "compare", "compare", "Compare runs on the same samples: mean loss, and which is better.",
+        sentences.compared,
+        (
+            Arg("runs", "Run names; those that this session has had if none is given.",
+                shown="[RUN]...", required=False, many=True),
+            Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
+            Arg("ids", "Only on these samples: 3,5,8-20.", ("--ids",)),
+            Arg("worst", "Only on this share, by the highest loss of the run that trains: 0.1.",
+                ("--worst",), "float"),
+        ),
+        request=_compare,
+    ),
+    Verb(
         "health", "numerics_health", "Look for what is wrong with the run, without changing it.",
         sentences.healthy,
         (
@@ -266,7 +293,8 @@ VERBS: Final[tuple[Verb, ...]] = (
         request=_health,
     ),
     Verb(
-        "cancel", "cancel", "End the scan or the check that is running.", sentences.cancelled,
+        "cancel", "cancel", "End the scan, comparison or check that is running.",
+        sentences.cancelled,
     ),
     Verb(
         "switch", "switch_run", "Go on with another run from where it was left; it stays paused.",

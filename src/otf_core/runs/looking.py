@@ -81,7 +81,7 @@ class Looking:
         ids = None if asked.ids is None else np.array(asked.ids, dtype=np.int64)
         if asked.background:
             share = share_of(asked.share)
-            scan = Scan(self._set(asked.on), ids, layer=asked.layer)
+            scan = Scan(self.set_of(asked.on), ids, layer=asked.layer)
             self.background = Background(
                 ticket, scan, on=asked.on, whole=ids is None, share=share,
                 step=self._step, emit=self._emit,
@@ -184,8 +184,14 @@ class Looking:
     def table(self, selection: Selection, on: str, ticket: Ticket) -> SampleTable:
         """What a selection needs to know of a set."""
         if not selection.needs():
-            return SampleTable.of_all(fingerprint_of(self._set(on).dataset))
+            return SampleTable.of_all(fingerprint_of(self.set_of(on).dataset))
         return self._look(on, selection.needs(), None, ticket)[0]
+
+    def set_of(self, on: str) -> Subject:
+        """A set of the run. Raises CommandError."""
+        if self._subject is None:
+            raise CommandError(ErrorCode.UNSUPPORTED, NO_SAMPLES)
+        return self._subject(on)
 
     @contextlib.contextmanager
     def cancellable(self, ticket: Ticket) -> Any:
@@ -221,15 +227,10 @@ class Looking:
             "applied_step": step,
         }
 
-    def _set(self, on: str) -> Subject:
-        if self._subject is None:
-            raise CommandError(ErrorCode.UNSUPPORTED, NO_SAMPLES)
-        return self._subject(on)
-
     def _look(
         self, on: str, needs: Iterable[str], ids: Ids | None, ticket: Ticket
     ) -> tuple[SampleTable, str, float]:
-        subject, here, needs = self._set(on), self._at(), frozenset(needs)
+        subject, here, needs = self.set_of(on), self._at(), frozenset(needs)
         kept = self._found.get(on)
         if kept is not None and ids is None and kept.at == here and needs <= kept.table.known():
             return kept.table, "as it was found before", 0.0
