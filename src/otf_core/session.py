@@ -344,7 +344,7 @@ class Session:
             self.recorder.flush()
         stop = self.actions.safe_point.tick()
         self._after_safe_point(logged)
-        if (scan := self.looking.background) is not None and not stop:
+        if (scan := self.looking.background) is not None:
             self.router.carry_out(scan.ticket, self.looking.go_on)
         self.recorder.fetching()
         self._left_at_s = time.monotonic()

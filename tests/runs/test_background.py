@@ -119,6 +119,8 @@ def test_it_is_cancelled_also_while_it_stands(side: Side, by_name: bool, tmp_pat
         assert asks(run, "scan")["count"] == SAMPLES  # no longer busy
         asks(run, "resume")
         after = side.digest(run.outcome())
+        told = [e for e in run.dashboard.events() if e["type"] == "progress"]
+    assert [e["done"] for e in told if e["request_id"] == asked] == [16, 32, 48, 64]
     assert after == expected
 
 

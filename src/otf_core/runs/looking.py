@@ -96,12 +96,8 @@ class Looking:
         """What is due of the scan in the background; between two batches."""
         background = self.background
         assert background is not None
-        try:
-            done = background.go_on()
-        except BaseException:
-            self.background = None
-            raise
-        if background.ticket.answered:
+        done = background.go_on()
+        if background.ticket.answered:  # with a refusal, somebody's cancel or what it has raised
             self.background = None
         if not done:
             return LATER
