@@ -10,7 +10,7 @@ from typing import Any, Final
 from otf_core import protocol
 from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
-from otf_core.session import NEEDS_HEALTH, NEEDS_SAMPLES
+from otf_core.run_commands import NEEDS_HEALTH, NEEDS_SAMPLES
 from otf_core.testing.conformance.running import Running
 from otf_core.testing.conformance.suite import LATE, WITHIN, Suite
 
