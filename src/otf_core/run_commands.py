@@ -7,7 +7,8 @@ Rule: a new command on runs has its row in ``RunCommands.register``; what it doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,9 +27,11 @@ from otf_core.runs import forking
 from otf_core.runs.data import TrainingData
 from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
+from otf_core.runs.merges import NO_MERGE, Merges
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
 from otf_core.state.checkpoint_file import read_checkpoint
+from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore
 from otf_core.steering.history import History
 
@@ -39,10 +42,13 @@ NEEDS_SAMPLES: Final = dict.fromkeys(
 NEEDS_HEALTH: Final = dict.fromkeys(
     CHECKS, "The health of this run cannot be looked at: its step is the loop's own."
 )
+NEEDS_MODULES: Final = dict.fromkeys(("merge", "merge_preview"), NO_MERGE)
 
 
 class Run(forking.Run, Protocol):
     """What is needed of the session."""
+
+    run_dir: Path | None
 
     def look(self) -> None:
         """Note where the run stands, for those who ask from other threads."""
@@ -61,6 +67,7 @@ class RunCommands:
         samples: a set of the run by its name, where it can be looked at.
         health: the run as a check of its health sees it, with its losses so far.
         changes: what is other when the run has changed at the same step.
+        modules: those that are trained, where other weights may be tried in them.
     """
 
     def __init__(
@@ -78,9 +85,10 @@ class RunCommands:
         data: TrainingData | None,
         samples: Callable[[str], SampleSubject] | None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None,
+        modules: Callable[[], Modules] | None,
     ) -> None:
         self._run, self._actions, self._history, self._store = run, actions, history, store
-        self._losses, self._samples, self._health = losses, samples, health
+        self._losses, self._health = losses, health
         self._seeds = {"fork": 0, "merge": 0, "gen": 0}
 
         def at() -> tuple[Any, ...]:
@@ -97,6 +105,20 @@ class RunCommands:
             chosen=self.looking.chosen,
         )
 
+        self._merges = Merges(
+            run,
+            self.forks,
+            delegate=delegate,
+            modules=modules,
+            samples=samples,
+            exclusive=self._cancellable,
+        )
+        self._cannot = {
+            **(NEEDS_SAMPLES if samples is None else {}),
+            **(NEEDS_HEALTH if health is None else {}),
+            **(NEEDS_MODULES if modules is None else {}),
+        }
+
     def register(self, router: CommandRouter) -> None:
         """Every command that is answered here."""
         on = router.on
@@ -104,6 +126,8 @@ class RunCommands:
         on("attach_context")(self._attach_context)
         on("switch_run")(self._attach_context)
         on("fork")(self._fork)
+        on("merge")(self._merge)
+        on("merge_preview")(self._preview_merge)
         on("scan")(self._scan)
         on("samples")(self.looking.samples)
         on("cancel")(self.looking.cancel)
@@ -111,8 +135,7 @@ class RunCommands:
         on("get_selected_region_indices")(self._selected_region)
         for name in CHECKS:
             on(name)(self._check_health)
-        router.unsupported(NEEDS_SAMPLES if self._samples is None else {})
-        router.unsupported(NEEDS_HEALTH if self._health is None else {})
+        router.unsupported(self._cannot)
 
     # Which run trains.
 
@@ -173,6 +196,13 @@ class RunCommands:
     def _fork(self, ticket: Ticket) -> dict[str, Any]:
         return self._other_run(ticket, lambda: self.forks.fork(ticket, self._seeds["fork"]))
 
+    def _merge(self, ticket: Ticket) -> dict[str, Any]:
+        return self._other_run(ticket, lambda: self._merges.merge(ticket, self._seeds["merge"]))
+
+    def _preview_merge(self, ticket: Ticket) -> dict[str, Any]:
+        step = self._step
+        return {**self._merges.preview(ticket), "step": step, "applied_step": step}
+
     def _other_run(self, ticket: Ticket, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A new one trains from here on; ``undo`` goes back to the one before."""
         left, before = self._run.run_id, self._step
@@ -185,7 +215,7 @@ class RunCommands:
         return said
 
     def _back_to(self, run_id: str) -> dict[str, Any]:
-        """Undo of a fork or a switch: the run before, from where it was left."""
+        """Undo of a fork, a merge or a switch: the run before, from where it was left."""
         self.forks.switch(run_id, None)
         self._run.tell_exactness_anew()
         return {"run_id": run_id, "step": self._step}
@@ -223,12 +253,15 @@ class RunCommands:
             for name, value in msgspec.structs.asdict(ticket.payload).items()
             if value is not None
         }
-        with (
-            self._actions.exclusive("validating", ticket.id),
-            self.looking.cancellable(ticket) as cancelled,
-        ):
+        with self._cancellable("validating", ticket) as cancelled:
             found = run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
         return {**found.to_wire(), "step": self._step}
+
+    @contextlib.contextmanager
+    def _cancellable(self, state: str, ticket: Ticket) -> Iterator[Callable[[], bool]]:
+        """The run stands inside, that is said, and ``cancel`` ends it."""
+        with self._actions.exclusive(state, ticket.id), self.looking.cancellable(ticket) as asked:
+            yield asked
 
     @property
     def _step(self) -> int:

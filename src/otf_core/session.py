@@ -40,6 +40,7 @@ from otf_core.state import run_folder
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
 from otf_core.state.host_pool import HostPool
 from otf_core.state.keeper import Every, Keeper, Origin, Schedule
+from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.history import History
 from otf_core.steering.params import Knob, Steering
@@ -108,6 +109,7 @@ class Session:
         data: the training data, where it can be changed.
         samples: a set of the run by its name, where it can be looked at.
         health: the run as a check of its health sees it, with its losses so far.
+        modules: those that are trained, where other weights may be tried in them.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Session:
         data: TrainingData | None = None,
         samples: Callable[[str], SampleSubject] | None = None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None = None,
+        modules: Callable[[], Modules] | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
@@ -218,6 +221,7 @@ class Session:
             data=data,
             samples=samples,
             health=health,
+            modules=modules,
         )
         self.forks = self._runs.forks
         self.keeper = Keeper(
