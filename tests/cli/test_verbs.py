@@ -22,6 +22,8 @@ def some_value(arg: Arg) -> Any:
         return True
     if arg.kind in ("int", "float"):
         return 3
+    if arg.kind == "several":
+        return ("3", "4")
     return arg.choices[0] if arg.choices else "3"
 
 
@@ -48,9 +50,40 @@ def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -
 def test_what_is_not_given_is_not_sent() -> None:
     for verb in VERBS:
         needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
-        if verb.word not in ("rollback", "extend", "reset", "health"):
+        if verb.word not in ("rollback", "extend", "reset", "health", "merge"):
             assert request_of(verb, needed) == (verb.cmd, {k: read_value(v) if k == "value" else v
                                                            for k, v in needed.items()})  # fmt: skip
+
+
+def test_a_merge_names_runs_and_checkpoints() -> None:
+    merge = BY_WORD["merge"]
+    assert request_of(merge, {"parents": ("a", "b")}) == ("merge", {"parents": ["a", "b"]})
+    given = {"parents": ("a/3-auto", "b"), "preview": True, "weights": "3,1"}
+    payload = {"parents": ["a", "b"], "checkpoints": ["3-auto", None], "weights": [3.0, 1.0]}
+    assert request_of(merge, given) == ("merge_preview", payload)
+    with pytest.raises(UsageError, match="two runs or more"):
+        request_of(merge, {"parents": ("a",)})
+    with pytest.raises(UsageError, match="a number for each run"):
+        request_of(merge, {"parents": ("a", "b"), "weights": "3,x"})
+
+
+def test_a_preview_reads_as_a_person_reads_it() -> None:
+    parents = [{"run_id": "hard", "checkpoint": "9-auto", "score": 0.41, "metrics": {}}]
+    candidates = [
+        {"strategy": "linear", "score": 0.3, "metrics": {}, "told": []},
+        {"strategy": "ties", "score": None, "refused": "no base."},
+    ]
+    data = {
+        "parents": parents, "candidates": candidates, "monitor": "val_loss", "step": 9,
+        "best": {"strategy": "linear"},
+    }  # fmt: skip
+    assert sentences.merged("hard", data, {}).splitlines() == [
+        "Merges of hard at step 9; nothing was merged",
+        "             val_loss",
+        "hard/9-auto      0.41",
+        "linear            0.3  best",
+        "  ties cannot be: no base.",
+    ]
 
 
 def test_a_fork_says_what_is_other() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from otf_core.client import sentences
 
-Kind = Literal["text", "int", "float", "flag", "value"]
+Kind = Literal["text", "int", "float", "flag", "value", "several"]
 Payload = dict[str, Any]
 
 
@@ -28,7 +28,8 @@ class Arg:
     Attributes:
         key: of the payload, unless the verb has a ``request`` that makes another of it.
         words: option names; none for a positional argument.
-        kind: "value" is read as bool, int, float or text, whichever fits first.
+        kind: "value" is read as bool, int, float or text, whichever fits first; "several" takes
+            any number of texts, and is sent as a list.
         sent: what a flag sends when it is given.
         required: of a positional argument; an option may always be left out.
         shown: what a positional argument is called in the usage; its key if not given.
@@ -76,6 +77,9 @@ def request_of(verb: Verb, given: Mapping[str, Any]) -> tuple[str, Payload]:
         if arg.kind == "flag":
             if value:
                 payload[arg.key] = arg.sent
+        elif arg.kind == "several":
+            if value:
+                payload[arg.key] = list(value)
         elif value is not None:
             payload[arg.key] = read_value(value) if arg.kind == "value" else value
     return verb.request(payload) if verb.request is not None else (verb.cmd, payload)
@@ -143,6 +147,26 @@ def _fork(given: Payload) -> tuple[str, Payload]:
         given["selection"] = {"kind": "quantile", "from": round(1.0 - worst, 12), "to": 1.0}
     rates = {name: given.pop(name) for name in ("lr", "lr_mul", "wd_mul") if name in given}
     return "fork", {**given, **({"hparams": rates} if rates else {})}
+
+
+def _merge(given: Payload) -> tuple[str, Payload]:
+    """A parent may name its checkpoint: ``RUN/CHECKPOINT``."""
+    named = [str(parent).partition("/") for parent in given.pop("parents")]
+    if len(named) < 2:
+        msg = "otf merge takes the names of two runs or more, or RUN/CHECKPOINT."
+        raise UsageError(msg)
+    given["parents"] = [run_id for run_id, _, _ in named]
+    if any(checkpoint for _, _, checkpoint in named):
+        given["checkpoints"] = [checkpoint or None for _, _, checkpoint in named]
+    if (weights := given.pop("weights", None)) is not None:
+        try:
+            given["weights"] = [float(weight) for weight in weights.split(",")]
+        except ValueError as error:
+            msg = f"--weights takes a number for each run, as in 3,1; found {weights[:40]!r}."
+            raise UsageError(msg) from error
+    if given.pop("preview", False):
+        return "merge_preview", given
+    return "merge", given
 
 
 def _scan(given: Payload) -> tuple[str, Payload]:
@@ -235,6 +259,33 @@ VERBS: Final[tuple[Verb, ...]] = (
                 ("--patience",), "int"),
         ),
         request=_fork,
+    ),
+    Verb(
+        "merge", "merge",
+        "Merge the weights of runs into a new one, which goes on from the first; with --preview "
+        "say what each strategy would be worth.",
+        sentences.merged,
+        (
+            Arg("parents", "Runs, or RUN/CHECKPOINT.", kind="several", shown="RUN..."),
+            Arg("preview", "Try every strategy on the validation set; nothing is merged.",
+                ("--preview",), "flag"),
+            Arg("strategy", "linear if none is given.", ("--strategy",),
+                choices=("linear", "fisher", "ties", "soup", "adapter")),
+            Arg("weights", "How much of each run: 3,1.", ("--weights",)),
+            Arg("base", "For ties: what all have begun from, as RUN/CHECKPOINT.", ("--base",)),
+            Arg("recalibrate", "Gather BatchNorm's statistics anew over the training set.",
+                ("--recalibrate",), "flag"),
+            Arg("optimizer", "Its state: the first run's, or fresh.", ("--optimizer",),
+                choices=("parent", "fresh")),
+            Arg("monitor", "Judge by this metric; val_loss if none is given.", ("--monitor",)),
+            Arg("mode", "Whether less of it is better.", ("--mode",), choices=("min", "max")),
+            Arg("limit_batches", "Validate with so many batches at most.", ("--limit-batches",),
+                "int"),
+            Arg("new_name", "Its name; merge1, merge2 … if none is given.", ("--name",)),
+            Arg("steps", "It is held after so many steps.", ("--steps",), "int"),
+            Arg("epochs", "It is held after so many epochs.", ("--epochs",), "int"),
+        ),
+        request=_merge,
     ),
     Verb(
         "scan", "scan", "Find the loss of each sample, and say what they tell.",

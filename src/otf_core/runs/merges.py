@@ -101,6 +101,9 @@ class Merges:
     def merge(self, ticket: Ticket, seed: int) -> dict[str, Any]:
         """A new run of the weights of several; it trains from here on."""
         asked = ticket.payload
+        if asked.strategies is not None:
+            detail = "merge was asked with several strategies; allowed: one, as strategy."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="strategies")
         strategy = asked.strategy or "linear"
         merge.refuse_unknown([strategy])
         if asked.optimizer not in OPTIMIZERS:
