@@ -620,6 +620,7 @@ class Session:
             "snapshot_age_s": age_s,
             "cadence": self.recorder.cadence(),
             "telemetry": self.options.telemetry,
+            "data": self.forks.data_status(),
             "paused_s": self.actions.paused_s,
             "journal": {"complete": self.journal.complete, "path": str(self.journal.path)},
         }

@@ -18,6 +18,8 @@ BY_WORD = {verb.word: verb for verb in VERBS}
 
 
 def some_value(arg: Arg) -> Any:
+    if arg.key == "selection":
+        return '{"kind": "label_noise"}'
     if arg.kind == "flag":
         return True
     if arg.kind in ("int", "float"):
@@ -33,7 +35,9 @@ def asked(verb: Verb) -> list[tuple[str, dict[str, Any]]]:
     if verb.word == "extend":
         return [request_of(verb, {arg.key: 3}) for arg in verb.args]
     return [request_of(verb, needed)] + [
-        request_of(verb, {**needed, arg.key: some_value(arg)}) for arg in verb.args
+        request_of(verb, {**needed, arg.key: some_value(arg)})
+        for arg in verb.args
+        if (verb.word, arg.key) != ("fork", "weights")  # a file
     ]
 
 
@@ -86,6 +90,12 @@ def test_a_preview_reads_as_a_person_reads_it() -> None:
     ]
 
 
+def test_a_fork_takes_the_weights_of_samples_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.txt"
+    path.write_text("1\n0.5\n")
+    assert request_of(BY_WORD["fork"], {"weights": str(path)}) == ("fork", {"weights": [1.0, 0.5]})
+
+
 def test_a_fork_says_what_is_other() -> None:
     given = {"ids": "3, 5,8-10", "lr_mul": 0.1, "steps": 50, "run_name": "hard"}
     selection = {"kind": "indices", "ids": [3, 5, 8, 9, 10]}
@@ -97,6 +107,12 @@ def test_a_fork_says_what_is_other() -> None:
     assert request_of(BY_WORD["fork"], {"worst": 0.1}) == ("fork", worst)
     with pytest.raises(UsageError, match="one of them"):
         request_of(BY_WORD["fork"], {"worst": 0.1, "ids": "3"})
+    noise = {"selection": '{"kind": "label_noise"}'}
+    assert request_of(BY_WORD["fork"], noise) == ("fork", {"selection": {"kind": "label_noise"}})
+    with pytest.raises(UsageError, match="takes JSON"):
+        request_of(BY_WORD["fork"], {"selection": "worst"})
+    with pytest.raises(UsageError, match="a number for each sample"):
+        request_of(BY_WORD["fork"], {"weights": "/nowhere"})
     with pytest.raises(UsageError, match="found '5-x'"):
         request_of(BY_WORD["fork"], {"ids": "1,5-x"})
 

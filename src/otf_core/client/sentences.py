@@ -201,6 +201,9 @@ def status(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     if last:
         at = f"{PurePath(str(last.get('path'))).name} at step {number(last.get('step'))}"
         lines.append(f"  last checkpoint: {at}")
+    if on := data.get("data"):
+        some = f"{number(on.get('chosen'))} of {number(on.get('of'))} samples"
+        lines.append(f"  trains on {some}; {number(on.get('drawn'))} of them were drawn by now")
     if data.get("exactness"):
         lines.append(f"  exactness: {data['exactness']}")
     return "\n".join(lines)

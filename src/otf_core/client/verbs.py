@@ -7,8 +7,10 @@ that is only on the command line (``ps``, ``tail`` …) is not here.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from otf_core.client import sentences
@@ -135,12 +137,36 @@ def read_ids(text: str) -> list[int]:
     return found
 
 
+def _read_json(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        msg = f"""--selection takes JSON, as in '{{"kind": "label_noise"}}'; found {text[:40]!r}."""
+        raise UsageError(msg)
+    return found
+
+
+def _read_weights(path: str) -> list[float]:
+    """A number on each line of a text file."""
+    try:
+        return [float(line) for line in Path(path).read_text().split()]
+    except (OSError, ValueError) as error:
+        msg = f"--weights takes a file with a number for each sample: {error}."
+        raise UsageError(msg) from error
+
+
 def _fork(given: Payload) -> tuple[str, Payload]:
     """What is put in place of the parent's own values, as the wire has it."""
     ids, worst = given.pop("ids", None), given.pop("worst", None)
-    if ids is not None and worst is not None:
-        msg = "otf fork takes --ids or --worst, one of them."
+    if [ids, worst, given.get("selection")].count(None) < 2:
+        msg = "otf fork takes --ids, --worst or --selection, one of them."
         raise UsageError(msg)
+    if "selection" in given:
+        given["selection"] = _read_json(given["selection"])
+    if "weights" in given:
+        given["weights"] = _read_weights(given["weights"])
     if ids is not None:
         given["selection"] = {"kind": "indices", "ids": read_ids(ids)}
     if worst is not None:
@@ -249,6 +275,9 @@ VERBS: Final[tuple[Verb, ...]] = (
             Arg("parent_run_id", "From this run.", ("--of",)),
             Arg("ids", "On these samples of the training data: 3,5,8-20.", ("--ids",)),
             Arg("worst", "On this share of it, by the highest loss: 0.1.", ("--worst",), "float"),
+            Arg("selection", "On a selection, as JSON: see docs/protocol.md.", ("--selection",)),
+            Arg("weights", "A file: how often each of its samples is drawn, a number a line.",
+                ("--weights",)),
             Arg("batch_size", "Its batch size.", ("--batch-size",), "int"),
             Arg("lr", "Its learning rate.", ("--lr",), "float"),
             Arg("lr_mul", "A factor on the learning rate.", ("--lr-mul",), "float"),

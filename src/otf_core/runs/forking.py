@@ -123,7 +123,9 @@ class Forks:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has of it; see ``use``."""
-        found: dict[str, Any] = {"data": self.choice.to_state()} if self.choice else {}
+        found: dict[str, Any] = {}
+        if self._data is not None and self._data.drawn is not None:
+            found = {"data": self.choice.to_state(), "drawn": self._data.drawn.to_state()}
         return {**found, "budget": self.budget.to_state()} if self.budget else found
 
     def off(self) -> None:
@@ -148,7 +150,14 @@ class Forks:
                 detail = "It trained on chosen samples, which this run cannot choose."
                 raise CommandError(ErrorCode.UNSUPPORTED, detail)
             return []
-        return self._data.choose(choice)
+        told = self._data.choose(choice)
+        if self._data.drawn is not None and "drawn" in saved:
+            self._data.drawn.load(saved["drawn"])
+        return told
+
+    def data_status(self) -> dict[str, int] | None:
+        """See TrainingData.status; None where the run trains on all, or cannot say."""
+        return self._data.status() if self._data is not None else None
 
     def fork(self, ticket: Ticket, seed: int) -> dict[str, Any]:
         """A new run from this one, or from a checkpoint of any; it trains from here on."""
@@ -247,7 +256,8 @@ class Forks:
         if ids is not None or asked.weights is not None:
             weights = asked.weights
             tensor = torch.tensor(weights, dtype=torch.float64) if weights is not None else None
-            now = DataChoice(ids, tensor, now.batch_size)
+            # Weights alone are of the samples that its parent trains on.
+            now = DataChoice(now.ids if ids is None else ids, tensor, now.batch_size)
         if wishes.batch_size is not None:
             return dataclasses.replace(now, batch_size=wishes.batch_size)
         return now if ids is not None or asked.weights is not None else None
@@ -281,7 +291,7 @@ class Forks:
         try:
             begin()
             self._limit_again(there.limits)
-        except Exception as error:
+        except Exception as error:  # border: the user's hooks of loading may raise anything
             self._take_back(there, left, back, error)
             self.budget = budget
             raise
@@ -294,7 +304,7 @@ class Forks:
         try:
             self._run.put(read_origin(back.path, back.id).state, back.id)
             self._limit_again(left.limits)
-        except Exception as again:
+        except Exception as again:  # border: see above
             self._run.tear(again)
             raise
         if there.record.made and not run_folder.complete_checkpoints(there.folder):
