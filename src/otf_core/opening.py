@@ -27,7 +27,8 @@ TELEMETRY: Final = ("full", "basic", "off")
 CHANGES: Final = (
     "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
     "rollback", "undo", "extend", "load_ckpt", "reset_session", "fork", "switch_run",
-    "scan", "samples", "compare", "generate_report", "get_selected_region_indices",
+    "merge", "merge_preview", "scan", "samples", "compare", "generate_report",
+    "get_selected_region_indices",
     "dist_health", "throughput_health", "activations_health", "numerics_health",
     "determinism_health",
 )  # fmt: skip

@@ -192,6 +192,40 @@ class Fork(Payload):
     epochs: int | None = None
 
 
+class Merge(Payload):
+    """``merge`` and ``merge_preview``; the first parent decides where the merge goes on from.
+
+    Attributes:
+        parents: runs; one as often as checkpoints of it are named.
+        checkpoints, paths: one of each parent, an id or a path; None: where it was left.
+        strategy, strategies: see ``runs.merge``; ``merge`` takes one, ``merge_preview`` any number.
+        weights: of each parent.
+        base: for ``ties``: ``RUN/CHECKPOINT``, or a checkpoint of the first parent; None: where
+            the parents parted.
+        recalibrate: BatchNorm's statistics are gathered anew over the training set.
+        optimizer: "parent": the state of the first goes on; "fresh".
+        monitor, mode: what a candidate is judged by, "min" or "max".
+    """
+
+    parents: list[str]
+    checkpoints: list[str | None] | None = None
+    paths: list[str | None] | None = None
+    strategy: str | None = None
+    strategies: list[str] | None = None
+    weights: list[float] | None = None
+    base: str | None = None
+    density: float = 0.2
+    scale: float = 1.0
+    recalibrate: bool = False
+    optimizer: str = "parent"
+    monitor: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+    limit_batches: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    new_name: str | None = None
+
+
 class Scan(Payload):
     """``scan``: the loss of each sample of a set, or of some.
 
@@ -315,7 +349,8 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("extend", Extend, "queue", mutates=True),
     CommandSpec("undo", Undo, "queue", mutates=True),
     CommandSpec("fork", Fork, "queue", mutates=True),
-    CommandSpec("merge", Anything, "queue", mutates=True),
+    CommandSpec("merge", Merge, "queue", mutates=True),
+    CommandSpec("merge_preview", Merge, "queue", mutates=True),
     CommandSpec("scan", Scan, "queue", mutates=True),
     CommandSpec("samples", SamplesPage, "queue", mutates=False),
     CommandSpec("compare", Compare, "queue", mutates=True),

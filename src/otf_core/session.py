@@ -30,22 +30,18 @@ from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.health.checks import CHECKS
-from otf_core.health.checks import run as run_check
 from otf_core.health.subject import Subject as HealthSubject
+from otf_core.run_commands import Held, RunCommands, no_run
 from otf_core.runs.budget import Budget
-from otf_core.runs.comparing import Comparing
 from otf_core.runs.data import TrainingData
-from otf_core.runs.forking import Forks
-from otf_core.runs.looking import NO_SAMPLES, Looking
 from otf_core.runs.results import Results
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import Here, RunTree
 from otf_core.state import run_folder
-from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
 from otf_core.state.host_pool import HostPool
 from otf_core.state.keeper import Every, Keeper, Origin, Schedule
+from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.history import History
 from otf_core.steering.params import Knob, Steering
@@ -58,13 +54,6 @@ from otf_core.transport import StdioTransport, Transport, at_fork
 AFTER_FIT: Final = ("auto", "return", "test", "hold")
 DESERTED_S: Final = 60.0  # so long the held end waits for a dashboard to come back
 FLUSH_S: Final = 5.0
-# What a framework need not supply; the commands that it is for, each with the reason.
-NEEDS_SAMPLES: Final = dict.fromkeys(
-    ("scan", "samples", "compare", "generate_report", "get_selected_region_indices"), NO_SAMPLES
-)
-NEEDS_HEALTH: Final = dict.fromkeys(
-    CHECKS, "The health of this run cannot be looked at: its step is the loop's own."
-)
 deserted_clock = time.monotonic
 PARAMS_EVERY_S: Final = 0.5  # how old the parameters in ``status`` may be while training
 
@@ -121,6 +110,7 @@ class Session:
         data: the training data, where it can be changed.
         samples: a set of the run by its name, where it can be looked at.
         health: the run as a check of its health sees it, with its losses so far.
+        modules: those that are trained, where other weights may be tried in them.
     """
 
     def __init__(
@@ -141,6 +131,7 @@ class Session:
         data: TrainingData | None = None,
         samples: Callable[[str], SampleSubject] | None = None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None = None,
+        modules: Callable[[], Modules] | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
@@ -155,7 +146,6 @@ class Session:
         self._params_at_s = 0.0
         self._step_s: float | None = None
         self._between_s, self._left_at_s = 0.0, time.monotonic()
-        self._seeds = {"fork": 0, "merge": 0, "gen": 0}
         self._notes = 0
         self._after_fit = options.after_fit
         self._rewound = False  # another state was put in place at this safe point
@@ -223,29 +213,22 @@ class Session:
         self.history = History(
             self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
         )
-        self._health_subject = health
-        self.looking = Looking(
-            samples,
-            exclusive=self.actions.exclusive,
-            emit=self.emit,
-            at=lambda: (self.run_id, self._position.step, self._position.batch_idx, self._changes),
-            step=lambda: self._position.step,
-        )
-        self.comparing = Comparing(
-            self.looking,
-            tree,
-            here=lambda: (self.run_id, self.run_dir, self._position.step),
-            exclusive=self.actions.exclusive,
-            emit=self.emit,
-        )
-        self.forks = Forks(
+        self._runs = RunCommands(
             self,
             tree,
             delegate=delegate,
-            data=data,
+            actions=self.actions,
+            history=self.history,
+            store=self.store,
+            losses=lambda: self.recorder.losses,
+            changes=lambda: self._changes,
             check_value=lambda asked: steering.check(asked, self._position.step),
-            chosen=self.looking.chosen,
+            data=data,
+            samples=samples,
+            health=health,
+            modules=modules,
         )
+        self.forks, self.looking = self._runs.forks, self._runs.looking
         self.keeper = Keeper(
             self,
             store=self.store,
@@ -265,8 +248,6 @@ class Session:
             steering.add_knob("after_fit", choice)
         self._register()
         self.router.unsupported(NOT_IN_THIS_VERSION)
-        self.router.unsupported(NEEDS_SAMPLES if samples is None else {})
-        self.router.unsupported(NEEDS_HEALTH if health is None else {})
         self.router.unsupported(unsupported or {})
         if missing := self.router.missing():
             msg = f"a session was asked without handlers for {', '.join(missing)}"
@@ -313,7 +294,7 @@ class Session:
 
     def begin(self) -> None:
         """Training begins."""
-        self._look()
+        self.look()
         if self.state.state == "starting":
             self.state.move("running")
         self._params_at_s = 0.0
@@ -367,7 +348,7 @@ class Session:
     ) -> None:
         """Note where the run stands and tell of the step that is done, if one is."""
         before = self._position.step
-        self._look()
+        self.look()
         self._time_step(self._position.step - before)
         self.recorder.boundary(
             step=self._position.step,
@@ -411,7 +392,7 @@ class Session:
         if not self._alone:
             self.keeper.tell_newest()  # where the other ranks stand is not known
             return
-        self._look()
+        self.look()
         self.recorder.flush()
         self.keeper.leave(why)
 
@@ -425,7 +406,7 @@ class Session:
         """
         if self.state.ended:
             return
-        self._look()
+        self.look()
         self.recorder.abort()
         self.recorder.flush()
         self.actions.left()
@@ -651,6 +632,7 @@ class Session:
             "snapshot_age_s": age_s,
             "cadence": self.recorder.cadence(),
             "telemetry": self.options.telemetry,
+            "data": self.forks.data_status(),
             "paused_s": self.actions.paused_s,
             "journal": {"complete": self.journal.complete, "path": str(self.journal.path)},
         }
@@ -665,25 +647,14 @@ class Session:
         on("set_param", check=lambda t: refuse_past(t, self._position.step))(self._set_param)
         on("list_checkpoints")(self._list_checkpoints)
         on("note", check=self._check_note)(self._note)
-        on("set_counter_seeds")(self._set_counter_seeds)
-        on("attach_context")(self._attach_context)
-        on("switch_run")(self._attach_context)
-        on("fork")(self._fork)
-        on("scan")(self.looking.scan)
-        on("samples")(self.looking.samples)
-        on("compare")(self.comparing.compare)
         on("results")(self.results.results)
-        on("cancel")(self.looking.cancel)
-        on("generate_report")(self._generate_report)
-        on("get_selected_region_indices")(self._selected_region)
-        for name in CHECKS:
-            on(name)(self._check_health)
         on("rollback")(self.history.rollback)
         on("load_ckpt")(self.history.load_ckpt)
         on("undo")(self.history.undo)
         on("extend")(self.history.extend)
         on("reset_session")(self._reset_session)
         on("clean_disk")(self._clean_disk)
+        self._runs.register(self.router)
 
     def _ping(self, ticket: Ticket) -> dict[str, Any]:
         return {"t": ticket.payload.t, "ts": time.time(), "step": self._position.step}
@@ -704,7 +675,7 @@ class Session:
     def _list_checkpoints(self, ticket: Ticket) -> dict[str, Any]:
         run_id = ticket.payload.run_id
         if run_id is not None and run_id != self.run_id:
-            raise self._no_run(run_id)
+            raise no_run(run_id, self.run_id)
         return {"checkpoints": [_described(m, path) for m, path in self.store.list()]}
 
     def _check_note(self, ticket: Ticket) -> None:
@@ -734,114 +705,6 @@ class Session:
         self.history.note(ticket, {**note, "text": ticket.payload.text})
         return {**note, "ts": time.time(), "applied_step": now}
 
-    def _set_counter_seeds(self, ticket: Ticket) -> dict[str, Any]:
-        self._raise_seeds(ticket.payload)
-        self._seeds["gen"] += 1
-        return {
-            "ok": True,
-            **self._counters(),
-            "seed_gen": self._seeds["gen"],
-            "applied_step": self._position.step,
-        }
-
-    def _raise_seeds(self, asked: Any) -> None:
-        """The next automatic name is above what the other side has in use."""
-        self._seeds["fork"] = max(self._seeds["fork"], asked.fork_counter_init)
-        self._seeds["merge"] = max(self._seeds["merge"], asked.merge_counter_init)
-
-    def _counters(self) -> dict[str, int]:
-        return {
-            "fork_counter_seed": self._seeds["fork"],
-            "merge_counter_seed": self._seeds["merge"],
-        }
-
-    def _attach_context(self, ticket: Ticket) -> Later:
-        """Bound to the run that is under way already: it is held, the checkpoint is loaded."""
-        asked = ticket.payload
-        if asked.run_id != self.run_id:
-            return self._switch(ticket)
-        loaded = asked.init_ckpt is not None and asked.init_step != self._position.step
-        if loaded:
-            name, path = self._file_of(asked.init_ckpt)
-            state, _ = read_checkpoint(path, field="init_ckpt")
-            self.history.go_to(ticket, state, name, str(path))
-        self._raise_seeds(asked)
-        said = {"ok": True, "run_id": self.run_id, "ckpt_loaded": loaded, **self._counters()}
-        self.actions.hold(_Held(ticket, said))
-        return LATER
-
-    def _switch(self, ticket: Ticket) -> Later:
-        """Another run of this session, or one that lies in the project; held there."""
-        asked = ticket.payload
-        left, before = self.run_id, self._position.step
-        found = self.forks.switch(asked.run_id, asked.init_ckpt)
-        self._tell_exactness_anew()
-        self.history.made_run(ticket, before, lambda _: self._back_to(left))
-        self._raise_seeds(asked)
-        self.actions.hold(_Held(ticket, {"ok": True, **found, **self._counters()}))
-        return LATER
-
-    def _fork(self, ticket: Ticket) -> dict[str, Any]:
-        parent, before = self.run_id, self._position.step
-        said = self.forks.fork(ticket, self._seeds["fork"])
-        self._look()
-        self._tell_exactness_anew()
-        kept = self.store.last()
-        self.actions.stands_elsewhere(self._position.step, kept[1] if kept is not None else None)
-        self.history.made_run(ticket, before, lambda _: self._back_to(parent))
-        return said
-
-    def _generate_report(self, ticket: Ticket) -> dict[str, Any]:
-        """The losses of the run that trains, as they are now."""
-        asked, now = ticket.payload, self._position
-        if asked.owner_run_id not in (None, self.run_id):
-            raise self._no_run(asked.owner_run_id)
-        if asked.subset_on != "train":
-            detail = f"A report on {asked.subset_on[:40]!r} was asked; allowed: train."
-            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="subset_on", allowed=["train"])
-        found = self.looking.report(ticket)
-        meta = {"at_step": now.step, "at_epoch": now.epoch, "note": found.pop("note")}
-        owner = {"owner_run_id": self.run_id, "reqId": asked.reqId}
-        return {**found, "meta": meta, **owner, "applied_step": now.step}
-
-    def _selected_region(self, ticket: Ticket) -> dict[str, Any]:
-        if ticket.payload.run_id not in (None, self.run_id):
-            raise self._no_run(ticket.payload.run_id)
-        return {"indices": self.looking.within(ticket)}
-
-    def _check_health(self, ticket: Ticket) -> dict[str, Any]:
-        """One of ``health.checks.CHECKS``; the run is as it was."""
-        assert self._health_subject is not None
-        subject = self._health_subject(self.recorder.losses)
-        given = {
-            name: value
-            for name, value in msgspec.structs.asdict(ticket.payload).items()
-            if value is not None
-        }
-        with (
-            self.actions.exclusive("validating", ticket.id),
-            self.looking.cancellable(ticket) as cancelled,
-        ):
-            found = run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
-        return {**found.to_wire(), "step": self._position.step}
-
-    def _back_to(self, run_id: str) -> dict[str, Any]:
-        """Undo of a fork or a switch: the run before, from where it was left."""
-        self.forks.switch(run_id, None)
-        self._tell_exactness_anew()
-        return {"run_id": run_id, "step": self._position.step}
-
-    def _file_of(self, asked: str) -> tuple[str, Path]:
-        """A checkpoint by its path, or the newest of the run where that file is gone."""
-        path = Path(asked)
-        if path.is_file():
-            return path.stem, path
-        last = self.store.last()
-        if last is None:
-            detail = f"The checkpoint {asked[:200]!r} is not there, and the run has no other."
-            raise CommandError(ErrorCode.NOT_FOUND, detail, field="init_ckpt")
-        return last[0].id, Path(last[1])
-
     def _reset_session(self, ticket: Ticket) -> Later:
         """Back to the beginning as a new session; held there."""
         first = self.keeper.beginning()
@@ -853,7 +716,7 @@ class Session:
         self._open_session()
         names = {"project": self.options.project, "display_name": self.run_id}
         said = {"ok": True, "run_id": self.run_id, "session_id": self.session_id, **names}
-        self.actions.hold(_Held(ticket, said))
+        self.actions.hold(Held(ticket, said))
         return LATER
 
     def _open_session(self) -> None:
@@ -885,16 +748,12 @@ class Session:
             "applied_step": self._position.step,
         }
 
-    def _no_run(self, run_id: str) -> CommandError:
-        detail = f"No run named {run_id[:120]!r}; this session has {self.run_id}."
-        return CommandError(ErrorCode.NOT_FOUND, detail, field="run_id", allowed=[self.run_id])
-
     # Inside.
 
     def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The first safe point: the loaders are made, no batch was fetched."""
         self._began_training = True
-        self._look()  # a script is met behind its first step
+        self.look()  # a script is met behind its first step
         if self._alone and not self._guest:  # else the other ranks would go on
             self._interrupt.on()
         self.keeper.begin()
@@ -905,7 +764,7 @@ class Session:
     def _settle(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The telemetry goes on from the state that was put in place."""
         self._rewound = False
-        self._look()
+        self.look()
         self._between_s, self._left_at_s = 0.0, time.monotonic()
         self.recorder.rewind(self._position.step, logged())
 
@@ -959,7 +818,7 @@ class Session:
     def _look_for_what_is_not_exact(self) -> None:
         self._tell_exactness(self.exactness.worse(*self._delegate.exactness()))
 
-    def _tell_exactness_anew(self) -> None:
+    def tell_exactness_anew(self) -> None:
         """Another run trains; whoever looks at it is told as well."""
         self._told_exactness = None
         self._tell_exactness(self.exactness)
@@ -1025,7 +884,7 @@ class Session:
     def _where(self) -> dict[str, int]:
         return {"step": self._position.step, "epoch": self._position.epoch}
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Note where the run stands, for those who ask from other threads."""
         self._position = self._delegate.position()
         now_s = self._position_at_s = time.monotonic()
@@ -1189,19 +1048,6 @@ class Session:
         self.journal.abandon_in_child()
         if self.monitor is not None:
             self.monitor.abandon_in_child()
-
-
-class _Held:
-    """A command that ends paused: it waits as a pause does, and answers with more."""
-
-    def __init__(self, ticket: Ticket, said: Mapping[str, Any]) -> None:
-        self._ticket, self._said = ticket, said
-        self.id, self.fail = ticket.id, ticket.fail
-
-    def reply(self, data: Mapping[str, Any]) -> None:
-        steps = {"step": data["step"], "applied_step": data["step"]}
-        held = {"paused": True, "ckpt_path": data["ckpt"], **steps}
-        self._ticket.reply({**held, **self._said})
 
 
 def _asked(payload: Any) -> Any:

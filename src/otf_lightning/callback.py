@@ -169,6 +169,7 @@ class OnTheFlyCallback(L.Callback):
             data=TrainingData(FitData(trainer)),
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
             health=lambda losses: FitSubject(trainer, losses),
+            modules=lambda: {"": trainer.lightning_module},
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":

@@ -18,10 +18,14 @@ BY_WORD = {verb.word: verb for verb in VERBS}
 
 
 def some_value(arg: Arg) -> Any:
+    if arg.key == "selection":
+        return '{"kind": "label_noise"}'
     if arg.kind == "flag":
         return True
     if arg.kind in ("int", "float"):
         return 3
+    if arg.kind == "several":
+        return ("3", "4")
     return arg.choices[0] if arg.choices else "3"
 
 
@@ -31,7 +35,9 @@ def asked(verb: Verb) -> list[tuple[str, dict[str, Any]]]:
     if verb.word == "extend":
         return [request_of(verb, {arg.key: 3}) for arg in verb.args]
     return [request_of(verb, needed)] + [
-        request_of(verb, {**needed, arg.key: some_value(arg)}) for arg in verb.args
+        request_of(verb, {**needed, arg.key: some_value(arg)})
+        for arg in verb.args
+        if (verb.word, arg.key) != ("fork", "weights")  # a file
     ]
 
 
@@ -48,9 +54,46 @@ def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -
 def test_what_is_not_given_is_not_sent() -> None:
     for verb in VERBS:
         needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
-        if verb.word not in ("rollback", "extend", "reset", "health"):
+        if verb.word not in ("rollback", "extend", "reset", "health", "merge"):
             assert request_of(verb, needed) == (verb.cmd, {k: read_value(v) if k == "value" else v
                                                            for k, v in needed.items()})  # fmt: skip
+
+
+def test_a_merge_names_runs_and_checkpoints() -> None:
+    merge = BY_WORD["merge"]
+    assert request_of(merge, {"parents": ("a", "b")}) == ("merge", {"parents": ["a", "b"]})
+    given = {"parents": ("a/3-auto", "b"), "preview": True, "weights": "3,1"}
+    payload = {"parents": ["a", "b"], "checkpoints": ["3-auto", None], "weights": [3.0, 1.0]}
+    assert request_of(merge, given) == ("merge_preview", payload)
+    with pytest.raises(UsageError, match="two runs or more"):
+        request_of(merge, {"parents": ("a",)})
+    with pytest.raises(UsageError, match="a number for each run"):
+        request_of(merge, {"parents": ("a", "b"), "weights": "3,x"})
+
+
+def test_a_preview_reads_as_a_person_reads_it() -> None:
+    parents = [{"run_id": "hard", "checkpoint": "9-auto", "score": 0.41, "metrics": {}}]
+    candidates = [
+        {"strategy": "linear", "score": 0.3, "metrics": {}, "told": []},
+        {"strategy": "ties", "score": None, "refused": "no base."},
+    ]
+    data = {
+        "parents": parents, "candidates": candidates, "monitor": "val_loss", "step": 9,
+        "best": {"strategy": "linear"},
+    }  # fmt: skip
+    assert sentences.merged("hard", data, {}).splitlines() == [
+        "Merges of hard at step 9; nothing was merged",
+        "             val_loss",
+        "hard/9-auto      0.41",
+        "linear            0.3  best",
+        "  ties cannot be: no base.",
+    ]
+
+
+def test_a_fork_takes_the_weights_of_samples_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.txt"
+    path.write_text("1\n0.5\n")
+    assert request_of(BY_WORD["fork"], {"weights": str(path)}) == ("fork", {"weights": [1.0, 0.5]})
 
 
 def test_a_fork_says_what_is_other() -> None:
@@ -64,6 +107,12 @@ def test_a_fork_says_what_is_other() -> None:
     assert request_of(BY_WORD["fork"], {"worst": 0.1}) == ("fork", worst)
     with pytest.raises(UsageError, match="one of them"):
         request_of(BY_WORD["fork"], {"worst": 0.1, "ids": "3"})
+    noise = {"selection": '{"kind": "label_noise"}'}
+    assert request_of(BY_WORD["fork"], noise) == ("fork", {"selection": {"kind": "label_noise"}})
+    with pytest.raises(UsageError, match="takes JSON"):
+        request_of(BY_WORD["fork"], {"selection": "worst"})
+    with pytest.raises(UsageError, match="a number for each sample"):
+        request_of(BY_WORD["fork"], {"weights": "/nowhere"})
     with pytest.raises(UsageError, match="found '5-x'"):
         request_of(BY_WORD["fork"], {"ids": "1,5-x"})
 
@@ -191,7 +240,7 @@ def test_runs_are_compared_on_all_or_on_the_worst() -> None:
     payload = {"runs": ["r", "hard"], "on": "val", "selection": worst}
     assert request_of(verb, given) == ("compare", payload)
     assert request_of(verb, {"runs": (), "ids": None}) == ("compare", {})
-    with pytest.raises(UsageError, match="otf compare takes --ids or --worst"):
+    with pytest.raises(UsageError, match="otf compare takes --ids, --worst or"):
         request_of(verb, {"runs": (), "ids": "3", "worst": 0.1})
     quantiles = [
         {"share": 0.5, "loss": 0.2},

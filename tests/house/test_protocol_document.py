@@ -36,7 +36,7 @@ THIS_ISSUE = 4
 BROUGHT_BY = {
     # runs: fork, merge, samples, reports, and the health checks
     **dict.fromkeys(
-        ("merge", "export_subset", "prepare_export", "spill_all"),
+        ("export_subset", "prepare_export", "spill_all"),
         6,
     ),
 }
@@ -215,6 +215,8 @@ class Visitor(L.Callback):
         if link.went_back:  # not of the callback: its attributes go back as well
             if trainer.global_step == 6:
                 link.ask("fork", selection={"kind": "indices", "ids": [*range(200)]})
+                for cmd in ("merge_preview", "merge"):
+                    link.ask(cmd, parents=["fork3", "LitDigits"], strategy="linear")
             elif trainer.global_step == 7:
                 link.ask("stop")
             return
@@ -272,15 +274,8 @@ ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
-    *(
-        "fork",
-        "scan",
-        "samples",
-        "compare",
-        "generate_report",
-        "get_selected_region_indices",
-        "results",
-    ),
+    *("fork", "scan", "samples", "generate_report", "get_selected_region_indices"),
+    *("merge", "merge_preview", "compare", "results"),
 )
 
 

@@ -99,7 +99,7 @@ ASKED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
 HELD = {"pause": 4, "stop": 8}  # asked within a batch
 
 # Not carried out yet: the rows of the table are empty, ``REQUIRED`` says what they are to answer.
-ELSEWHERE: tuple[str, ...] = ("merge", "export_subset", "prepare_export", "spill_all")
+ELSEWHERE: tuple[str, ...] = ("export_subset", "prepare_export", "spill_all")
 
 
 # What that host reads of an answer, with its type; the rest of a row is ours.
@@ -146,7 +146,8 @@ REQUIRED: dict[str, Any] = {
     "test_now": TESTED,
     "test": TESTED,
     "fork": {**CHILD, "child_id": "str", "run_id": "str"},
-    "merge": {**CHILD, "parents": ["str"], "strategy": "str", "paths": ["str"]},
+    "merge": {"new_run": "str", "subset_indices": [], "parents": ["str"], "strategy": "str",
+              "paths": ["str"]},
     "generate_report": LOSSES,
     "export_subset": {"ok": "bool", "run_id": "str", "out_path": "str", "rows": "int",
                       "format": "str", "received_indices": "int", "export_all": "bool"},

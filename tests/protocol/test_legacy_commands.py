@@ -29,7 +29,7 @@ NAMES = [name for name, _, _ in ASKED if command(name) not in ELSEWHERE]
 OURS = {  # of otf/1 alone
     "hello", "ack", "resume_from", "ping", "status", "list_params", "list_checkpoints", "set_param",
     "validate_now", "results", "note", "rollback", "extend", "undo", "scan", "samples",
-    "compare", "cancel",
+    "compare", "merge_preview", "cancel",
 }  # fmt: skip
 
 
@@ -117,4 +117,4 @@ def test_what_was_asked_is_what_was_done(
     assert found["test_now"]["events"]["test_complete"]["avg_loss"] == data["test_now"]["avg_loss"]
     assert Path(data["save_ckpt"]["path"]).name == "5-pause.ckpt"
     again = found["reset_session"]["events"]["newRun"]
-    assert (again["run_id"], again["parents"]) == ("fork5", ["r"])
+    assert (again["run_id"], again["parents"]) == ("merge2", ["r", "hard"])

@@ -90,6 +90,8 @@ def test_it_trains_on_the_chosen_and_its_parent_goes_on_as_if_it_had_not_been(
         trained = module.notes()[3:]
         assert sorted(each for batch in trained for each in batch) == CHOSEN
         assert [len(batch) for batch in trained] == [5, 5, 5, 4]
+        known = {"chosen": len(CHOSEN), "of": len(Numbered()), "drawn": len(CHOSEN)}
+        assert asks(run, "status")["data"] == known
         back = asks(run, "switch_run", {"run_id": "r"})
         assert (back["step"], back["paused"]) == (3, True)
         asks(run, "resume")
@@ -113,14 +115,32 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     assert differences(expected, found) == []
 
 
+def test_weights_alone_are_of_the_samples_that_its_parent_trains_on(tmp_path: Path) -> None:
+    module, barrier = Seeing(), Barrier(2, 5)
+    with fitting(tmp_path, barrier, run_name="r", **options(module)) as run:
+        pause_in(run, barrier, 2)
+        asks(run, "fork", {"selection": {"kind": "indices", "ids": CHOSEN}, "batch_size": 5})
+        weights = [float(each > 20) for each in CHOSEN]
+        assert asks(run, "fork", {"weights": weights})["subset_indices"] == CHOSEN
+        assert refused(run, "fork", {"weights": [1.0]})[0] == "bad_payload"
+        asks(run, "resume")
+        pause_in(run, barrier, 5)
+        trained = {each for batch in module.notes()[3:] for each in batch}
+        assert trained <= {each for each in CHOSEN if each > 20}
+        assert asks(run, "status")["data"]["drawn"] == len(trained)
+        asks(run, "resume")
+
+
 def test_a_fork_that_was_killed_goes_on_with_its_own_data(tmp_path: Path) -> None:
     module, barrier = Seeing(), Barrier(2, 4)
     named = {"project": "p", "run_name": "r"}
     with fitting(tmp_path / "runs", barrier, **named, **options(module)) as run:
         pause_in(run, barrier, 2)
         asks(run, "fork", {"selection": {"kind": "indices", "ids": CHOSEN}, "batch_size": 5})
+        assert asks(run, "status")["data"]["drawn"] == 0
         asks(run, "resume")
         pause_in(run, barrier, 4)
+        assert asks(run, "status")["data"]["drawn"] == 10
         copied = shutil.copytree(tmp_path / "runs", tmp_path / "copied")
         asks(run, "resume")
         expected = digest.of_run(run.outcome())

@@ -270,3 +270,38 @@ def test_it_goes_by_the_disk(tmp_path: Path) -> None:
     write_fisher(tmp_path / "0.fisher", expected)
     with open_weights(tmp_path / "0.fisher") as found:
         assert all(torch.equal(found.read(name), value) for name, value in expected.items())
+
+
+class Counting(nn.Module):
+    """Keeps what it has seen, as a metric does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.seen, self.all = torch.zeros(()), list[torch.Tensor]()
+        self.register_buffer("total", torch.zeros(()))
+        self.total: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        self.seen = self.seen + out.detach().sum()
+        self.total = self.total + out.detach().sum()
+        self.all.append(out.detach())
+        return out
+
+
+def test_a_module_that_keeps_what_it_has_seen_keeps_nothing_of_vmap() -> None:
+    torch.manual_seed(0)
+    module, plain = Counting(), nn.Linear(3, 2)
+    plain.load_state_dict(module.layer.state_dict())
+    batch = torch.randn(6, 3), torch.tensor([0, 1, 1, 0, 1, 0])
+
+    def loss(model: nn.Module, given: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(given[0]), given[1])
+
+    found = fisher_diagonal(module, [batch, batch], loss)
+    expected = fisher_diagonal(plain, [batch, batch], loss)
+    assert torch.equal(found["layer.weight"], expected["weight"])
+    # Whatever is there can be read, and be put back.
+    assert all(isinstance(each.item(), float) for each in (module.seen, module.total))
+    assert all(isinstance(each.sum().item(), float) for each in module.all)

@@ -35,6 +35,8 @@ ITS_OWN_END = "When a script is through is the script's own affair."
 DIFFERS: dict[str, dict[str, str]] = {
     "Runner": {},
     "tick": {
+        "merge is unsupported": ITS_OWN_STEP,
+        "merge_preview is unsupported": ITS_OWN_STEP,
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
         "compare is unsupported": ITS_OWN_DATA,
@@ -65,6 +67,8 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning: parameter after_fit": ITS_OWN_END,
         "extend is unsupported": ITS_OWN_END,
         "fork is unsupported": ONE_RUN,
+        "merge is unsupported": ONE_RUN,
+        "merge_preview is unsupported": ONE_RUN,
         "switch_run is unsupported": ONE_RUN,
         "only Lightning, asked: event runTransition: from prev_step to": ONE_RUN,
         "only Lightning, asked: event finalizeRun: last_step next_run": ONE_RUN,

@@ -44,7 +44,9 @@ SHAPES: Final[dict[str, tuple[int, ...]]] = {
 # One holds what cannot go back: it is asked forwards only. The other stands at another place then.
 NOT_BACK: Final = frozenset({"everything", "library_generators"})
 # Of KINDS, those whose loss changes nothing: what they know is checked, or is put in by others.
-ONLY_CHECKED: Final = frozenset({"text", "loader", "own batches", "method", "partial", "inside"})
+ONLY_CHECKED: Final = frozenset(
+    {"text", "loader", "own batches", "method", "partial", "inside", "state"}
+)
 # The two moments at which an iteration draws: with workers it is made, else it is first asked.
 SEEDS: Final = "rng_pool"
 PARTS: Final = (

@@ -136,8 +136,9 @@ def _confirm(verb: Verb, question: str) -> None:
 def _param_of(arg: Arg) -> click.Parameter:
     if not arg.words:
         shown = arg.shown or arg.key.upper()
-        nargs = -1 if arg.many else 1
-        return click.Argument([arg.key], metavar=shown, required=arg.required, nargs=nargs)
+        if arg.kind == "several":
+            return click.Argument([arg.key], metavar=shown, required=arg.required, nargs=-1)
+        return click.Argument([arg.key], metavar=shown, required=arg.required)
     if arg.kind == "flag":
         return click.Option([arg.key, *arg.words], is_flag=True, help=arg.help)
     kind = click.Choice(arg.choices) if arg.choices else _KINDS.get(arg.kind, click.STRING)

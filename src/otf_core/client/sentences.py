@@ -229,6 +229,9 @@ def status(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     if last:
         at = f"{PurePath(str(last.get('path'))).name} at step {number(last.get('step'))}"
         lines.append(f"  last checkpoint: {at}")
+    if on := data.get("data"):
+        some = f"{number(on.get('chosen'))} of {number(on.get('of'))} samples"
+        lines.append(f"  trains on {some}; {number(on.get('drawn'))} of them were drawn by now")
     if data.get("exactness"):
         lines.append(f"  exactness: {data['exactness']}")
     return "\n".join(lines)
@@ -246,6 +249,27 @@ def forked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     on = f" on {number(chosen)} sample{'s' * (chosen != 1)}" if chosen else ""
     at = number(data.get("at_step"))
     return f"Forked {data.get('new_run')} from {data.get('parent')} at step {at}{on}"
+
+
+def merged(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """What was merged; of a preview what each way would be worth, the best one marked."""
+    if "candidates" not in data:
+        parents = " and ".join(data.get("parents") or ())
+        at = number(data.get("at_step"))
+        said = f"Merged {parents} by {data.get('strategy')} into {data.get('new_run')}"
+        return "\n".join([f"{said}, from step {at}", *(f"  {t}" for t in data.get("told") or ())])
+    best, rows, refused = data.get("best"), [], []
+    for each in [*(data.get("parents") or ()), *(data.get("candidates") or ())]:
+        is_parent = "run_id" in each
+        label = f"{each['run_id']}/{each['checkpoint']}" if is_parent else each["strategy"]
+        if "refused" in each:
+            refused.append(f"  {label} cannot be: {each['refused']}")
+            continue
+        mark = "best" if best and best.items() <= each.items() else ""
+        rows.append((label, number(each["score"]), mark))
+    head = ("", str(data.get("monitor")), "")
+    title = f"Merges of {name} at step {number(data.get('step'))}; nothing was merged"
+    return "\n".join([title, columns([head, *rows], right=head[1:2]), *refused])
 
 
 def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above

@@ -7,13 +7,15 @@ that is only on the command line (``ps``, ``tail`` …) is not here.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from otf_core.client import sentences
 
-Kind = Literal["text", "int", "float", "flag", "value"]
+Kind = Literal["text", "int", "float", "flag", "value", "several"]
 Payload = dict[str, Any]
 
 
@@ -28,11 +30,11 @@ class Arg:
     Attributes:
         key: of the payload, unless the verb has a ``request`` that makes another of it.
         words: option names; none for a positional argument.
-        kind: "value" is read as bool, int, float or text, whichever fits first.
+        kind: "value" is read as bool, int, float or text, whichever fits first; "several" takes
+            any number of texts, and is sent as a list.
         sent: what a flag sends when it is given.
         required: of a positional argument; an option may always be left out.
         shown: what a positional argument is called in the usage; its key if not given.
-        many: a positional argument that may be given several times; sent as a list.
     """
 
     key: str
@@ -43,7 +45,6 @@ class Arg:
     sent: Any = True
     required: bool = True
     shown: str | None = None
-    many: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,9 @@ def request_of(verb: Verb, given: Mapping[str, Any]) -> tuple[str, Payload]:
         if arg.kind == "flag":
             if value:
                 payload[arg.key] = arg.sent
-        elif arg.many:
-            payload |= {arg.key: list(value)} if value else {}
+        elif arg.kind == "several":
+            if value:
+                payload[arg.key] = list(value)
         elif value is not None:
             payload[arg.key] = read_value(value) if arg.kind == "value" else value
     return verb.request(payload) if verb.request is not None else (verb.cmd, payload)
@@ -135,12 +137,34 @@ def read_ids(text: str) -> list[int]:
     return found
 
 
-def _selected(given: Payload, word: str) -> Payload:
-    """Ids or a share of the worst as a selection, where there are any."""
-    ids, worst = given.pop("ids", None), given.pop("worst", None)
-    if ids is not None and worst is not None:
-        msg = f"otf {word} takes --ids or --worst, one of them."
+def _read_json(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        msg = f"""--selection takes JSON, as in '{{"kind": "label_noise"}}'; found {text[:40]!r}."""
         raise UsageError(msg)
+    return found
+
+
+def _read_weights(path: str) -> list[float]:
+    """A number on each line of a text file."""
+    try:
+        return [float(line) for line in Path(path).read_text().split()]
+    except (OSError, ValueError) as error:
+        msg = f"--weights takes a file with a number for each sample: {error}."
+        raise UsageError(msg) from error
+
+
+def _selected(given: Payload, word: str) -> Payload:
+    """Ids, a share of the worst or JSON as a selection, where there are any."""
+    ids, worst = given.pop("ids", None), given.pop("worst", None)
+    if [ids, worst, given.get("selection")].count(None) < 2:
+        msg = f"otf {word} takes --ids, --worst or --selection, one of them."
+        raise UsageError(msg)
+    if "selection" in given:
+        given["selection"] = _read_json(given["selection"])
     if ids is not None:
         given["selection"] = {"kind": "indices", "ids": read_ids(ids)}
     if worst is not None:
@@ -155,8 +179,30 @@ def _compare(given: Payload) -> tuple[str, Payload]:
 def _fork(given: Payload) -> tuple[str, Payload]:
     """What is put in place of the parent's own values, as the wire has it."""
     given = _selected(given, "fork")
+    if "weights" in given:
+        given["weights"] = _read_weights(given["weights"])
     rates = {name: given.pop(name) for name in ("lr", "lr_mul", "wd_mul") if name in given}
     return "fork", {**given, **({"hparams": rates} if rates else {})}
+
+
+def _merge(given: Payload) -> tuple[str, Payload]:
+    """A parent may name its checkpoint: ``RUN/CHECKPOINT``."""
+    named = [str(parent).partition("/") for parent in given.pop("parents")]
+    if len(named) < 2:
+        msg = "otf merge takes the names of two runs or more, or RUN/CHECKPOINT."
+        raise UsageError(msg)
+    given["parents"] = [run_id for run_id, _, _ in named]
+    if any(checkpoint for _, _, checkpoint in named):
+        given["checkpoints"] = [checkpoint or None for _, _, checkpoint in named]
+    if (weights := given.pop("weights", None)) is not None:
+        try:
+            given["weights"] = [float(weight) for weight in weights.split(",")]
+        except ValueError as error:
+            msg = f"--weights takes a number for each run, as in 3,1; found {weights[:40]!r}."
+            raise UsageError(msg) from error
+    if given.pop("preview", False):
+        return "merge_preview", given
+    return "merge", given
 
 
 def _scan(given: Payload) -> tuple[str, Payload]:
@@ -247,6 +293,9 @@ VERBS: Final[tuple[Verb, ...]] = (
             Arg("parent_run_id", "From this run.", ("--of",)),
             Arg("ids", "On these samples of the training data: 3,5,8-20.", ("--ids",)),
             Arg("worst", "On this share of it, by the highest loss: 0.1.", ("--worst",), "float"),
+            Arg("selection", "On a selection, as JSON: see docs/protocol.md.", ("--selection",)),
+            Arg("weights", "A file: how often each of its samples is drawn, a number a line.",
+                ("--weights",)),
             Arg("batch_size", "Its batch size.", ("--batch-size",), "int"),
             Arg("lr", "Its learning rate.", ("--lr",), "float"),
             Arg("lr_mul", "A factor on the learning rate.", ("--lr-mul",), "float"),
@@ -257,6 +306,33 @@ VERBS: Final[tuple[Verb, ...]] = (
                 ("--patience",), "int"),
         ),
         request=_fork,
+    ),
+    Verb(
+        "merge", "merge",
+        "Merge the weights of runs into a new one, which goes on from the first; with --preview "
+        "say what each strategy would be worth.",
+        sentences.merged,
+        (
+            Arg("parents", "Runs, or RUN/CHECKPOINT.", kind="several", shown="RUN..."),
+            Arg("preview", "Try every strategy on the validation set; nothing is merged.",
+                ("--preview",), "flag"),
+            Arg("strategy", "linear if none is given.", ("--strategy",),
+                choices=("linear", "fisher", "ties", "soup", "adapter")),
+            Arg("weights", "How much of each run: 3,1.", ("--weights",)),
+            Arg("base", "For ties: what all have begun from, as RUN/CHECKPOINT.", ("--base",)),
+            Arg("recalibrate", "Gather BatchNorm's statistics anew over the training set.",
+                ("--recalibrate",), "flag"),
+            Arg("optimizer", "Its state: the first run's, or fresh.", ("--optimizer",),
+                choices=("parent", "fresh")),
+            Arg("monitor", "Judge by this metric; val_loss if none is given.", ("--monitor",)),
+            Arg("mode", "Whether less of it is better.", ("--mode",), choices=("min", "max")),
+            Arg("limit_batches", "Validate with so many batches at most.", ("--limit-batches",),
+                "int"),
+            Arg("new_name", "Its name; merge1, merge2 … if none is given.", ("--name",)),
+            Arg("steps", "It is held after so many steps.", ("--steps",), "int"),
+            Arg("epochs", "It is held after so many epochs.", ("--epochs",), "int"),
+        ),
+        request=_merge,
     ),
     Verb(
         "scan", "scan", "Find the loss of each sample, and say what they tell.",
@@ -275,11 +351,12 @@ VERBS: Final[tuple[Verb, ...]] = (
         sentences.compared,
         (
             Arg("runs", "Run names; those that this session has had if none is given.",
-                shown="[RUN]...", required=False, many=True),
+                kind="several", shown="[RUN]...", required=False),
             Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
             Arg("ids", "Only on these samples: 3,5,8-20.", ("--ids",)),
             Arg("worst", "Only on this share, by the highest loss of the run that trains: 0.1.",
                 ("--worst",), "float"),
+            Arg("selection", "Only on a selection, as JSON.", ("--selection",)),
         ),
         request=_compare,
     ),

@@ -29,7 +29,6 @@ SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered wit
 NOT_IN_THIS_VERSION: Final = {
     name: f"{what} is not part of this version (0.2.0) of otf."
     for name, what in {
-        "merge": "Merging",
         "export_subset": "Exporting a subset",
         "prepare_export": "Exporting a session",
         "spill_all": "Exporting a session",

@@ -18,6 +18,7 @@ from otf_core.opening import RunOptions, tell_epoch
 from otf_core.runner.callback import RunnerCallback
 from otf_core.runner.delegate import RunnerDelegate
 from otf_core.runner.health import FitSubject
+from otf_core.runner.module import modules_by_name
 from otf_core.runner.samples import subject_of
 from otf_core.runner.training_data import FitData
 from otf_core.runs.data import TrainingData
@@ -58,6 +59,7 @@ class Controlled(RunnerCallback):
             data=TrainingData(FitData(run)),
             samples=lambda on: subject_of(run, on),
             health=lambda losses: FitSubject(run, losses),
+            modules=lambda: modules_by_name(run.module, run.parts),
         )
         self._recorder: StepRecorder | None = None
         if options.telemetry != "off":

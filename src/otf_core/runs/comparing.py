@@ -59,7 +59,9 @@ class Comparing:
 
     Args:
         here: name of the run that trains, its folder, and the steps it has done.
-        exclusive, emit: as of ``Looking``.
+        exclusive: ``exclusive(state, ticket)``: the run stands inside, that is said, and it can be
+            cancelled; gives what it is to ask.
+        emit: tells how far it is.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Comparing:
         tree: RunTree,
         *,
         here: Callable[[], tuple[str, Path | None, int]],
-        exclusive: Callable[[str, str | None], contextlib.AbstractContextManager[None]],
+        exclusive: Callable[[str, Ticket], contextlib.AbstractContextManager[Callable[[], bool]]],
         emit: Callable[..., Any],
     ) -> None:
         self._looking, self._tree, self._here = looking, tree, here
@@ -89,9 +91,9 @@ class Comparing:
             if asked.selection is not None:
                 chosen = decode_selection(asked.selection)
                 ids = resolve(chosen, self._looking.table(chosen, asked.on, ticket))
-            stack.enter_context(self._exclusive("validating", ticket.id))
+            cancelled = stack.enter_context(self._exclusive("validating", ticket))
             stack.enter_context(weights_aside(subject.modules))
-            scans = self._scanned(ticket, subject, files, ids)
+            scans = self._scanned(ticket, subject, files, ids, cancelled)
         tables = [scan.table() for scan in scans]
         step = self._here()[2]
         return {
@@ -111,30 +113,30 @@ class Comparing:
         subject: Subject,
         files: Sequence[WeightsFile | None],
         ids: Ids | None,
+        cancelled: Callable[[], bool],
     ) -> list[Scan]:
         """One scan after the other; the live weights first, which nobody has to put there."""
         scans = [Scan(subject, ids) for _ in files]
         total = sum(scan.progress().total for scan in scans)
         order = sorted(range(len(files)), key=lambda place: files[place] is not None)
         done, seconds = 0, 0.0
-        with self._looking.cancellable(ticket) as cancelled:
-            for place in order:
-                file, scan = files[place], scans[place]
-                if file is not None:
-                    put(subject.modules, as_it_is(file))
-                for now in scan.slices(SLICE_S, cancelled):
-                    so_far, took = done + now.done, seconds + now.seconds
-                    eta_s = took / so_far * (total - so_far) if so_far else None
-                    numbers = {"done": so_far, "total": total, "eta_s": eta_s}
-                    self._emit("progress", request_id=ticket.id, cmd="compare", **numbers)
-                now = scan.progress()
-                done, seconds = done + now.done, seconds + now.seconds
-                if not now.finished:
-                    detail = (
-                        f"compare was cancelled after {done:,} of {total:,} losses; the run is as "
-                        "it was."
-                    )
-                    raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        for place in order:
+            file, scan = files[place], scans[place]
+            if file is not None:
+                put(subject.modules, as_it_is(file))
+            for now in scan.slices(SLICE_S, cancelled):
+                so_far, took = done + now.done, seconds + now.seconds
+                eta_s = took / so_far * (total - so_far) if so_far else None
+                numbers = {"done": so_far, "total": total, "eta_s": eta_s}
+                self._emit("progress", request_id=ticket.id, cmd="compare", **numbers)
+            now = scan.progress()
+            done, seconds = done + now.done, seconds + now.seconds
+            if not now.finished:
+                detail = (
+                    f"compare was cancelled after {done:,} of {total:,} losses; the run is as "
+                    "it was."
+                )
+                raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
         return scans
 
     def _sources(self, names: Sequence[str] | None) -> list[Source]:

@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.data_tap import hear
 
 # torch.multinomial takes no more.
 MAX_WEIGHTS: Final = 2**24
@@ -219,6 +220,42 @@ class ChosenData:
         return None
 
 
+class Drawn:
+    """Which of the chosen samples a loader has handed out.
+
+    Args:
+        ids: int64; None: all.
+        number: of samples that the data set has.
+    """
+
+    def __init__(self, ids: torch.Tensor | None, number: int) -> None:
+        self._ids = None if ids is None else torch.sort(ids).values
+        self._of = number
+        self._mask = torch.zeros(number if ids is None else len(ids), dtype=torch.bool)
+
+    def note(self, index: Any) -> None:
+        """The indices of a batch, or one."""
+        asked = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
+        self._mask[asked if self._ids is None else torch.searchsorted(self._ids, asked)] = True
+
+    def ids(self) -> torch.Tensor:
+        """Those that were, in order."""
+        places = self._mask.nonzero().reshape(-1)
+        return places if self._ids is None else self._ids[places]
+
+    def status(self) -> dict[str, int]:
+        """How many samples are chosen, of how many, and were handed out by now; any thread."""
+        return {"chosen": len(self._mask), "of": self._of, "drawn": int(self._mask.sum())}
+
+    def to_state(self) -> torch.Tensor:
+        """As it lies in a checkpoint."""
+        return self._mask.clone()
+
+    def load(self, saved: torch.Tensor) -> None:
+        """What ``to_state`` returned, of the same choice."""
+        self._mask |= saved
+
+
 class TrainingData:
     """What of its data a fit trains on, which can be changed.
 
@@ -230,6 +267,7 @@ class TrainingData:
         self._fit = fit
         self._chosen: ChosenData | None = None
         self._own_batches: int | None = None  # of an epoch, as the script has it
+        self.drawn: Drawn | None = None  # while something is chosen
 
     @property
     def choice(self) -> DataChoice:
@@ -245,7 +283,16 @@ class TrainingData:
         """From the next iterator on; see ChosenData.choose."""
         if not choice and not self.choice:
             return []
-        return [*self._loader().choose(choice), *self._fit.count()]
+        chosen = self._loader()
+        told = chosen.choose(choice)
+        self.drawn = Drawn(choice.ids, len(chosen.loader.dataset)) if choice else None
+        hear(chosen.loader, self.drawn.note if self.drawn is not None else None)
+        return [*told, *self._fit.count()]
+
+    def status(self) -> dict[str, int] | None:
+        """See Drawn.status; None where the run trains on all. Any thread."""
+        drawn = self.drawn
+        return drawn.status() if drawn is not None else None
 
     def begin_pass(self) -> None:
         """The epoch begins anew, with the data as it is now."""
@@ -259,6 +306,7 @@ class TrainingData:
         """The loader as the script has made it."""
         if self._chosen is not None:
             self._chosen.restore()
+            hear(self._chosen.loader, None)
 
     def _loader(self) -> ChosenData:
         if self._chosen is None:

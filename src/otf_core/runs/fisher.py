@@ -13,12 +13,14 @@ Where all F_i,j are 0 the data say nothing of a parameter, and it is averaged.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
@@ -28,6 +30,8 @@ from otf_core.state.checkpoint_file import write_checkpoint
 
 # Negative log-likelihood, its mean over the samples of a batch.
 Loss = Callable[[nn.Module, Any], torch.Tensor]
+# What is used of torch 2.13 beyond its documentation: module -> names.
+PRIVATE: Final = {"torch._C._functorch": ("is_functorch_wrapped_tensor",)}
 GRADIENTS_BYTES: Final = 256 * 1024 * 1024  # of several samples at once
 # What torch.func raises at what it cannot do; the user's own errors come again one by one.
 _CANNOT: Final = (RuntimeError, TypeError, ValueError)
@@ -211,9 +215,14 @@ class _Gradients:
             return found
 
         params = {name: p.detach() for name, p in self._params.items()}
-        found: dict[str, torch.Tensor] = vmap(grad(loss), in_dims=(None, 0))(
-            params, samples.tensors(begin, end)
-        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what vmap does one by one: slow, and right
+                found: dict[str, torch.Tensor] = vmap(grad(loss), in_dims=(None, 0))(
+                    params, samples.tensors(begin, end)
+                )
+        finally:
+            _let_none_escape(self._module)
         return found
 
     def _agree(self, samples: _Samples) -> bool:
@@ -224,6 +233,24 @@ class _Gradients:
             return False
         alone = self._of_one(samples, 0)
         return all(_close(together[name][0], alone[name][0]) for name in alone)
+
+
+def _let_none_escape(module: nn.Module) -> None:
+    """Zeros in place of tensors of ``vmap`` that the step has kept, as a metric does that counts.
+
+    They are good for nothing outside of it; what was there before the caller has parked.
+    """
+    for part in module.modules():
+        for place in (vars(part), vars(part)["_buffers"]):
+            for name, value in place.items():
+                if _is_of_vmap(value):
+                    place[name] = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+                elif isinstance(value, list):
+                    value[:] = [v for v in value if not _is_of_vmap(v)]
+
+
+def _is_of_vmap(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and is_functorch_wrapped_tensor(value)
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -76,6 +76,24 @@ class Origin(NamedTuple):
     own: str | None
 
 
+class Plan(NamedTuple):
+    """A new run that is to train.
+
+    Attributes:
+        made: of what it is made; as its ``run.json`` and ``newRun`` have it.
+        origin: None: from where the run that trains stands.
+        choice: of the training data; None: the origin's.
+    """
+
+    name: str
+    kind: str
+    parents: list[str]
+    made: dict[str, Any]
+    origin: Origin | None
+    choice: DataChoice | None
+    wishes: Wishes
+
+
 class Forks:
     """The runs of one session.
 
@@ -106,7 +124,9 @@ class Forks:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has of it; see ``use``."""
-        found: dict[str, Any] = {"data": self.choice.to_state()} if self.choice else {}
+        found: dict[str, Any] = {}
+        if self._data is not None and self._data.drawn is not None:
+            found = {"data": self.choice.to_state(), "drawn": self._data.drawn.to_state()}
         return {**found, "budget": self.budget.to_state()} if self.budget else found
 
     def off(self) -> None:
@@ -131,7 +151,14 @@ class Forks:
                 detail = "It trained on chosen samples, which this run cannot choose."
                 raise CommandError(ErrorCode.UNSUPPORTED, detail)
             return []
-        return self._data.choose(choice)
+        told = self._data.choose(choice)
+        if self._data.drawn is not None and "drawn" in saved:
+            self._data.drawn.load(saved["drawn"])
+        return told
+
+    def data_status(self) -> dict[str, int] | None:
+        """See TrainingData.status; None where the run trains on all, or cannot say."""
+        return self._data.status() if self._data is not None else None
 
     def fork(self, ticket: Ticket, seed: int) -> dict[str, Any]:
         """A new run from this one, or from a checkpoint of any; it trains from here on."""
@@ -142,7 +169,7 @@ class Forks:
         choice = self._other_data(ticket, wishes, origin)
         self._refuse(choice, wishes)
         name = asked.run_name or self.tree.automatic_name("fork", seed)
-        back = self._keep()
+        back = self.keep()
         step = self._run.position().step if origin is None else origin.state["otf"]["step"]
         made = {
             "from": parent.run_id,
@@ -151,28 +178,71 @@ class Forks:
             "subset_count": len(choice.ids) if choice and choice.ids is not None else None,
             "selection": _told(asked),
         }
-        child = self.tree.make(
-            name, kind="fork", parents=[parent.run_id], made=made, session_id=self._run.session_id
-        )
-        self._become(child, back, lambda: self._begin(ticket, child, origin, choice, wishes))
+        plan = Plan(name, "fork", [parent.run_id], made, origin, choice, wishes)
+        self.make(ticket, plan, back)
         now = self._run.position().step
         ids = self.choice.ids.tolist() if self.choice.ids is not None else []
         names = {"new_run": name, "child_id": name, "run_id": name, "parent": parent.run_id}
         return {**names, "at_step": now, "subset_indices": ids, "applied_step": now}
 
+    def make(self, ticket: Ticket, plan: Plan, back: Pending) -> None:
+        """The new run trains from here on.
+
+        Args:
+            back: the run that trains, as it stands; see ``keep``.
+        """
+        child = self.tree.make(
+            plan.name,
+            kind=plan.kind,
+            parents=plan.parents,
+            made=plan.made,
+            session_id=self._run.session_id,
+        )
+        self._become(child, back, lambda: self._begin(ticket, child, plan))
+
     def switch(self, run_id: str, init_ckpt: str | None) -> dict[str, Any]:
         """Another run trains from where it was left; this one is left as it stands."""
         there = self.tree.find(run_id)
-        origin = self._newest(there) if init_ckpt is None else self._file(there, init_ckpt)
-        if origin is None:
-            detail = f"{run_id} was asked, but it has no checkpoint to go on from."
-            raise CommandError(ErrorCode.NOT_FOUND, detail, field="run_id")
+        origin = read_origin(*self.checkpoint_of(there, init_ckpt))
         self._delegate.check(origin.state)
-        back = self._keep()
+        back = self.keep()
         self._become(there, back, lambda: self._run.put(origin.state, origin.own))
         step = self._run.position().step
         self._run.emit("checkpoint_loaded", path=origin.path, step=step, id=origin.name)
         return {"ckpt_loaded": True, "run_id": run_id, "step": step}
+
+    def keep(self) -> Pending:
+        """The run that trains, as it stands: on the disk before it is left."""
+        kept = self._run.save("auto", pinned=True, wait_s=WAIT_S)
+        if not kept.wait(WAIT_S):
+            detail = f"{self._run.run_id} is still being written; nothing has changed."
+            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=5.0)
+        if kept.error is not None:
+            raise kept.error
+        return kept
+
+    def checkpoint_of(self, there: Here, asked: str | None) -> tuple[str, str | None]:
+        """The file of a checkpoint, and its id where it is one of the run's.
+
+        Args:
+            asked: an id or a path; the newest of the run where a path is gone, or None is asked.
+
+        Raises:
+            CommandError: ``not_found``.
+        """
+        kept = run_folder.complete_checkpoints(there.folder)
+        for manifest, path in kept:
+            if asked in (manifest.id, path):
+                return path, manifest.id
+        if asked is not None and Path(asked).is_file():
+            return asked, None
+        newest = run_folder.goes_on_from(there.folder, there.record)
+        if newest is not None and (asked is None or "/" in asked):
+            return newest[1], newest[0].id
+        names = [manifest.id for manifest, _ in reversed(kept)][:20]
+        which = "no checkpoint" if asked is None else f"no checkpoint {asked[:120]!r}"
+        detail = f"{there.run_id} has {which}; the newest that it has are in allowed."
+        raise CommandError(ErrorCode.NOT_FOUND, detail, field="checkpoint", allowed=names)
 
     # Inside.
 
@@ -188,7 +258,8 @@ class Forks:
         if ids is not None or asked.weights is not None:
             weights = asked.weights
             tensor = torch.tensor(weights, dtype=torch.float64) if weights is not None else None
-            now = DataChoice(ids, tensor, now.batch_size)
+            # Weights alone are of the samples that its parent trains on.
+            now = DataChoice(now.ids if ids is None else ids, tensor, now.batch_size)
         if wishes.batch_size is not None:
             return dataclasses.replace(now, batch_size=wishes.batch_size)
         return now if ids is not None or asked.weights is not None else None
@@ -205,47 +276,11 @@ class Forks:
     def _origin(self, parent: Here, asked: Any) -> Origin | None:
         """None: from where the run that trains stands now."""
         name = asked.checkpoint or asked.parent_ckpt_path
-        if name is not None:
-            return self._checked(self._file(parent, name))
-        if parent.run_id == self._run.run_id:
+        if name is None and parent.run_id == self._run.run_id:
             return None
-        origin = self._newest(parent)
-        if origin is None:
-            detail = f"A fork of {parent.run_id} was asked, which has no checkpoint."
-            raise CommandError(ErrorCode.NOT_FOUND, detail, field="parent_run_id")
-        return self._checked(origin)
-
-    def _checked(self, origin: Origin) -> Origin:
+        origin = read_origin(*self.checkpoint_of(parent, name))
         self._delegate.check(origin.state)
         return origin
-
-    def _file(self, there: Here, asked: str) -> Origin:
-        """A checkpoint by its id or its path; the newest of the run where that is gone."""
-        kept = run_folder.complete_checkpoints(there.folder)
-        for manifest, path in kept:
-            if asked in (manifest.id, path):
-                return _read(path, own=manifest.id)
-        if Path(asked).is_file():
-            return _read(asked, own=None)
-        if "/" in asked and (newest := self._newest(there)) is not None:
-            return newest
-        names = [manifest.id for manifest, _ in reversed(kept)][:20]
-        detail = f"{there.run_id} has no checkpoint {asked[:120]!r}; the newest are in allowed."
-        raise CommandError(ErrorCode.NOT_FOUND, detail, field="checkpoint", allowed=names)
-
-    def _newest(self, there: Here) -> Origin | None:
-        found = run_folder.goes_on_from(there.folder, there.record)
-        return _read(found[1], own=found[0].id) if found is not None else None
-
-    def _keep(self) -> Pending:
-        """The run that trains, as it stands: on the disk before it is left."""
-        kept = self._run.save("auto", pinned=True, wait_s=WAIT_S)
-        if not kept.wait(WAIT_S):
-            detail = f"{self._run.run_id} is still being written; nothing has changed."
-            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=5.0)
-        if kept.error is not None:
-            raise kept.error
-        return kept
 
     def _become(self, there: Here, back: Pending, begin: Callable[[], None]) -> None:
         """The other run is the one that trains, or, where that fails, this one is as it was."""
@@ -258,7 +293,7 @@ class Forks:
         try:
             begin()
             self._limit_again(there.limits)
-        except Exception as error:
+        except Exception as error:  # border: the user's hooks of loading may raise anything
             self._take_back(there, left, back, error)
             self.budget = budget
             raise
@@ -269,9 +304,9 @@ class Forks:
         self._tell_move(there.run_id, left.run_id, self._run.position().step)
         self._run.enter(left)
         try:
-            self._run.put(_read(back.path, own=back.id).state, back.id)
+            self._run.put(read_origin(back.path, back.id).state, back.id)
             self._limit_again(left.limits)
-        except Exception as again:
+        except Exception as again:  # border: see above
             self._run.tear(again)
             raise
         if there.record.made and not run_folder.complete_checkpoints(there.folder):
@@ -288,28 +323,21 @@ class Forks:
         self._run.emit("runTransition", **{"from": left, "to": to, "prev_step": step})
         self._run.emit("finalizeRun", next_run=to, last_step=step)
 
-    def _begin(
-        self,
-        ticket: Ticket,
-        child: Here,
-        origin: Origin | None,
-        choice: DataChoice | None,
-        wishes: Wishes,
-    ) -> None:
+    def _begin(self, ticket: Ticket, child: Here, plan: Plan) -> None:
         self._announce(child)
-        if origin is not None:
-            self._run.put(origin.state, None)
-        told = [*wishes.told]
-        if choice is not None and self._data is not None:
-            told += self._data.choose(choice)
+        if plan.origin is not None:
+            self._run.put(plan.origin.state, None)
+        told = [*plan.wishes.told]
+        if plan.choice is not None and self._data is not None:
+            told += self._data.choose(plan.choice)
             self._data.begin_pass()
-        for each in wishes.params:
+        for each in plan.wishes.params:
             self._run.set_value(each, ticket)
         for text in told:
             self._run.emit("log", level="info", phase="info", text=f"{child.run_id}: {text}")
-        self._limit(wishes)
+        self._limit(plan.wishes)
         self._run.changed()
-        self._run.save("auto", pinned=True, wait_s=WAIT_S)
+        self.keep()  # what was answered is there, also for whoever goes on after a kill
 
     def _announce(self, child: Here) -> None:
         record = child.record
@@ -322,7 +350,8 @@ class Forks:
         }
         names = {"project": record.project, "run_name": record.run_id}
         self._run.emit("newRun", parents=record.parents, **names, meta=meta)
-        text = f"{record.kind} of {record.made['from']} at step {record.made['at_step']:,}"
+        of = " and ".join(record.parents)
+        text = f"{record.kind} of {of} at step {record.made['at_step']:,}"
         self._run.emit("log", level="info", phase="info", text=text)
 
     def _limit(self, wishes: Wishes) -> None:
@@ -375,7 +404,8 @@ def _at_its_end(now: Position) -> bool:
     return steps or (now.max_epochs is not None and now.epochs_done >= now.max_epochs)
 
 
-def _read(path: str, *, own: str | None) -> Origin:
+def read_origin(path: str, own: str | None) -> Origin:
+    """The whole state of a checkpoint. Raises CommandError."""
     state, manifest = read_checkpoint(Path(path), field="checkpoint")
     name = manifest.id if manifest is not None else Path(path).name
     return Origin(state, name, path, own)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -107,6 +107,20 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
 LEGACY: Final[Mapping[str, str]] = MappingProxyType({"swa": "linear"})
 
 
+def refuse_unknown(strategies: Iterable[str]) -> None:
+    """Raises CommandError ``bad_payload`` where there is no such strategy."""
+    for asked in strategies:
+        if LEGACY.get(asked, asked) not in STRATEGIES:
+            allowed = [*STRATEGIES, *LEGACY]
+            detail = f"Merging by {asked[:100]!r} was asked; allowed: {', '.join(allowed)}."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="strategy", allowed=allowed)
+
+
+def needs_of(strategy: str) -> tuple[str, ...]:
+    """The options that one cannot do without; see ``Strategy.needs``."""
+    return STRATEGIES[LEGACY.get(strategy, strategy)].needs
+
+
 class Merged:
     """A merge that can be carried out: all that is refused has been.
 
@@ -150,11 +164,8 @@ def run(
     Raises:
         CommandError: ``bad_payload``, ``unsupported``, ``not_found``; and what ``evaluate`` raises.
     """
+    refuse_unknown([strategy])
     name = LEGACY.get(strategy, strategy)
-    if name not in STRATEGIES:
-        allowed = [*STRATEGIES, *LEGACY]
-        detail = f"Merging by {strategy[:100]!r} was asked; allowed: {', '.join(allowed)}."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="strategy", allowed=allowed)
     entry = STRATEGIES[name]
     options = options or Options()
     if "base" not in entry.needs:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +184,30 @@ class RunTree:
         for here in self._runs.values():
             if here.lock is not None:
                 here.lock.release()
+
+
+def parted_at(runs: Sequence[Here], find: Callable[[str, str], Here]) -> tuple[Here, str] | None:
+    """The run and checkpoint at which these parted; None where nobody knows.
+
+    The nearest run that all come from; of its checkpoints that their lines begin with, the oldest.
+    """
+    lines = [_line(here, find) for here in {run.run_id: run for run in runs}.values()]
+    common = [run_id for run_id in lines[0] if all(run_id in line for line in lines)]
+    if not common:
+        return None
+    begun = [at for line in lines if (at := line[common[0]]) is not None]
+    return (find(common[0], "base"), min(begun)[1]) if begun else None
+
+
+def _line(here: Here | None, find: Callable[[str, str], Here]) -> dict[str, tuple[int, str] | None]:
+    """The runs that one comes from, itself first: where it left each, as step and checkpoint."""
+    line: dict[str, tuple[int, str] | None] = {}
+    left: tuple[int, str] | None = None
+    while here is not None and here.run_id not in line:
+        line[here.run_id] = left
+        made, here = here.record.made, None
+        if made:
+            left = int(made["at_step"]), str(made["init_from"])
+            with contextlib.suppress(CommandError):  # it was removed
+                here = find(str(made["from"]), "base")
+    return line

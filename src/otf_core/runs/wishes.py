@@ -64,7 +64,7 @@ class Wishes:
                 params.append(SetParam(path=VALUES[name], value=_number(name, value)))
             else:
                 told.append(f"{name} is not known: not applied")
-        counts = {name: _count(name, given.get(name)) for name in COUNTS}
+        counts = {name: count(name, given.get(name)) for name in COUNTS}
         return cls(tuple(params), told=tuple(told), **counts)
 
 
@@ -75,7 +75,8 @@ def _number(name: str, value: Any) -> float:
     raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=f"hparams.{name}")
 
 
-def _count(name: str, value: Any) -> int | None:
+def count(name: str, value: Any) -> int | None:
+    """A number of steps or the like. Raises CommandError ``bad_payload`` where it is none."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     detail = f"{name} was asked to be {value!r}; allowed: 1 or more."

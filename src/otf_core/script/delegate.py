@@ -43,6 +43,8 @@ UNSUPPORTED: Final = {
     "extend": NO_LIMIT,
     "fork": NO_FORK,
     "switch_run": NO_FORK,
+    "merge": NO_FORK,
+    "merge_preview": NO_FORK,
 }
 
 

@@ -37,12 +37,13 @@ from otf_core.state.loader_parts import (
     set_around,
     unstorable,
 )
-from otf_core.state.tapped_iterators import Position, SingleIter, Watch, WorkersIter
+from otf_core.state.tapped_iterators import Heard, Position, SingleIter, Watch, WorkersIter
 
 __all__ = [
     "PositionError",
     "around",
     "drew_while_read",
+    "hear",
     "nested",
     "position",
     "reasons",
@@ -120,6 +121,7 @@ class _Tap:
         self.pending: Position | None = None
         self.ready: Iter | None = None  # made, and not yet fetched by an __iter__ of the user's
         self.watch = Watch()
+        self.heard: Heard = None
         self.readers: list[OwnIter] = []  # those that are being asked for a batch, outermost first
         self._made: list[weakref.ref[Iter]] = []
 
@@ -127,7 +129,7 @@ class _Tap:
         """The iterator that goes on from what is pending."""
         back, self.pending = self.pending, None
         kind = WorkersIter if loader.num_workers else SingleIter
-        iterator = kind(loader, back, self.watch)
+        iterator = kind(loader, back, self.watch, self.heard)
         self._made = [ref for ref in self._made if ref() is not None] + [weakref.ref(iterator)]
         return iterator
 
@@ -227,6 +229,12 @@ def why_not(loader: Any) -> str | None:
     if isinstance(loader.dataset, IterDataPipe | MapDataPipe):
         return f"the data set of {cls.__name__} is a DataPipe"
     return None
+
+
+def hear(loader: Any, heard: Heard) -> None:
+    """Have every iterator that a tapped loader makes from here on tell what it hands out."""
+    if isinstance(loader, Tapped):
+        loader._otf.heard = heard  # type: ignore[attr-defined]
 
 
 def tapped(loader: Any) -> bool:

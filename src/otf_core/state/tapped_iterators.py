@@ -54,6 +54,8 @@ INSTANCE: Final = (
 )
 
 Position = dict[str, Any]
+# Told the indices of each batch that is handed out.
+Heard = Callable[[Any], None] | None
 
 
 class Watch:
@@ -137,11 +139,14 @@ class SingleIter(torch_loader._SingleProcessDataLoaderIter):
     Args:
         loader: a tapped one.
         back: the position to go on from, with ``around`` as it was then.
+        heard: see Heard.
     """
 
-    def __init__(self, loader: DataLoader[Any], back: Position | None, watch: Watch) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], back: Position | None, watch: Watch, heard: Heard = None
+    ) -> None:
         self._watch, self._drawn, self._replayed = watch, 0, replayed(loader)
-        self._ended = False
+        self._ended, self._heard = False, heard
         began: dict[str, Any] = {}
         if back is not None:
             data = back["began" if self._replayed else "around"]["data"]
@@ -175,9 +180,11 @@ class SingleIter(torch_loader._SingleProcessDataLoaderIter):
         self._drawn = n + 1
         if n == 0 and self._rng_start is None:
             self._rng_start = get_rng()
-        if n < 8 and not self._replayed:
-            return self._watch.index(n, super()._next_index)
-        return super()._next_index()  # type: ignore[no-untyped-call]
+        draw: Callable[[], Any] = super()._next_index
+        index = self._watch.index(n, draw) if n < 8 and not self._replayed else draw()
+        if self._heard is not None:
+            self._heard(index)
+        return index
 
     def _next_data(self) -> Any:
         fetch: Callable[[], Any] = super()._next_data
@@ -229,8 +236,11 @@ class WorkersIter(torch_loader._MultiProcessingDataLoaderIter):
         back: the position to go on from; ``rng`` is None when it stood between two iterations.
     """
 
-    def __init__(self, loader: DataLoader[Any], back: Position | None, watch: Watch) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], back: Position | None, watch: Watch, heard: Heard = None
+    ) -> None:
         self._watch, self._replayed, self._back = watch, replayed(loader), back
+        self._heard = heard
         self._here = get_rng(), around(loader) if back is not None else {}
         self._stands: dict[int, Stand] = {}
         self._ends: dict[int, dict[str, Any]] = {}
@@ -345,7 +355,9 @@ class WorkersIter(torch_loader._MultiProcessingDataLoaderIter):
     def _process_data(self, data: Any, worker_idx: int) -> Any:
         self._turn = (worker_idx + 1) % self._num_workers
         if self._ahead:
-            self._ahead.popleft()
+            index = self._ahead.popleft()
+            if self._heard is not None:
+                self._heard(index)
         data = super()._process_data(data, worker_idx)  # type: ignore[no-untyped-call]
         return self._hear(worker_idx, data) if isinstance(data, Stamped) else data
 

@@ -125,7 +125,7 @@ wrapper, where, phase, seen, kept = (
     set(),
 )
 noted = functools.partial(meter.add)
-order, ticks = orders(40), itertools.count(5)
+order, ticks, raw, serial = orders(40), itertools.count(5), bytearray(2), itertools.count(7)
 table = torch.zeros(600, 600)  # over 1 MiB, and never touched
 copied = gone = None
 squash, weigh = torch.relu, lambda loss: loss
@@ -152,6 +152,7 @@ for epoch, _, down, cold in zip(range(3), ticks, Countdown(50), map(abs, range(-
         slotted.turns += 2
         args.steps += 1
         wrapper.width += 3
+        raw[number % 2] += 1
         where = Path(str(args.steps))
         phase = Phase.COOL if args.steps % 2 else Phase.WARM
         seen = Seen(args.steps, value)
@@ -169,6 +170,7 @@ for epoch, _, down, cold in zip(range(3), ticks, Countdown(50), map(abs, range(-
         print(epoch, number, cold, down, f"{value:.6f}", recent, by_phase, names, sorted(kept))
         print(log, log.lines, slotted.turns, wrapper.width, where, phase, seen, state_of.TOTAL)
         print(meter.values, meter.owner is log, Meter.made, best, totals, average, args, len(text))
+        print(raw, next(serial))
     print("epoch", epoch, scheduler.get_last_lr(), net.training, float(table.sum()))
     Meter("another")
 digest.write(sys.argv[1], net=net, optimizer=optimizer, copied=copied, average=average)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from otf_core import protocol
 from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
-from otf_core.session import NEEDS_HEALTH, NEEDS_SAMPLES
+from otf_core.run_commands import NEEDS_HEALTH, NEEDS_MODULES, NEEDS_SAMPLES
 from otf_core.testing.conformance.running import Running
 from otf_core.testing.conformance.suite import LATE, WITHIN, Suite
 
@@ -71,7 +71,13 @@ class Wire(Suite):
             return f"no sentence: {reply['detail']!r}"
         if reply["code"] != "unsupported":
             return f"refused with {reply['code']}: {reply['detail']}"
-        declared = {**NOT_IN_THIS_VERSION, **NEEDS_SAMPLES, **NEEDS_HEALTH, **self.framework.cannot}
+        declared = {
+            **NOT_IN_THIS_VERSION,
+            **NEEDS_SAMPLES,
+            **NEEDS_HEALTH,
+            **NEEDS_MODULES,
+            **self.framework.cannot,
+        }
         if name not in declared:
             return f"unsupported, and that is not declared: {reply['detail']}"
         if declared[name] not in reply["detail"]:
@@ -83,6 +89,8 @@ class Wire(Suite):
         kept = run.ask("list_checkpoints")["checkpoints"]
         newest = kept[0] if kept else {"id": "none", "path": "none"}
         epochs = run.ask("status")["max_epochs"]
+        run_id = run.ask("status")["run_id"]
+        twice = {"parents": [run_id, run_id]}
         longer = {"max_steps": 10**6} if epochs is None else {"max_epochs": epochs + 1}
         given: dict[str, dict[str, Any]] = {
             "hello": {"protocol": protocol.PROTOCOL},
@@ -90,8 +98,10 @@ class Wire(Suite):
             "ping": {"t": 1.0},
             "set_param": {"path": "lr", "mul": 1.0},
             "note": {"text": "here"},
-            "attach_context": {"run_id": run.ask("status")["run_id"]},
-            "switch_run": {"run_id": run.ask("status")["run_id"]},
+            "attach_context": {"run_id": run_id},
+            "switch_run": {"run_id": run_id},
+            "merge_preview": {**twice, "strategies": ["linear"]},
+            "merge": twice,
             "load_ckpt": {"path": newest["path"]},
             "rollback": {"checkpoint": newest["id"]},
             "extend": longer,
