@@ -28,6 +28,7 @@ CHANGES: Final = (
     "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
     "rollback", "undo", "extend", "load_ckpt", "reset_session", "fork", "switch_run",
     "merge", "merge_preview", "scan", "samples", "generate_report", "get_selected_region_indices",
+    "export_subset", "prepare_export", "spill_all", "export_weights",
     "dist_health", "throughput_health", "activations_health", "numerics_health",
     "determinism_health",
 )  # fmt: skip

@@ -246,6 +246,50 @@ class GenerateReport(Payload):
     reqId: int | None = None  # noqa: N815 -- the extension's name
 
 
+class ExportSubset(Payload):
+    """``export_subset``: samples of a set as a file, with what is known of them.
+
+    Attributes:
+        format: None: by the ending of ``out_path``, else CSV.
+        out_path: None: in the run's folder.
+        on: "train", "val" or "test".
+    """
+
+    run_id: str | None = None
+    format: Literal["csv", "json", "parquet", "feather"] | None = None
+    out_path: str | None = None
+    subset_indices: list[int] | None = None
+    selection: dict[str, Any] | None = None
+    on: str = "train"
+
+
+class PrepareExport(Payload):
+    """``prepare_export``; nothing is written into ``dir``.
+
+    Attributes:
+        owners: runs; None or none: those of the session.
+    """
+
+    dir: str | None = None
+    latest_only: bool = True
+    owners: list[str] | None = None
+
+
+class SpillAll(Payload):
+    """``spill_all``; as above, of all runs of the session."""
+
+    dir: str | None = None
+    latest_only: bool = True
+
+
+class ExportWeights(Payload):
+    """``export_weights``; without a checkpoint those of where the run stands."""
+
+    run_id: str | None = None
+    checkpoint: str | None = None
+    out_path: str | None = None
+
+
 class RegionIndices(Payload):
     run_id: str | None = None
     min_loss: float = float("-inf")
@@ -330,10 +374,11 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("samples", SamplesPage, "queue", mutates=False),
     CommandSpec("cancel", Cancel, "control", mutates=False),
     CommandSpec("generate_report", GenerateReport, "queue", mutates=True),
-    CommandSpec("export_subset", Anything, "queue", mutates=True),
+    CommandSpec("export_subset", ExportSubset, "queue", mutates=True),
     CommandSpec("get_selected_region_indices", RegionIndices, "queue", mutates=False),
-    CommandSpec("prepare_export", Anything, "queue", mutates=False),
-    CommandSpec("spill_all", Anything, "queue", mutates=False),
+    CommandSpec("prepare_export", PrepareExport, "queue", mutates=False),
+    CommandSpec("spill_all", SpillAll, "queue", mutates=False),
+    CommandSpec("export_weights", ExportWeights, "queue", mutates=True),
     CommandSpec("propose_subsets", Anything, "queue", mutates=False),
     CommandSpec("dist_health", Health, "queue", mutates=False),
     CommandSpec("throughput_health", Health, "queue", mutates=False),

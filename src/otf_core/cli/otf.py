@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from otf_core.cli.export import export_group
 from otf_core.client import (
     Client,
     ClientError,
@@ -339,7 +340,8 @@ def app() -> None:
     """The group that holds all commands."""
 
 
-for _command in (dashboard, demo, ps, runs, tail, doctor, *map(_command_of, VERBS)):
+_export = export_group(_command_of)
+for _command in (dashboard, demo, ps, runs, tail, doctor, *map(_command_of, VERBS), _export):
     app.add_command(_command)
 
 

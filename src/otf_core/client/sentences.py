@@ -264,6 +264,19 @@ def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: A
     return "\n".join([*lines, columns([head, *cells], right=head)])
 
 
+def exported(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    rows, step = number(data.get("rows")), number(data.get("applied_step"))
+    return f"Exported {rows} samples of {name} at step {step} to {data.get('out_path')}"
+
+
+def exported_weights(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Where they are, and what is not there."""
+    step, weight = number(data.get("step")), size(data.get("bytes"))
+    of, left_out = f"{data.get('run_id')} at step {step}", data.get("left_out")
+    missing = f"; left out, being no tensors: {', '.join(left_out)}" if left_out else ""
+    return f"Exported the weights of {of} ({weight}) to {data.get('out_path')}{missing}"
+
+
 def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     found = "nothing to look at" if data.get("ok") else "there is something to look at"
     return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"

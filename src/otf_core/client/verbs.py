@@ -135,16 +135,21 @@ def read_ids(text: str) -> list[int]:
     return found
 
 
-def _fork(given: Payload) -> tuple[str, Payload]:
-    """What is put in place of the parent's own values, as the wire has it."""
+def _choose(given: Payload, words: str) -> None:
+    """``--ids`` and ``--worst`` as a selection."""
     ids, worst = given.pop("ids", None), given.pop("worst", None)
     if ids is not None and worst is not None:
-        msg = "otf fork takes --ids or --worst, one of them."
+        msg = f"{words} takes --ids or --worst, one of them."
         raise UsageError(msg)
     if ids is not None:
         given["selection"] = {"kind": "indices", "ids": read_ids(ids)}
     if worst is not None:
         given["selection"] = {"kind": "quantile", "from": round(1.0 - worst, 12), "to": 1.0}
+
+
+def _fork(given: Payload) -> tuple[str, Payload]:
+    """What is put in place of the parent's own values, as the wire has it."""
+    _choose(given, "otf fork")
     rates = {name: given.pop(name) for name in ("lr", "lr_mul", "wd_mul") if name in given}
     return "fork", {**given, **({"hparams": rates} if rates else {})}
 
@@ -173,6 +178,23 @@ def _scan(given: Payload) -> tuple[str, Payload]:
     if (ids := given.pop("ids", None)) is not None:
         given["ids"] = read_ids(ids)
     return "scan", given
+
+
+def _absolute(given: Payload) -> None:
+    """A file is in the working directory of who asks; the trainer has one of its own."""
+    if "out_path" in given:
+        given["out_path"] = os.path.abspath(os.path.expanduser(given["out_path"]))
+
+
+def _export_samples(given: Payload) -> tuple[str, Payload]:
+    _choose(given, "otf export samples")
+    _absolute(given)
+    return "export_subset", given
+
+
+def _export_weights(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    return "export_weights", given
 
 
 def _health(given: Payload) -> tuple[str, Payload]:
@@ -345,5 +367,35 @@ VERBS: Final[tuple[Verb, ...]] = (
             Arg("text", "At most 4,096 characters."),
             Arg("step", "Of this step.", ("--step",), "int"),
         ),
+    ),
+)  # fmt: skip
+
+# Words behind ``otf export``.
+EXPORTS: Final[tuple[Verb, ...]] = (
+    Verb(
+        "samples", "export_subset",
+        "Write samples of a set as a table: index, loss, label, prediction, and what of them is "
+        "plain.",
+        sentences.exported,
+        (
+            Arg("format", "csv, json, parquet or feather; by the ending of --out, else csv.",
+                ("--format",), choices=("csv", "json", "parquet", "feather")),
+            Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
+            Arg("ids", "Only these samples: 3,5,8-20.", ("--ids",)),
+            Arg("worst", "Only this share, by the highest loss: 0.1.", ("--worst",), "float"),
+            Arg("out_path", "The file; in the run's folder if none is given.", ("--out",)),
+        ),
+        request=_export_samples,
+    ),
+    Verb(
+        "weights", "export_weights",
+        "Write weights as safetensors: of where the run stands, or of a checkpoint.",
+        sentences.exported_weights,
+        (
+            Arg("checkpoint", "Of this one, by its id.", ("--checkpoint",)),
+            Arg("run_id", "Of this run of the session.", ("--of",)),
+            Arg("out_path", "The file; in the run's folder if none is given.", ("--out",)),
+        ),
+        request=_export_weights,
     ),
 )  # fmt: skip

@@ -117,6 +117,19 @@ class Looking:
         ids: Ids = resolve(selection, self.table(selection, "train", ticket))
         return torch.from_numpy(ids)
 
+    def losses(self, on: str, ids: Ids | None, ticket: Ticket) -> SampleTable:
+        """Those of a set or of some of its samples; found unless they are known.
+
+        Raises:
+            CommandError: ``bad_payload``, there is no such sample.
+        """
+        kept = self._tables.get(on)
+        if ids is not None and kept is not None and kept[0] == self._at():
+            chosen = np.unique(ids)
+            if len(chosen) and np.isin(chosen, kept[1].ids).all() and "loss" in kept[1].known():
+                return kept[1].only(chosen)
+        return self._look(on, LOSS, ids, ticket)[0]
+
     def table(self, selection: Selection, on: str, ticket: Ticket) -> SampleTable:
         """What a selection needs to know of a set."""
         if not selection.needs():

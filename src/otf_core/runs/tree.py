@@ -68,6 +68,24 @@ class RunTree:
             record = run_folder.record_of(folder)
             if record is not None and record.run_id == run_id:
                 return self._open(folder, record, field)
+        return self._known(run_id, field)
+
+    def names(self) -> list[str]:
+        """Of the runs that this session has had."""
+        return [*self._runs]
+
+    def look(self, run_id: str, field: str = "run_id") -> Here:
+        """As ``find``, but it is only looked at: it is not locked, and may be another's."""
+        if run_id not in self._runs and run_name_problem(run_id) is None:
+            folder = self._save_dir / self._project / run_id
+            record = run_folder.record_of(folder)
+            if record is not None and record.run_id == run_id:
+                return Here(record, folder)
+        return self._known(run_id, field)
+
+    def _known(self, run_id: str, field: str) -> Here:
+        if (known := self._runs.get(run_id)) is not None:
+            return known
         names = [*self._runs]
         detail = f"No run named {run_id[:120]!r} in {self._project}; this session has {names}."
         raise CommandError(ErrorCode.NOT_FOUND, detail[:400], field=field, allowed=names[:20])
