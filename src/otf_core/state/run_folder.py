@@ -23,7 +23,7 @@ import psutil
 
 from otf_core.errors import OtfError
 from otf_core.protocol import automatic_names
-from otf_core.state.checkpoint_file import Manifest, UnfitError, complete, newest
+from otf_core.state.manifest import Manifest, UnfitError, complete, newest
 from otf_core.transport import at_fork
 
 LOCK: Final = "lock"
