@@ -19,7 +19,7 @@ import msgspec
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import automatic_names
-from otf_core.state.checkpoint_file import whole_file
+from otf_core.state.manifest import whole_file
 
 EXPORTS: Final = "exports"
 WRITTEN: Final = "written.json"
