@@ -39,7 +39,7 @@ STAGED: Final = ".otf-import-"  # a folder in which runs are unpacked; no run ha
 READY: Final = ".ready"  # verified: only the moves are left
 _NAME: Final = r"[A-Za-z0-9_#-][A-Za-z0-9._#-]{0,119}"
 MEMBER: Final = re.compile(
-    rf"({_NAME})/(run\.json|journal/{_NAME}\.jsonl|checkpoints/{_NAME}\.(?:ckpt|json))"
+    rf"({_NAME})/(run\.json|results\.jsonl|journal/{_NAME}\.jsonl|checkpoints/{_NAME}\.(?:ckpt|json))"
 )
 
 
@@ -222,10 +222,10 @@ def _look(folder: Path, which: Which) -> tuple[PackedRun, list[_Source]]:
         raise ArchiveError(msg) from error
     name = folder.name
     sources = [_Source(f"{name}/run.json", folder / "run.json", len(data), data=data)]
-    for path in sorted((folder / "journal").glob("*.jsonl")):
+    for path in (folder / "results.jsonl", *sorted((folder / "journal").glob("*.jsonl"))):
         with contextlib.suppress(UnfitError, FileNotFoundError), opened(path, follow=False) as file:
             size = _whole_lines(file)
-            sources.append(_Source(f"{name}/journal/{path.name}", path, size))
+            sources.append(_Source(f"{name}/{path.relative_to(folder)}", path, size))
     newest = run_folder.goes_on_from(folder, record)
     found = run_folder.complete_checkpoints(folder)
     if which == "newest":
