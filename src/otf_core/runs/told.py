@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
+import operator
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ FIELDS: Final = (
 )  # fmt: skip
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 MAX_NAMES: Final = 40  # of what a module logged
+LARGEST: Final = 1e100  # that is drawn
+MAX_HIDDEN: Final = 1_000
 MAX_EVENTS: Final = 20_000  # of a run, that are no steps
 MAX_RESULTS: Final = 200
 KEPT: Final = frozenset(
@@ -45,11 +48,13 @@ class Series:
 
     def __init__(self) -> None:
         self.steps, self.values = array("q"), array("d")
+        self._last = -1
 
     def add(self, step: int, value: float) -> None:
         """A later value of the same step takes its place."""
-        if self.steps and step <= self.steps[-1]:
+        if step <= self._last:
             self.turn_back(step - 1)
+        self._last = step
         self.steps.append(step)
         self.values.append(value)
 
@@ -58,6 +63,7 @@ class Series:
         keep = bisect.bisect_right(self.steps, step)
         del self.steps[keep:]
         del self.values[keep:]
+        self._last = self.steps[-1] if keep else -1
 
 
 class ToldRun:
@@ -66,6 +72,7 @@ class ToldRun:
     def __init__(self, folder: Path, record: RunRecord) -> None:
         self.folder, self.record = folder, record
         self.series: dict[str, Series] = {}
+        self._hidden: set[str] = set()
         self.events: list[dict[str, Any]] = []
         self.step = 0
         self.first_ts = self.last_ts = math.nan
@@ -89,22 +96,34 @@ class ToldRun:
         if step is None:
             return
         self.step = step
-        for name in FIELDS:
-            self._put(name, step, getattr(line, name))
+        for name, value in zip(FIELDS, _fields_of(line), strict=True):
+            if value is not None:
+                self._put(name, step, value)
         if isinstance(line.metrics, dict):
             for name, value in line.metrics.items():
-                if name in self.series or (value is not None and self._is_new(name)):
+                if value is None or name in self._hidden:
+                    continue
+                if name in self.series or self._is_shown(name):
                     self._put(name, step, value)
 
-    def _is_new(self, name: str) -> bool:
-        """Whether it is shown under its own name: what has a field of a step is shown by that."""
+    def _is_shown(self, name: str) -> bool:
+        """Under its own name: what has a field of a step is shown by that; asked once."""
         known = resolve([name])
-        return len(self.series) < MAX_NAMES and (not known or known[0][0] not in FIELDS)
+        shown = len(self.series) < MAX_NAMES and not (known and known[0][0] in FIELDS)
+        if not shown and len(self._hidden) < MAX_HIDDEN:
+            self._hidden.add(name)
+        return shown
 
     def _put(self, name: str, step: int, value: Any) -> None:
-        known = number(value)
-        if known is not None:
-            self.series.setdefault(name, Series()).add(step, known)
+        # A run has a million of them: what is a plain float is not asked further.
+        if type(value) is not float or not -LARGEST < value < LARGEST:
+            value = number(value)
+            if value is None:
+                return
+        series = self.series.get(name)
+        if series is None:
+            series = self.series[name] = Series()
+        series.add(step, value)
 
     def turn_back(self, step: int) -> None:
         """Another state was put in place: what is behind it is told no more."""
@@ -144,6 +163,7 @@ class _Line(msgspec.Struct):
     metrics: Any = None
 
 
+_fields_of = operator.attrgetter(*FIELDS)
 _lines = msgspec.json.Decoder(_Line)
 _objects = msgspec.json.Decoder(dict[str, Any])
 
@@ -152,10 +172,11 @@ def number(value: Any) -> float | None:
     """A number that can be drawn, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    with contextlib.suppress(OverflowError):
+    try:
         found = float(value)
-        return found if abs(found) < 1e100 else None
-    return None
+    except OverflowError:
+        return None
+    return found if -LARGEST < found < LARGEST else None
 
 
 def count(value: Any) -> int | None:
