@@ -290,6 +290,26 @@ class ExportWeights(Payload):
     out_path: str | None = None
 
 
+class ExportSession(Payload):
+    """``export_session``: runs as one file that another machine goes on from.
+
+    Attributes:
+        runs: None: the one that trains and all its relatives.
+        checkpoints: of each run the one from which it goes on, or all.
+    """
+
+    out_path: str | None = None
+    runs: list[str] | None = None
+    checkpoints: Literal["newest", "all"] = "newest"
+
+
+class ExportReport(Payload):
+    """``export_report``: a run as a page; None: the one that trains."""
+
+    out_path: str | None = None
+    run_id: str | None = None
+
+
 class RegionIndices(Payload):
     run_id: str | None = None
     min_loss: float = float("-inf")
@@ -379,6 +399,8 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("prepare_export", PrepareExport, "queue", mutates=False),
     CommandSpec("spill_all", SpillAll, "queue", mutates=False),
     CommandSpec("export_weights", ExportWeights, "queue", mutates=True),
+    CommandSpec("export_session", ExportSession, "queue", mutates=True),
+    CommandSpec("export_report", ExportReport, "queue", mutates=True),
     CommandSpec("propose_subsets", Anything, "queue", mutates=False),
     CommandSpec("dist_health", Health, "queue", mutates=False),
     CommandSpec("throughput_health", Health, "queue", mutates=False),

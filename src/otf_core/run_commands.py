@@ -30,6 +30,7 @@ from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
 from otf_core.runs.merges import NO_MERGE, Merges
 from otf_core.runs.out_files import OutFiles
+from otf_core.runs.session_files import SessionFiles
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
 from otf_core.state.checkpoint_file import read_checkpoint
@@ -55,6 +56,9 @@ class Run(forking.Run, Protocol):
 
     def look(self) -> None:
         """Note where the run stands, for those who ask from other threads."""
+
+    def settle(self) -> None:
+        """What was told so far is on the disk."""
 
     def tell_exactness_anew(self) -> None:
         """Another run trains; whoever looks at it is told as well."""
@@ -107,14 +111,23 @@ class RunCommands:
             check_value=check_value,
             chosen=self.looking.chosen,
         )
+        files = OutFiles(lambda: run.run_dir)
         self.exports = Exports(
             run,
             tree,
-            OutFiles(lambda: run.run_dir),
+            files,
             looking=self.looking,
             samples=samples,
             exclusive=self._cancellable,
             saved=store.settle,
+        )
+        self.session_files = SessionFiles(
+            run,
+            tree,
+            files,
+            looking=self.looking,
+            exclusive=self._cancellable,
+            fresh=self.exports.fresh,
         )
 
         self._merges = Merges(
@@ -148,6 +161,8 @@ class RunCommands:
         on("export_subset")(self.exports.subset)
         on("prepare_export")(self.exports.session)
         on("spill_all")(self.exports.spill)
+        on("export_session")(self.session_files.archive)
+        on("export_report")(self.session_files.report)
         on("export_weights")(self.exports.weights)
         for name in CHECKS:
             on(name)(self._check_health)

@@ -230,6 +230,8 @@ class Visitor(L.Callback):
             link.ask("export_subset")
             link.ask("prepare_export")
             link.ask("export_weights")
+            link.ask("export_session")
+            link.ask("export_report")
             link.ask("list_checkpoints")
         elif trainer.global_step == 7:
             link.went_back = True
@@ -269,6 +271,7 @@ ASKED = (
     *("fork", "scan", "samples", "generate_report", "get_selected_region_indices"),
     *("merge", "merge_preview"),
     *("export_subset", "prepare_export", "export_weights"),
+    *("export_session", "export_report"),
 )
 
 

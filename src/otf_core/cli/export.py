@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import click
 
+from otf_core.cli.archive import also_from_folders
 from otf_core.client.verbs import EXPORTS, Verb
 
 
@@ -17,6 +18,8 @@ def export_group(command_of: Callable[[Verb], click.Command]) -> click.Group:
     """
     found = click.Group("export", help="Write samples or weights of a run into a file.")
     commands = [command_of(verb) for verb in EXPORTS]
+    for command in commands:
+        also_from_folders(command)
     for command in commands:  # what has no verb comes into this list
         found.add_command(command)
     return found

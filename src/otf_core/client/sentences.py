@@ -277,6 +277,21 @@ def exported_weights(name: str, data: Any, session: Mapping[str, Any]) -> str:  
     return f"Exported the weights of {of} ({weight}) to {data.get('out_path')}{missing}"
 
 
+def exported_archive(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Which runs are in it, and which parents are not."""
+    runs, count = ", ".join(data.get("runs") or ()), data.get("checkpoints")
+    kept = f"{number(count)} checkpoint{'' if count == 1 else 's'}"
+    missing = data.get("missing")
+    without = f"; without {', '.join(missing)}" if missing else ""
+    where = f"({size(data.get('bytes'))}) into {data.get('out_path')}"
+    return f"Packed {runs} with {kept} {where}{without}"
+
+
+def exported_report(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    where = f"({size(data.get('bytes'))}) to {data.get('out_path')}"
+    return f"Wrote the report of {data.get('run_id')} {where}"
+
+
 def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     found = "nothing to look at" if data.get("ok") else "there is something to look at"
     return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"

@@ -197,6 +197,18 @@ def _export_weights(given: Payload) -> tuple[str, Payload]:
     return "export_weights", given
 
 
+def _export_archive(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    if (runs := given.pop("runs", None)) is not None:
+        given["runs"] = [name.strip() for name in runs.split(",")]
+    return "export_session", given
+
+
+def _export_report(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    return "export_report", given
+
+
 def _health(given: Payload) -> tuple[str, Payload]:
     return f"{given['check']}_health", {}
 
@@ -397,5 +409,29 @@ EXPORTS: Final[tuple[Verb, ...]] = (
             Arg("out_path", "The file; in the run's folder if none is given.", ("--out",)),
         ),
         request=_export_weights,
+    ),
+    Verb(
+        "archive", "export_session",
+        "Pack a run and its relatives into one file, which another machine goes on from.",
+        sentences.exported_archive,
+        (
+            Arg("runs", "Only these: base,fork1.", ("--only",)),
+            Arg("checkpoints", "Of each run the newest, or all.", ("--checkpoints",),
+                choices=("newest", "all")),
+            Arg("out_path", "The file, which ends in .zip; in the run's folder if none is given.",
+                ("--out",)),
+        ),
+        request=_export_archive,
+    ),
+    Verb(
+        "report", "export_report",
+        "Write what a run was as a page that opens anywhere.",
+        sentences.exported_report,
+        (
+            Arg("run_id", "Of this run of the project.", ("--of",)),
+            Arg("out_path", "The file, which ends in .html; in the run's folder if none is given.",
+                ("--out",)),
+        ),
+        request=_export_report,
     ),
 )  # fmt: skip

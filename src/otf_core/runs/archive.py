@@ -166,8 +166,9 @@ def pack(
         OSError: the disk.
     """
     with contextlib.ExitStack() as locks:
+        ours = {folder.resolve() for folder in held}
         for folder in folders:
-            if folder not in held:
+            if folder.resolve() not in ours:
                 _hold(folder, locks)
         runs, sources = [], []
         for folder in folders:
@@ -189,7 +190,7 @@ def pack(
             bytes=sum(source.size for source in sources),
             members=[],
         )
-        told = Telling(contents.bytes, tell, cancelled)
+        told = Telling(tell, cancelled, contents.bytes)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             contents.members = [_write(archive, source, told) for source in sources]
             data = msgspec.json.format(msgspec.json.encode(contents))
@@ -270,21 +271,21 @@ class Telling:
     """Says now and then how far it is, and asks whether to go on."""
 
     def __init__(
-        self, total: int, tell: Callable[[int, int], None], cancelled: Callable[[], bool]
+        self, tell: Callable[[int, int], None], cancelled: Callable[[], bool], total: int = 0
     ) -> None:
-        self._done, self._total = 0, total
+        self._done, self.total = 0, total
         self._tell, self._cancelled = tell, cancelled
         self._told_s = time.monotonic()
 
     def add(self, count: int) -> None:
         self._done += count
         if self._cancelled():
-            msg = f"It was cancelled after {self._done:,} of {self._total:,} bytes."
+            msg = f"It was cancelled after {self._done:,} of {self.total:,} bytes."
             raise CancelledError(msg)
         now_s = time.monotonic()
         if now_s - self._told_s >= TELL_S:
             self._told_s = now_s
-            self._tell(self._done, self._total)
+            self._tell(self._done, self.total)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -173,7 +173,7 @@ class Exports:
         owners = asked.owners if asked.owners else self._tree.names()
         for owner in owners:
             self._tree.look(owner, "owners")
-        self._fresh()
+        self.fresh()
         main = here if here in owners else owners[0]
         found = self._newest(main)
         ckpt = None
@@ -185,7 +185,7 @@ class Exports:
 
     def spill(self, ticket: Ticket) -> list[dict[str, Any]]:
         """Every run's, as ``session`` lists them."""
-        self._fresh()
+        self.fresh()
         return self._snapshots(self._tree.names(), latest_only=ticket.payload.latest_only)
 
     def _snapshots(self, owners: list[str], *, latest_only: bool) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ class Exports:
                 )
         return found
 
-    def _fresh(self) -> Pending:
+    def fresh(self) -> Pending:
         """The newest checkpoint of the run that trains is one of where it stands."""
         kept = self._run.save("auto", wait_s=WAIT_S)
         if not kept.wait(WAIT_S):
@@ -242,7 +242,7 @@ class Exports:
         here = self._run.run_id
         there = self._tree.look(asked.run_id or here)
         if asked.checkpoint is None and there.run_id == here:
-            fresh = self._fresh()
+            fresh = self.fresh()
             return fresh.manifest, fresh.path
         kept = complete_checkpoints(there.folder)
         if asked.checkpoint is None:

@@ -130,6 +130,15 @@ class Looking:
                 return kept[1].only(chosen)
         return self._look(on, LOSS, ids, ticket)[0]
 
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """What was found of the run that trains, by the set: ``rule`` and ``figures``."""
+        here = self._at()[0]
+        return {
+            on: {"rule": f"as scanned at step {at[1]:,}", "figures": figures_of(table)}
+            for on, (at, table) in self._tables.items()
+            if at[0] == here and table.losses is not None
+        }
+
     def table(self, selection: Selection, on: str, ticket: Ticket) -> SampleTable:
         """What a selection needs to know of a set."""
         if not selection.needs():

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from otf_core import __version__
 from otf_core.runs import told
+from otf_core.runs.archive import Telling
 from otf_core.runs.report_chart import Curve, Mark, chart, short, text
 from otf_core.runs.told import Told, ToldRun, count, number
 from otf_core.state import run_folder
@@ -50,19 +51,26 @@ class Action(NamedTuple):
 
 
 def report(
-    project_dir: Path, run_id: str, *, figures: Mapping[str, Any] | None = None, now_ts: float
+    project_dir: Path,
+    run_id: str,
+    *,
+    figures: Mapping[str, Any] | None = None,
+    now_ts: float,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> str:
     """The page.
 
     Args:
         figures: of scans, by the set that was scanned: ``rule`` and ``figures`` as ``scan`` has
             them.
+        tell: bytes that are read and of all.
 
     Raises:
-        ArchiveError: there is no such run.
+        ArchiveError: there is no such run; it was cancelled.
         OSError: its folder cannot be read.
     """
-    found = told.read(project_dir, run_id)
+    found = told.read(project_dir, run_id, Telling(tell, cancelled))
     run: ToldRun = found.run
     drawn = _drawn(found)
     actions = sorted(_actions(found), key=lambda action: action.ts)

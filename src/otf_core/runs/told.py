@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from otf_core.runs.archive import project_runs, relatives
+from otf_core.runs.archive import PIECE_BYTES, Telling, project_runs, relatives
 from otf_core.state import run_folder
 from otf_core.state.manifest import Manifest
 from otf_core.state.run_folder import RunRecord
@@ -185,18 +185,21 @@ def count(value: Any) -> int | None:
     return value if ok else None
 
 
-def read(project_dir: Path, run_id: str) -> Told:
+def read(project_dir: Path, run_id: str, telling: Telling | None = None) -> Told:
     """All that the folders of a run and its relatives say.
 
     Raises:
-        ArchiveError: there is no such run.
+        ArchiveError: there is no such run; it was cancelled.
         OSError: a folder cannot be read.
     """
     known = project_runs(project_dir)
     family = {f.name: ToldRun(*known[f.name]) for f in relatives(project_dir, run_id)}
     told = Told(run=family[run_id], family=list(family.values()))
-    for path in _journals(family):
-        _read_journal(path, family, told)
+    paths = list(_journals(family))
+    telling = telling or Telling(lambda _done, _total: None, lambda: False)
+    telling.total = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        _read_journal(path, family, told, telling)
     for run in told.family:
         run.checkpoints = [m for m, _ in run_folder.complete_checkpoints(run.folder)]
         run.results = list(_results(run.folder / "results.jsonl"))
@@ -211,9 +214,14 @@ def _journals(family: Mapping[str, ToldRun]) -> Iterator[Path]:
         yield from sorted(paths, key=lambda path: (order.get(path.stem, len(order)), path.name))
 
 
-def _read_journal(path: Path, family: Mapping[str, ToldRun], told: Told) -> None:
+def _read_journal(path: Path, family: Mapping[str, ToldRun], told: Told, telling: Telling) -> None:
     with path.open("rb") as file:
+        done = 0
         while line := file.readline(MAX_LINE_BYTES):
+            done += len(line)
+            if done >= PIECE_BYTES:
+                telling.add(done)
+                done = 0
             if not line.strip():
                 continue
             try:

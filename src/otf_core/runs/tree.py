@@ -70,6 +70,12 @@ class RunTree:
                 return self._open(folder, record, field)
         return self._known(run_id, field)
 
+    def held(self) -> list[Path]:
+        """The folders whose locks this process has."""
+        runs = self._runs.values()
+        ours = (here for here in runs if here.lock is not None or here is self.home)
+        return [here.folder for here in ours if here.folder is not None]
+
     def names(self) -> list[str]:
         """Of the runs that this session has had."""
         return [*self._runs]

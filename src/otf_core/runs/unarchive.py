@@ -136,7 +136,7 @@ def _unpack(
         try:
             lock.acquire()
             runs = stage / "runs"
-            told = Telling(contents.bytes, tell, lambda: False)
+            told = Telling(tell, lambda: False, contents.bytes)
             for member in contents.members:
                 _extract(archive, member, runs / member.name, told)
             for run in contents.runs:
