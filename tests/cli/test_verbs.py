@@ -106,7 +106,7 @@ def test_an_export_is_asked_for_with_the_path_that_was_meant_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    samples, weights = EXPORTS
+    samples, weights, archive, report = EXPORTS
     worst = {"kind": "quantile", "from": 0.9, "to": 1.0}
     given = {"worst": 0.1, "out_path": "../x.csv", "on": "val"}
     expected = {"selection": worst, "out_path": str(tmp_path.parent / "x.csv"), "on": "val"}
@@ -117,6 +117,20 @@ def test_an_export_is_asked_for_with_the_path_that_was_meant_here(
     assert request_of(weights, {"out_path": "~/w.safetensors", "run_id": "f"}) == (
         "export_weights", {"out_path": "/home/me/w.safetensors", "run_id": "f"},
     )  # fmt: skip
+    given = {"runs": "base, fork1", "out_path": "s.zip", "checkpoints": "all"}
+    expected = {**given, "runs": ["base", "fork1"], "out_path": str(tmp_path / "s.zip")}
+    assert request_of(archive, given) == ("export_session", expected)
+    given = {"out_path": "r.html", "run_id": "f"}
+    expected = {**given, "out_path": str(tmp_path / "r.html")}
+    assert request_of(report, given) == ("export_report", expected)
+    packed = {"runs": ["a", "b"], "checkpoints": 1, "bytes": 9e6, "out_path": "/s.zip"}
+    said = "Packed a, b with 1 checkpoint (9.0 MB) into /s.zip"
+    assert sentences.exported_archive("r", packed, {}) == said
+    missing = {**packed, "missing": ["c"]}
+    assert sentences.exported_archive("r", missing, {}) == f"{said}; without c"
+    page = {"run_id": "f", "bytes": 70_000, "out_path": "/r.html"}
+    said = "Wrote the report of f (70 kB) to /r.html"
+    assert sentences.exported_report("r", page, {}) == said
     rows = {"rows": 12_000, "applied_step": 5, "out_path": "/x.csv"}
     assert sentences.exported("r", rows, {}) == "Exported 12,000 samples of r at step 5 to /x.csv"
     found = {"run_id": "f", "step": 5, "bytes": 91_000, "out_path": "/w", "left_out": []}

@@ -129,7 +129,8 @@ def relatives(project_dir: Path, run_id: str) -> list[Path]:
         new = near[waiting.pop()] - found
         found |= new
         waiting += new
-    return [runs[name][0] for name in sorted(found, key=lambda name: runs[name][1].started_ts)]
+    order = sorted(found, key=lambda name: (runs[name][1].started_ts, name))
+    return [runs[name][0] for name in order]
 
 
 # Packing.
