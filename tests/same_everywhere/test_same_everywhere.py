@@ -77,7 +77,6 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning, asked: event finalizeRun: last_step next_run": ONE_RUN,
         "load_ckpt is unsupported": AGAIN,
         "export_weights is unsupported": ITS_OWN_WEIGHTS,
-        "only Lightning, asked: event artifact_created: path": ITS_OWN_WEIGHTS,
         "only Lightning: a step has val_loss": NO_LOGGER,
         "only Lightning: a step logs train_loss": NO_LOGGER,
         "only Lightning: a step logs val_loss": NO_LOGGER,
