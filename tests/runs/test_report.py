@@ -16,6 +16,7 @@ from otf_core.runs.archive import ArchiveError
 from otf_core.runs.report import report
 from otf_core.runs.report_chart import Curve, Mark, chart, short, text
 from otf_core.runs.told import MAX_NAMES, read
+from otf_core.state.run_folder import this_process
 from tests.runs.folders import run_folder
 
 EVIL = "<img src=x onerror=alert(1)>'\"&</style><script>alert(1)</script>"
@@ -99,15 +100,35 @@ def test_it_says_what_the_run_was(tmp_path: Path) -> None:
         "not exact because of x", "x draws", "Undone 2 steps", "Stood still 20 s",
         "lr 0.1 → 0.05", "look here", "Paused for 20 s", "f1 0.5", "the disk is slow",
         "Put back from step 14 to step 12, 12-ring , 2 steps undone", "12-ring 12 ring", "2 kB",
-        "Forked into fork1 , on 40 chosen samples", "fork at step 12", "Test final 13 0.3 acc 0.9",
+        "Forked into fork1 , on 40 chosen samples", "fork at step 12 · to step 0",
+        "Test final 13 0.3 acc 0.9",
         "least 0.15 at step 10",
     ):  # fmt: skip
         assert sentence in found, sentence
     assert "a mistake" not in found
     of_fork = said(page(at, "fork1"))
     assert "a fork of base at step 12, on 40 chosen samples" in of_fork
+    assert "Forked from base" in of_fork
+    assert "node7, cuda:0" not in of_fork
+    assert "cuda:0" in of_fork
     with pytest.raises(ArchiveError, match="No run named 'none'"):
         page(at, "none")
+
+
+def test_whether_it_was_left_or_broke_off_is_told(tmp_path: Path) -> None:
+    at = tmp_path / "demo"
+    left = event("runTransition", to="b", step=3)
+    back = event("paused", step=3)
+    here = this_process()
+    for name, events, record, verb in (
+        ("killed", [step(3)], {"ended_ts": 9.0}, "Broken off"),
+        ("left", [step(3), left, event("log", text="x")], here, "Left"),
+        ("back", [step(3), left, back], here, "Paused"),
+        ("on", [step(3), back, event("resumed", step=3)], here, "Training"),
+        ("over", [step(3), left], {**here, "status": "stopped"}, "Stopped"),
+    ):
+        run_folder(at, name, events=[{**each, "run_id": name} for each in events], **record)
+        assert f"{name} {verb} 3 steps" in said(page(at, name)), name
 
 
 def test_what_was_undone_is_told_by_what_came_later(tmp_path: Path) -> None:

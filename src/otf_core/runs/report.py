@@ -75,7 +75,7 @@ def report(
     drawn = _drawn(found)
     actions = sorted(_actions(found), key=lambda action: action.ts)
     parts = [
-        _head(run),
+        _head(run, next(filter(None, map(_device, (run, *found.family))), "")),
         _tiles(run),
         _family(found, drawn),
         _charts(found, drawn, actions),
@@ -100,13 +100,13 @@ def report(
 # What it is.
 
 
-def _head(run: ToldRun) -> str:
+def _head(run: ToldRun, device: str) -> str:
     record = run.record
-    verb, tone = STATUS.get(record.status, ("Left off", "warn"))
-    if record.status is None and run_folder.is_alive(record):
-        verb, tone = "Training", "ok"
+    verb, tone = _status(run)
     length_s = run.last_ts - run.first_ts
-    said = [f"<b>{_n(run.step)}</b> {'step' if run.step == 1 else 'steps'}"]
+    at = count(record.made.get("at_step")) or 0
+    own = max(0, run.step - at)
+    said = [f"<b>{_n(own)}</b> {'step' if own == 1 else 'steps'}{' of its own' if at else ''}"]
     if length_s >= 1:
         said.append(f"in <b>{_span(length_s)}</b>")
     made = record.made
@@ -126,7 +126,7 @@ def _head(run: ToldRun) -> str:
     sessions = len(record.session_ids)
     facts = [
         ("Project", text(record.project)),
-        ("Machine", text(", ".join(x for x in (record.host, _device(run)) if x) or "not known")),
+        ("Machine", text(", ".join(x for x in (record.host, device) if x) or "not known")),
         ("Began", _when(run.first_ts)),
         ("Last told", _when(run.last_ts)),
         ("Stood still", _span(_paused_s(run)) if _paused_s(run) >= 1 else "never"),
@@ -153,6 +153,19 @@ LOGO: Final = (
     '<svg class="logo" viewBox="0 0 20 20" aria-hidden="true"><path d="M2 15h6c3 0 3-9 6-9h4"/>'
     '<path class="base" d="M2 15h16"/></svg>'
 )
+
+
+def _status(run: ToldRun) -> tuple[str, str]:
+    """In a word, and how good that is."""
+    if (known := STATUS.get(run.record.status)) is not None:
+        return known
+    kinds = [event.get("type") for event in run.events if event.get("type") != "log"]
+    if kinds[-1:] == ["runTransition"]:
+        return "Left", "warn"
+    if not run_folder.is_alive(run.record):
+        return "Broken off", "warn"
+    held = [kind for kind in kinds if kind in ("paused", "resumed")][-1:] == ["paused"]
+    return ("Paused", "warn") if held else ("Training", "ok")
 
 
 def _exactness(report: Mapping[str, Any]) -> str:
@@ -244,11 +257,11 @@ def _relative(r: ToldRun, drawn: Mapping[str, str]) -> str:
         at = count(made.get("at_step"))
         origin = f" at step {_n(at)}" if at is not None else ""
         said.append(f"{text(record.kind, 20)}{extra}{origin}")
-    said.append(f"{_n(r.step or record.step)} steps")
+    said.append(f"to step {_n(r.step or record.step)}")
     for name, title in (("loss", "loss"), ("val_loss", "val loss")):
         if (value := r.last(name)) is not None:
             said.append(f"{title} {_v(value)}")
-    said.append(STATUS.get(record.status, ("left off", ""))[0].lower())
+    said.append(_status(r)[0].lower())
     return f"{_tag(drawn.get(r.run_id))}<b>{text(r.run_id)}</b><span>{' · '.join(said)}</span>"
 
 
@@ -356,6 +369,10 @@ def _actions(found: Told) -> Iterator[Action]:
             case "trainingFinished":
                 verb = STATUS.get(str(event.get("status")), ("Ended", ""))[0]
                 yield Action(ts, step, verb)
+    if run.record.parents:
+        ts, step = run.record.started_ts, count(run.record.made.get("at_step")) or 0
+        verb = "Merged" if run.record.kind == "merge" else "Forked"
+        yield Action(ts, step, f"{verb} from <b>{text(' and '.join(run.record.parents[:6]))}</b>")
     if paused is not None:
         ts, step = number(paused.get("ts")) or 0.0, count(paused.get("step")) or 0
         yield Action(ts, step, "Paused")
