@@ -118,7 +118,7 @@ class Delegate:
         # An exception has left the batch half done; it counts as done, so that none comes twice.
         place = {"step": t.step, "epoch": t.epoch, "batch_idx": t.batch_idx + in_batch}
         state = {
-            "model": t.model.state_dict(),
+            "state_dict": t.model.state_dict(),
             "optimizer": t.optimizer.state_dict(),
             "schedule": t.schedule.state_dict(),
             "place": {**place, "epochs": t.epochs},
@@ -134,7 +134,7 @@ class Delegate:
 
     def check(self, state: Mapping[str, Any]) -> None:
         here = {name: list(value.shape) for name, value in self.trainer.model.state_dict().items()}
-        model = state.get("model", {})
+        model = state.get("state_dict", {})
         there = {name: list(value.shape) for name, value in model.items()}
         names = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
         if names or not model:
@@ -146,7 +146,7 @@ class Delegate:
     def apply(self, state: dict[str, Any]) -> Applied:
         self.check(state)
         t = self.trainer
-        t.model.load_state_dict(state["model"])
+        t.model.load_state_dict(state["state_dict"])
         t.optimizer.load_state_dict(state["optimizer"])
         t.schedule.load_state_dict(state["schedule"])
         place, loader = state["place"], state["loader"]

@@ -270,6 +270,70 @@ class GenerateReport(Payload):
     reqId: int | None = None  # noqa: N815 -- the extension's name
 
 
+class ExportSubset(Payload):
+    """``export_subset``: samples of a set as a file, with what is known of them.
+
+    Attributes:
+        format: None: by the ending of ``out_path``, else CSV.
+        out_path: None: in the run's folder.
+        on: "train", "val" or "test".
+    """
+
+    run_id: str | None = None
+    format: Literal["csv", "json", "parquet", "feather"] | None = None
+    out_path: str | None = None
+    subset_indices: list[int] | None = None
+    selection: dict[str, Any] | None = None
+    on: str = "train"
+
+
+class PrepareExport(Payload):
+    """``prepare_export``; nothing is written into ``dir``.
+
+    Attributes:
+        owners: runs; None or none: those of the session.
+    """
+
+    dir: str | None = None
+    latest_only: bool = True
+    owners: list[str] | None = None
+
+
+class SpillAll(Payload):
+    """``spill_all``; as above, of all runs of the session."""
+
+    dir: str | None = None
+    latest_only: bool = True
+
+
+class ExportWeights(Payload):
+    """``export_weights``; without a checkpoint those of where the run stands."""
+
+    run_id: str | None = None
+    checkpoint: str | None = None
+    out_path: str | None = None
+
+
+class ExportSession(Payload):
+    """``export_session``: runs as one file that another machine goes on from.
+
+    Attributes:
+        runs: None: the one that trains and all its relatives.
+        checkpoints: of each run the one from which it goes on, or all.
+    """
+
+    out_path: str | None = None
+    runs: list[str] | None = None
+    checkpoints: Literal["newest", "all"] = "newest"
+
+
+class ExportReport(Payload):
+    """``export_report``: a run as a page; None: the one that trains."""
+
+    out_path: str | None = None
+    run_id: str | None = None
+
+
 class RegionIndices(Payload):
     run_id: str | None = None
     min_loss: float = float("-inf")
@@ -356,10 +420,13 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("compare", Compare, "queue", mutates=True),
     CommandSpec("cancel", Cancel, "control", mutates=False),
     CommandSpec("generate_report", GenerateReport, "queue", mutates=True),
-    CommandSpec("export_subset", Anything, "queue", mutates=True),
+    CommandSpec("export_subset", ExportSubset, "queue", mutates=True),
     CommandSpec("get_selected_region_indices", RegionIndices, "queue", mutates=False),
-    CommandSpec("prepare_export", Anything, "queue", mutates=False),
-    CommandSpec("spill_all", Anything, "queue", mutates=False),
+    CommandSpec("prepare_export", PrepareExport, "queue", mutates=False),
+    CommandSpec("spill_all", SpillAll, "queue", mutates=False),
+    CommandSpec("export_weights", ExportWeights, "queue", mutates=True),
+    CommandSpec("export_session", ExportSession, "queue", mutates=True),
+    CommandSpec("export_report", ExportReport, "queue", mutates=True),
     CommandSpec("propose_subsets", Anything, "queue", mutates=False),
     CommandSpec("dist_health", Health, "queue", mutates=False),
     CommandSpec("throughput_health", Health, "queue", mutates=False),

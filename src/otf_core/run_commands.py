@@ -26,9 +26,12 @@ from otf_core.protocol import SetParam
 from otf_core.runs import forking
 from otf_core.runs.comparing import Comparing
 from otf_core.runs.data import TrainingData
+from otf_core.runs.exports import Exports
 from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
 from otf_core.runs.merges import NO_MERGE, Merges
+from otf_core.runs.out_files import OutFiles
+from otf_core.runs.session_files import SessionFiles
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
 from otf_core.state.checkpoint_file import read_checkpoint
@@ -38,7 +41,11 @@ from otf_core.steering.history import History
 
 # What a framework need not supply; the commands that it is for, each with the reason.
 NEEDS_SAMPLES: Final = dict.fromkeys(
-    ("scan", "samples", "compare", "generate_report", "get_selected_region_indices"), NO_SAMPLES
+    (
+        *("scan", "samples", "compare", "generate_report", "get_selected_region_indices"),
+        "export_subset",
+    ),
+    NO_SAMPLES,
 )
 NEEDS_HEALTH: Final = dict.fromkeys(
     CHECKS, "The health of this run cannot be looked at: its step is the loop's own."
@@ -53,6 +60,9 @@ class Run(forking.Run, Protocol):
 
     def look(self) -> None:
         """Note where the run stands, for those who ask from other threads."""
+
+    def settle(self) -> None:
+        """What was told so far is on the disk."""
 
     def tell_exactness_anew(self) -> None:
         """Another run trains; whoever looks at it is told as well."""
@@ -114,6 +124,24 @@ class RunCommands:
             check_value=check_value,
             chosen=self.looking.chosen,
         )
+        files = OutFiles(lambda: run.run_dir)
+        self.exports = Exports(
+            run,
+            tree,
+            files,
+            looking=self.looking,
+            samples=samples,
+            exclusive=self._cancellable,
+            saved=store.settle,
+        )
+        self.session_files = SessionFiles(
+            run,
+            tree,
+            files,
+            looking=self.looking,
+            exclusive=self._cancellable,
+            fresh=self.exports.fresh,
+        )
 
         self._merges = Merges(
             run,
@@ -144,6 +172,12 @@ class RunCommands:
         on("cancel")(self.looking.cancel)
         on("generate_report")(self._generate_report)
         on("get_selected_region_indices")(self._selected_region)
+        on("export_subset")(self.exports.subset)
+        on("prepare_export")(self.exports.session)
+        on("spill_all")(self.exports.spill)
+        on("export_session")(self.session_files.archive)
+        on("export_report")(self.session_files.report)
+        on("export_weights")(self.exports.weights)
         for name in CHECKS:
             on(name)(self._check_health)
         router.unsupported(self._cannot)

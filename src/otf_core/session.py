@@ -955,6 +955,11 @@ class Session:
             text = f"checkpoint {checkpoint_id} could not be pinned: {error.strerror}"
             self.emit("log", level="error", phase="info", text=text)
 
+    def settle(self) -> None:
+        """What was told so far, and ``run.json``, are on the disk; training thread, standing."""
+        self._write_record(status=None)
+        self._told_before()
+
     def _told_before(self) -> None:
         """What was told up to a checkpoint is on the disk before the checkpoint exists.
 

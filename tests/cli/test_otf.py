@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from otf_core import rendezvous
+from otf_core.client import Client
 from tests.dashboard.bench import TOKEN, Bench, dashboard, in_loop
 from tests.dashboard.trainer_double import TrainerDouble
 
@@ -75,7 +76,7 @@ async def training(tmp_path: Path) -> AsyncIterator[tuple[Bench, TrainerDouble]]
         yield bench, trainer
 
 
-SENTENCES = [
+SENTENCES: list[tuple[list[str], str]] = [
     (["status"], "Training digits — step 120 of 1,000, epoch 0, 50 steps/s, 18 s left"),
     (["pause"], "Paused digits at step 120; checkpoint 120-pause.ckpt (91 kB)"),
     (["resume"], "Resumed digits at step 120"),
@@ -85,11 +86,13 @@ SENTENCES = [
     (["set", "lr", "0.0005"], "Set lr of digits: 0.001 → 0.0005, applied at step 120"),
     (["note", "halved the rate"], "Noted at step 120 of digits"),
     (["checkpoints"], "digits has no checkpoint yet"),
+    (["export", "samples", "--worst", "0.1", "--out", "/w.csv"],
+     "Exported 19 samples of digits at step 120 to /w.csv"),
     (["params"], "lr  0.0005  (optimizer; 0 to 10)"),
     (["undo"], "Undone in digits: set_param lr, now 0.001, applied at step 120"),
     (["extend", "--epochs", "30"], "Extended digits: 20 → 30 epochs, applied at step 120"),
     (["stop"], "Stopping digits at step 120; no checkpoint yet"),
-]
+]  # fmt: skip
 
 
 @in_loop
@@ -513,3 +516,23 @@ def test_demo_becomes_the_demo_and_passes_its_arguments(monkeypatch: pytest.Monk
         module.main(["demo", "--headless", "--help"])
     assert ended.value.code == 0
     assert ran == [["-m", "otf_lightning.demo", "--headless", "--help"]]
+
+
+@in_loop
+async def test_an_export_names_the_file_as_it_was_meant_at_the_terminal(
+    tmp_path: Path, runtime: Path
+) -> None:
+    async with training(tmp_path) as (_, trainer):
+        (here := tmp_path / "here").mkdir()
+        ended = await otf("export", "samples", "--out", "x.csv", "--json", cwd=here)
+        assert ended.json()["out_path"] == str(here / "x.csv")
+        [asked] = trainer.asked("export_subset")
+        assert asked["payload"]["out_path"] == str(here / "x.csv")
+        wrong = await otf("export", "samples", "--worst", "0.1", "--ids", "3")
+        assert (wrong.status, trainer.asked("export_subset")) == (2, [asked])
+        assert (await otf("export", "samples", "--format", "xlsx", "--json")).json()[
+            "code"
+        ] == "usage"
+        found = Client.from_rendezvous()
+        data = await asyncio.to_thread(found.send, "sess-1", "spill_all", {})
+        assert data == [{"ckpt_id": "digits-1", "owner": "digits", "path": "/1.ckpt", "step": 1}]

@@ -10,7 +10,7 @@ import pytest
 
 from otf_core.client import sentences
 from otf_core.client.sentences import state_sentence
-from otf_core.client.verbs import VERBS, Arg, UsageError, Verb, read_value, request_of
+from otf_core.client.verbs import EXPORTS, VERBS, Arg, UsageError, Verb, read_value, request_of
 from otf_core.client.words import columns, number, size, span
 from otf_core.protocol import COMMANDS, Anything
 
@@ -42,7 +42,7 @@ def asked(verb: Verb) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -> None:
-    for verb in VERBS:
+    for verb in (*VERBS, *EXPORTS):
         assert verb.cmd in COMMANDS
         for cmd, payload in asked(verb):
             struct = COMMANDS[cmd].payload
@@ -115,6 +115,45 @@ def test_a_fork_says_what_is_other() -> None:
         request_of(BY_WORD["fork"], {"weights": "/nowhere"})
     with pytest.raises(UsageError, match="found '5-x'"):
         request_of(BY_WORD["fork"], {"ids": "1,5-x"})
+
+
+def test_an_export_is_asked_for_with_the_path_that_was_meant_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    samples, weights, archive, report = EXPORTS
+    worst = {"kind": "quantile", "from": 0.9, "to": 1.0}
+    given = {"worst": 0.1, "out_path": "../x.csv", "on": "val"}
+    expected = {"selection": worst, "out_path": str(tmp_path.parent / "x.csv"), "on": "val"}
+    assert request_of(samples, given) == ("export_subset", expected)
+    assert request_of(samples, {}) == ("export_subset", {})
+    with pytest.raises(UsageError, match="otf export samples takes --ids, --worst"):
+        request_of(samples, {"worst": 0.1, "ids": "3"})
+    assert request_of(weights, {"out_path": "~/w.safetensors", "run_id": "f"}) == (
+        "export_weights", {"out_path": "/home/me/w.safetensors", "run_id": "f"},
+    )  # fmt: skip
+    given = {"runs": "base, fork1", "out_path": "s.zip", "checkpoints": "all"}
+    expected = {**given, "runs": ["base", "fork1"], "out_path": str(tmp_path / "s.zip")}
+    assert request_of(archive, given) == ("export_session", expected)
+    given = {"out_path": "r.html", "run_id": "f"}
+    expected = {**given, "out_path": str(tmp_path / "r.html")}
+    assert request_of(report, given) == ("export_report", expected)
+    packed = {"runs": ["a", "b"], "checkpoints": 1, "bytes": 9e6, "out_path": "/s.zip"}
+    said = "Packed a, b with 1 checkpoint (9.0 MB) into /s.zip"
+    assert sentences.exported_archive("r", packed, {}) == said
+    missing = {**packed, "missing": ["c"]}
+    assert sentences.exported_archive("r", missing, {}) == f"{said}; without c"
+    page = {"run_id": "f", "bytes": 70_000, "out_path": "/r.html"}
+    said = "Wrote the report of f (70 kB) to /r.html"
+    assert sentences.exported_report("r", page, {}) == said
+    rows = {"rows": 12_000, "applied_step": 5, "out_path": "/x.csv"}
+    assert sentences.exported("r", rows, {}) == "Exported 12,000 samples of r at step 5 to /x.csv"
+    found = {"run_id": "f", "step": 5, "bytes": 91_000, "out_path": "/w", "left_out": []}
+    said = "Exported the weights of f at step 5 (91 kB) to /w"
+    assert sentences.exported_weights("r", found, {}) == said
+    left_out = {**found, "left_out": ["a._extra_state"]}
+    assert sentences.exported_weights("r", left_out, {}).startswith(f"{said}; left out, being no")
 
 
 @pytest.mark.parametrize(

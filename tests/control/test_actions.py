@@ -1083,6 +1083,5 @@ def test_a_batch_that_takes_long_is_waited_for_by_the_reply_and_not_by_pausing(
 def test_the_constants_are_those_of_the_protocol() -> None:
     assert actions.SAVE_PATIENCE_S == 10.0
     assert set(actions.NOT_IN_THIS_VERSION) < set(protocol.COMMANDS)
-    assert actions.NOT_IN_THIS_VERSION["merge"] == (
-        "Merging is not part of this version (0.2.0) of otf."
-    )
+    assert all(why.endswith(".") for why in actions.NOT_IN_THIS_VERSION.values())
+    assert "otf scan" in actions.NOT_IN_THIS_VERSION["propose_subsets"]

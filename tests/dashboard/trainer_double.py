@@ -264,6 +264,13 @@ class TrainerDouble:
             self._reply(request, {"status": "ok", "avg_loss": 0.4127, **done})
         elif cmd in ("rollback", "load_ckpt"):
             self._roll_back(request, payload)
+        elif cmd == "export_subset":
+            said = {"run_id": "digits", "rows": 19, "format": "csv", "export_all": False}
+            path = payload.get("out_path") or "exports/digits-step120-train.csv"
+            self._reply(request, {"ok": True, **said, "out_path": path, "applied_step": 120})
+        elif cmd == "spill_all":
+            found = {"ckpt_id": "digits-1", "owner": "digits", "path": "/1.ckpt", "step": 1}
+            self._reply(request, [found])
         elif cmd == "undo":
             undone = {"request_id": payload.get("request_id", "last"), "cmd": "set_param"}
             self._reply(request, {"undone": undone, "now": {"lr": 0.001}, **done})

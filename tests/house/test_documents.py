@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import lightning as L
 import pytest
 import torch
@@ -104,9 +105,9 @@ def test_every_option_that_is_documented_is_one() -> None:
         if word == "demo":
             assert asked <= set(re.findall(r'"(--[a-z]+)"', inspect.getsource(demo.main)))
             continue
-        there = {
-            option for p in app.commands[word].params for option in (*p.opts, *p.secondary_opts)
-        }
+        command = app.commands[word]
+        several = [*command.commands.values()] if isinstance(command, click.Group) else [command]
+        there = {o for c in several for p in c.params for o in (*p.opts, *p.secondary_opts)}
         assert asked <= there, word
         takes_json = word not in ("dashboard", "demo")
         assert ("--json" in there) == takes_json

@@ -32,14 +32,6 @@ DOCUMENT = read("docs/protocol.md")
 COMMANDS = {row["cmd"].strip("`"): row for row in table(section(DOCUMENT, "Commands"), "cmd")}
 EVENTS = {row["type"].strip("`"): row for row in table(section(DOCUMENT, "Events"), "type")}
 
-THIS_ISSUE = 4
-BROUGHT_BY = {
-    # runs: fork, merge, samples, reports, and the health checks
-    **dict.fromkeys(
-        ("export_subset", "prepare_export", "spill_all"),
-        6,
-    ),
-}
 BY_DECISION = {"propose_subsets"}  # stays unsupported; selections take its place
 
 
@@ -66,11 +58,10 @@ def test_the_payload_of_a_command_is_what_its_struct_takes(name: str) -> None:
     assert optional == {field.name for field in fields if not field.required}
 
 
-def test_what_is_unsupported_is_said_and_is_brought_by_a_later_issue() -> None:
+def test_what_is_unsupported_is_said() -> None:
     unsupported = {name for name, row in COMMANDS.items() if row["since"] == "unsupported"}
     assert unsupported == NOT_IN_THIS_VERSION.keys()
-    assert unsupported == BROUGHT_BY.keys() | BY_DECISION
-    assert min(BROUGHT_BY.values()) > THIS_ISSUE
+    assert unsupported == BY_DECISION
     reasons = section(DOCUMENT, "What is not carried out")
     listed = [name for row in table(reasons, "cmd") for name in re.findall(r"\w+", row["cmd"])]
     assert sorted(listed) == sorted(unsupported)
@@ -237,6 +228,11 @@ class Visitor(L.Callback):
             link.ask("generate_report")
             link.ask("get_selected_region_indices", min_loss=0.1)
             link.ask("dist_health")
+            link.ask("export_subset")
+            link.ask("prepare_export")
+            link.ask("export_weights")
+            link.ask("export_session")
+            link.ask("export_report")
             link.ask("list_checkpoints")
             link.ask("results")
         elif trainer.global_step == 7:
@@ -276,6 +272,8 @@ ASKED = (
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
     *("fork", "scan", "samples", "generate_report", "get_selected_region_indices"),
     *("merge", "merge_preview", "compare", "results"),
+    *("export_subset", "prepare_export", "export_weights"),
+    *("export_session", "export_report"),
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from otf_core.testing import LegacyDashboard, LoopbackListener
+from otf_core.testing.legacy import HostError
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm.configs import Net, _fit, digits
 from tests.plugin.rig import PATIENCE_S, Barrier, Fit
@@ -123,20 +124,13 @@ def test_what_this_version_cannot_do_is_said_in_a_sentence(
     listener: LoopbackListener, tmp_path: Path
 ) -> None:
     barrier = Barrier(2)
-    asked: list[tuple[str, dict[str, Any]]] = [
-        ("prepare_export", {"dir": "x", "latest_only": True, "owners": ["run"]}),
-        ("spill_all", {"dir": "x", "latest_only": True}),
-        ("export_subset", {"run_id": "run", "format": "csv", "out_path": "x.csv"}),
-        ("merge", {"parents": ["run", "other"], "strategy": "swa"}),
-    ]
     with LegacyDashboard(listener) as host:
         fit = attached(tmp_path, barrier)
         try:
             host.wait_for_event("session_started")
             barrier.wait_for(2)
-            for cmd, payload in asked:
-                with pytest.raises(Exception, match=r"not part of this version"):
-                    host.ask(cmd, payload)
+            with pytest.raises(HostError, match=r"Nothing proposes clusters"):
+                host.ask("propose_subsets", {})
         finally:
             barrier.open()
             fit.outcome()
@@ -181,6 +175,38 @@ def test_report_and_health_pressed_there_are_answered(
     assert (len(report["losses"]), report["sample_indices"]) == (192, [*range(192)])
     assert (report["meta"]["at_step"], report["reqId"]) == (5, 1)
     assert all(isinstance(found["ok"], bool) and found["text"] for found in told.values())
+
+
+def test_exports_pressed_there_are_answered(
+    listener: LoopbackListener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    barrier = Barrier(4)
+    with LegacyDashboard(listener) as host:
+        fit = attached(tmp_path, barrier)
+        try:
+            host.wait_for_event("session_started")
+            barrier.wait_for(4)
+            pause_behind(host, barrier.open)
+            said = host.press_export_subset("run", str(tmp_path / "a.csv"))
+            none = {"run_id": "run", "format": "csv", "subset_indices": []}
+            everything = host.ask("export_subset", none)
+            with pytest.raises(HostError, match="a file below"):
+                host.press_export_subset("run", "/etc/a.csv")
+            session = host.press_export_session(str(tmp_path / "spill"))
+            spilled = host.ask("spill_all", {"dir": str(tmp_path / "spill"), "latest_only": True})
+            made = host.wait_for_event("artifact_created")
+        finally:
+            barrier.open()
+            host.tell("resume")
+            fit.outcome()
+    assert (said["rows"], said["export_all"], said["received_indices"]) == (192, True, 0)
+    assert (everything["rows"], everything["export_all"]) == (192, True)
+    assert (made["path"], made["rows"]) == (str(tmp_path / "a.csv"), 192)
+    assert (session["ckpt"]["run"], session["ckpt"]["step"], session["snapshots"]) == ("run", 5, [])
+    [snapshot] = spilled["array"]
+    assert (snapshot["owner"], snapshot["path"]) == ("run", session["ckpt"]["path"])
+    assert not (tmp_path / "spill").exists()
 
 
 def test_attach_context_to_the_run_that_is_under_way_holds_it(

@@ -98,9 +98,6 @@ ASKED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
 )  # fmt: skip
 HELD = {"pause": 4, "stop": 8}  # asked within a batch
 
-# Not carried out yet: the rows of the table are empty, ``REQUIRED`` says what they are to answer.
-ELSEWHERE: tuple[str, ...] = ("export_subset", "prepare_export", "spill_all")
-
 
 # What that host reads of an answer, with its type; the rest of a row is ours.
 ROWS = {"ckpt_id": "str", "owner": "str", "path": "str", "step": "int"}
@@ -204,8 +201,6 @@ def answers(side: str, save_dir: Path) -> dict[str, dict[str, Any]]:
     known: dict[str, Any] = {"$run": "r", "$out": str(save_dir / "subset.csv")}
     with hosted(side, save_dir, *HELD.values()) as (host, barrier):
         for name, payload, events in ASKED:
-            if command(name) in ELSEWHERE:
-                continue
             if name in HELD:
                 barrier.wait_for(HELD[name])
             since = len(host.events)
@@ -264,15 +259,17 @@ def lacks(found: Any, required: Any) -> bool:
     return bool(found != required)
 
 
-def example(value: Any, save_dir: str) -> Any:
+def example(value: Any, folder: str) -> Any:
     """A short one, that names no place on a disk."""
     if isinstance(value, dict):
-        return {key: example(v, save_dir) for key, v in value.items()}
+        return {key: example(v, folder) for key, v in value.items()}
     if isinstance(value, list):
-        return [example(v, save_dir) for v in value[:2]]
+        return [example(v, folder) for v in value[:2]]
     if isinstance(value, float):
         return round(value, 4)
-    return value.replace(save_dir, "otf_runs") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return value.replace(f"{folder}/runs", "otf_runs").replace(f"{folder}/", "")
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -282,18 +279,12 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def write() -> None:
-    """Anew; rows of what is written elsewhere stay as they are."""
-    before = rows() if TABLE.exists() else {}
+    """Anew."""
     with tempfile.TemporaryDirectory() as folder:
         found = answers("Lightning", Path(folder))
         lines = []
-        for name, payload, events in ASKED:
-            row: dict[str, Any] = {"name": name, "payload": payload}
-            if name in found:
-                row |= example(found[name], f"{folder}/runs")
-            else:
-                row |= {k: before.get(name, {}).get(k, {}) for k in ("reply", "events")}
-                row["events"] = {kind: row["events"].get(kind, {}) for kind in events}
+        for name, payload, _ in ASKED:
+            row = {"name": name, "payload": payload, **example(found[name], folder)}
             lines.append(json.dumps(row))
     TABLE.write_text("\n".join(lines) + "\n")
 

@@ -27,6 +27,7 @@ NO_HOOKS = "A script's model gets no hooks: torch.compile would see them."
 NO_CALL = "A script's test cannot be called; its validation can, where it registers one."
 AGAIN = "A script goes on from another run by starting again."
 ITS_OWN_DATA = "Which data set a loop reads, and how it makes a loss of it, is the loop's own."
+ITS_OWN_WEIGHTS = "Which of a script's variables are weights is the script's own."
 ITS_OWN_STEP = "A training step of a loop cannot be run without the loop."
 ONE_RUN = "A script's data and loops are its own: it is one run."
 ITS_OWN_END = "When a script is through is the script's own affair."
@@ -42,6 +43,8 @@ DIFFERS: dict[str, dict[str, str]] = {
         "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
         "get_selected_region_indices is unsupported": ITS_OWN_DATA,
+        "export_subset is unsupported": ITS_OWN_DATA,
+        "only Lightning, asked: event artifact_created: path rows": ITS_OWN_DATA,
         "dist_health is unsupported": ITS_OWN_STEP,
         "throughput_health is unsupported": ITS_OWN_STEP,
         "activations_health is unsupported": ITS_OWN_STEP,
@@ -57,6 +60,8 @@ DIFFERS: dict[str, dict[str, str]] = {
         "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
         "get_selected_region_indices is unsupported": ITS_OWN_DATA,
+        "export_subset is unsupported": ITS_OWN_DATA,
+        "only Lightning, asked: event artifact_created: path rows": ITS_OWN_DATA,
         "dist_health is unsupported": ITS_OWN_STEP,
         "throughput_health is unsupported": ITS_OWN_STEP,
         "activations_health is unsupported": ITS_OWN_STEP,
@@ -73,6 +78,7 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning, asked: event runTransition: from prev_step to": ONE_RUN,
         "only Lightning, asked: event finalizeRun: last_step next_run": ONE_RUN,
         "load_ckpt is unsupported": AGAIN,
+        "export_weights is unsupported": ITS_OWN_WEIGHTS,
         "only Lightning: a step has val_loss": NO_LOGGER,
         "only Lightning: a step logs train_loss": NO_LOGGER,
         "only Lightning: a step logs val_loss": NO_LOGGER,

@@ -48,6 +48,7 @@ class Script(Framework):
         self.cannot = {
             "reset_session": NOT_BACK,
             "load_ckpt": "loads no file while it runs",
+            "export_weights": "all its variables",
             **dict.fromkeys(("test_now", "test"), "no test"),
             "validate_now": "validation cannot be called",
             "extend": "limit",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otf_core.runs.archive import pack
+from otf_core.runs.unarchive import unpack
 from tests.script.rig import Ran, Zygote, controlled, shape
 
 
@@ -45,6 +48,29 @@ def test_killed_from_outside_it_goes_on_by_every_way_to_ask_for_it(
     assert on.code == 0, on.stderr
     assert on.digest == bare.digest
     assert bare.stdout.endswith(on.stdout[-200:])
+    assert any("resumed from step" in line for line in on.said)
+
+
+def test_killed_and_taken_elsewhere_as_one_file_it_goes_on_there(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    bare = zygote.run("python", shape("gan"), tmp_path / "bare")
+    folder, there = tmp_path / "otf", tmp_path / "there"
+    with controlled(zygote, shape("gan"), folder, "--checkpoint-every", "2") as (script, board):
+        board.expect("paused")
+        ok(board.request("resume"))
+        while board.expect("checkpoint_saved")["step"] < 4:
+            pass
+        os.kill(script.pid, signal.SIGKILL)
+        script.wait()
+    (run_dir,) = (path.parent for path in folder.rglob("run.json"))
+    with (tmp_path / "a.zip").open("xb") as file:
+        pack([run_dir], file)
+    there.mkdir()
+    unpack(tmp_path / "a.zip", there / run_dir.parent.parent.relative_to(folder))
+    shutil.rmtree(folder)
+    on = zygote.run("otf-fit", ["--resume", "auto", *shape("gan")], there)
+    assert (on.code, on.digest) == (0, bare.digest), on.stderr
     assert any("resumed from step" in line for line in on.said)
 
 

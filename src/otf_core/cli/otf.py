@@ -18,6 +18,9 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from otf_core.cli.archive import import_runs
+from otf_core.cli.export import export_group
+from otf_core.cli.failure import EXIT_NO_RUN, EXIT_REFUSED, EXIT_USAGE, Failure
 from otf_core.client import (
     Client,
     ClientError,
@@ -26,19 +29,8 @@ from otf_core.client import (
 )
 from otf_core.client.verbs import VERBS, Arg, UsageError, Verb, request_of
 
-EXIT_USAGE: Final = 2
-EXIT_REFUSED: Final = 3
-EXIT_NO_RUN: Final = 4
 TAIL_SHOWN: Final = 10
 _KINDS: Final[dict[str, Any]] = {"int": click.INT, "float": click.FLOAT}
-
-
-class Failure(click.ClickException):
-    """Ends the command with a status, said on stderr or, with --json, on stdout."""
-
-    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("detail") or error.get("error")))
-        self.status, self.error = status, dict(error)
 
 
 def _fail(status: int, code: str, detail: str, **more: Any) -> NoReturn:
@@ -339,7 +331,18 @@ def app() -> None:
     """The group that holds all commands."""
 
 
-for _command in (dashboard, demo, ps, runs, tail, doctor, *map(_command_of, VERBS)):
+_export = export_group(_command_of)
+for _command in (
+    dashboard,
+    demo,
+    ps,
+    runs,
+    tail,
+    doctor,
+    import_runs,
+    *map(_command_of, VERBS),
+    _export,
+):
     app.add_command(_command)
 
 

@@ -315,6 +315,34 @@ def compared(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: 
     return "\n".join(lines)
 
 
+def exported(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    rows, step = number(data.get("rows")), number(data.get("applied_step"))
+    return f"Exported {rows} samples of {name} at step {step} to {data.get('out_path')}"
+
+
+def exported_weights(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Where they are, and what is not there."""
+    step, weight = number(data.get("step")), size(data.get("bytes"))
+    of, left_out = f"{data.get('run_id')} at step {step}", data.get("left_out")
+    missing = f"; left out, being no tensors: {', '.join(left_out)}" if left_out else ""
+    return f"Exported the weights of {of} ({weight}) to {data.get('out_path')}{missing}"
+
+
+def exported_archive(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Which runs are in it, and which parents are not."""
+    runs, count = ", ".join(data.get("runs") or ()), data.get("checkpoints")
+    kept = f"{number(count)} checkpoint{'' if count == 1 else 's'}"
+    missing = data.get("missing")
+    without = f"; without {', '.join(missing)}" if missing else ""
+    where = f"({size(data.get('bytes'))}) into {data.get('out_path')}"
+    return f"Packed {runs} with {kept} {where}{without}"
+
+
+def exported_report(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    where = f"({size(data.get('bytes'))}) to {data.get('out_path')}"
+    return f"Wrote the report of {data.get('run_id')} {where}"
+
+
 def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     found = "nothing to look at" if data.get("ok") else "there is something to look at"
     return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"

@@ -211,6 +211,35 @@ def _scan(given: Payload) -> tuple[str, Payload]:
     return "scan", given
 
 
+def _absolute(given: Payload) -> None:
+    """A file is in the working directory of who asks; the trainer has one of its own."""
+    if "out_path" in given:
+        given["out_path"] = os.path.abspath(os.path.expanduser(given["out_path"]))
+
+
+def _export_samples(given: Payload) -> tuple[str, Payload]:
+    given = _selected(given, "export samples")
+    _absolute(given)
+    return "export_subset", given
+
+
+def _export_weights(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    return "export_weights", given
+
+
+def _export_archive(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    if (runs := given.pop("runs", None)) is not None:
+        given["runs"] = [name.strip() for name in runs.split(",")]
+    return "export_session", given
+
+
+def _export_report(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    return "export_report", given
+
+
 def _health(given: Payload) -> tuple[str, Payload]:
     return f"{given['check']}_health", {}
 
@@ -410,5 +439,59 @@ VERBS: Final[tuple[Verb, ...]] = (
             Arg("text", "At most 4,096 characters."),
             Arg("step", "Of this step.", ("--step",), "int"),
         ),
+    ),
+)  # fmt: skip
+
+# Words behind ``otf export``.
+EXPORTS: Final[tuple[Verb, ...]] = (
+    Verb(
+        "samples", "export_subset",
+        "Write samples of a set as a table: index, loss, label, prediction, and what of them is "
+        "plain.",
+        sentences.exported,
+        (
+            Arg("format", "csv, json, parquet or feather; by the ending of --out, else csv.",
+                ("--format",), choices=("csv", "json", "parquet", "feather")),
+            Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
+            Arg("ids", "Only these samples: 3,5,8-20.", ("--ids",)),
+            Arg("worst", "Only this share, by the highest loss: 0.1.", ("--worst",), "float"),
+            Arg("out_path", "The file; in the run's folder if none is given.", ("--out",)),
+        ),
+        request=_export_samples,
+    ),
+    Verb(
+        "weights", "export_weights",
+        "Write weights as safetensors: of where the run stands, or of a checkpoint.",
+        sentences.exported_weights,
+        (
+            Arg("checkpoint", "Of this one, by its id.", ("--checkpoint",)),
+            Arg("run_id", "Of this run of the session.", ("--of",)),
+            Arg("out_path", "The file; in the run's folder if none is given.", ("--out",)),
+        ),
+        request=_export_weights,
+    ),
+    Verb(
+        "archive", "export_session",
+        "Pack a run and its relatives into one file, which another machine goes on from.",
+        sentences.exported_archive,
+        (
+            Arg("runs", "Only these: base,fork1.", ("--only",)),
+            Arg("checkpoints", "Of each run the newest, or all.", ("--checkpoints",),
+                choices=("newest", "all")),
+            Arg("out_path", "The file, which ends in .zip; in the run's folder if none is given.",
+                ("--out",)),
+        ),
+        request=_export_archive,
+    ),
+    Verb(
+        "report", "export_report",
+        "Write what a run was as a page that opens anywhere.",
+        sentences.exported_report,
+        (
+            Arg("run_id", "Of this run of the project.", ("--of",)),
+            Arg("out_path", "The file, which ends in .html; in the run's folder if none is given.",
+                ("--out",)),
+        ),
+        request=_export_report,
     ),
 )  # fmt: skip

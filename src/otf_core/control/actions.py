@@ -25,15 +25,12 @@ from otf_core.errors import CommandError, ErrorCode
 MAX_LABEL_CHARS: Final = 200
 SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered without it
 
-# Until a version brings them, the reason is the version and not the run.
+# What no run carries out, each with the reason.
 NOT_IN_THIS_VERSION: Final = {
-    name: f"{what} is not part of this version (0.2.0) of otf."
-    for name, what in {
-        "export_subset": "Exporting a subset",
-        "prepare_export": "Exporting a session",
-        "spill_all": "Exporting a session",
-        "propose_subsets": "Proposing subsets",
-    }.items()
+    "propose_subsets": (
+        "Nothing proposes clusters of samples; otf scan finds the loss of each, and a selection "
+        "chooses by loss, k-means or doubtful label."
+    ),
 }
 
 

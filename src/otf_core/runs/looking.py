@@ -177,6 +177,28 @@ class Looking:
         ids: Ids = resolve(selection, self.table(selection, "train", ticket))
         return torch.from_numpy(ids)
 
+    def losses(self, on: str, ids: Ids | None, ticket: Ticket) -> SampleTable:
+        """Those of a set or of some of its samples; found unless they are known.
+
+        Raises:
+            CommandError: ``bad_payload``, there is no such sample.
+        """
+        kept = self._found.get(on)
+        if ids is not None and kept is not None and kept.at == self._at():
+            chosen, table = np.unique(ids), kept.table
+            if len(chosen) and np.isin(chosen, table.ids).all() and "loss" in table.known():
+                return table.only(chosen)
+        return self._look(on, LOSS, ids, ticket)[0]
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """What was found of the run that trains, by the set: ``rule`` and ``figures``."""
+        here = self._at()[0]
+        return {
+            on: {"rule": f"as scanned at step {found.at[1]:,}", "figures": figures_of(found.table)}
+            for on, found in self._found.items()
+            if found.at is not None and found.at[0] == here and found.table.losses is not None
+        }
+
     def table(self, selection: Selection, on: str, ticket: Ticket) -> SampleTable:
         """What a selection needs to know of a set."""
         if not selection.needs():

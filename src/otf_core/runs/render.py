@@ -28,6 +28,7 @@ _LABELS: Final = ("label", "labels", "target", "targets", "y", "class")
 
 Shown = dict[str, Any]
 Hook = Callable[[Any], Any]
+Cell = str | int | float | bool | None
 
 
 def render_samples(subject: Subject, ids: list[int]) -> list[Shown]:
@@ -63,6 +64,81 @@ def render_sample(sample: Any, hook: Hook | None = None) -> Shown:
         return _shown(sample)
     except Exception as error:  # noqa: BLE001 -- the user's hook and types; a sample is not worth a run
         return _nothing(error)
+
+
+def columns_of(sample: Any, hook: Hook | None = None) -> dict[str, Cell]:
+    """What a table has of a sample: numbers and text by name, tensors up to MAX_VALUES.
+
+    A mapping has its own names, ``text`` is the text and ``x`` the values of all else; a number
+    that is the sample's label is ``label``. Images, and tensors that are larger, have no cell.
+
+    Args:
+        hook: ``render_sample`` of the module; a row or text that it returns is the sample then.
+    """
+    if hook is not None:
+        sample = hook(sample)
+        if isinstance(sample, Mapping) and "kind" in sample:
+            sample = _as_sample(sample)
+    found: dict[str, Cell] = {}
+    _gather(sample, "", found, 0)
+    return found
+
+
+def _as_sample(shown: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a hook has made of a sample, as if the data set gave it."""
+    label = {"label": shown["label"]} if "label" in shown else {}
+    if shown["kind"] == "row":
+        values, names = shown.get("values", ()), shown.get("names")
+        return {**(dict(zip(names, values, strict=False)) if names else {"x": values}), **label}
+    return {**({"text": shown.get("text")} if shown["kind"] == "text" else {}), **label}
+
+
+def _gather(value: Any, name: str, found: dict[str, Cell], depth: int) -> None:
+    """The cells of a part of a sample, below ``name``; of the whole it is empty."""
+    if depth > _DEEP:
+        return
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            label = not name and key in _LABELS and _number(inner) is not None
+            below = "label" if label else f"{name}.{key}" if name else str(key)
+            _gather(inner, below, found, depth + 1)
+    elif isinstance(value, str):
+        _put(found, name or "text", value.encode(errors="backslashreplace").decode())
+    elif value is None or isinstance(value, bool | float):
+        _put(found, name or "x", value)
+    elif (number := _number(value)) is not None:
+        _put(found, name or "x", number)
+    elif isinstance(value, list | tuple):
+        _gather_parts(value, name, found, depth)
+    elif (array := _array_of(value)) is not None and array.dtype.kind in "biuf":
+        _values(array.reshape(-1).tolist(), name, found)
+
+
+def _gather_parts(
+    parts: list[Any] | tuple[Any, ...], name: str, found: dict[str, Cell], depth: int
+) -> None:
+    if depth == 0 and isinstance(parts, tuple) and len(parts) > 1:
+        *parts, last = parts
+        if _number(last) is not None:
+            found["label"] = _number(last)
+        else:
+            parts.append(last)
+    elif parts and all(_number(part) is not None for part in parts):
+        _values([_number(part) for part in parts], name, found)
+        return
+    for part in parts:
+        _gather(part, name, found, depth + 1)
+
+
+def _values(values: list[Any], name: str, found: dict[str, Cell]) -> None:
+    if len(values) <= MAX_VALUES:
+        for place, each in enumerate(values):
+            _put(found, f"{name or 'x'}_{place}", each)
+
+
+def _put(found: dict[str, Cell], name: str, cell: Cell) -> None:
+    names = (name, *(f"{name}-{n}" for n in range(2, MAX_VALUES)))
+    found[next(each for each in names if each not in found)] = cell
 
 
 def _fetched(subject: Subject, each: int) -> Shown:

@@ -112,6 +112,17 @@ class SampleTable:
             found.add("classes")
         return frozenset(found | {f"features:{name}" for name in self.features})
 
+    def only(self, ids: Ids) -> SampleTable:
+        """Of these samples, which are all in it; ascending."""
+        places = np.searchsorted(self.ids, ids)
+        found: dict[str, Any] = {
+            name: column[places]
+            for name, column in vars(self).items()
+            if isinstance(column, np.ndarray)
+        }
+        features = {name: rows[places] for name, rows in self.features.items()}
+        return dataclasses.replace(self, **found, features=features)
+
     def page(self, start: int, count: int = PAGE) -> dict[str, Any]:
         """So many samples from the ``start``-th on, as plain values.
 

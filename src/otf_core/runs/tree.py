@@ -88,6 +88,11 @@ class RunTree:
         """The runs that this session has had, in the order in which it came by them."""
         return [*self._runs.values()]
 
+    def held(self) -> list[Path]:
+        """The folders whose locks this process has."""
+        ours = (here for here in self.known if here.lock is not None or here is self.home)
+        return [here.folder for here in ours if here.folder is not None]
+
     def family(self) -> list[Here]:
         """Those and all that they are kin to, to be read: parents, forks, and theirs."""
         kin = dict(self._runs)

@@ -35,7 +35,12 @@ NO_FOREIGN: Final = (
 NO_LIMIT: Final = "The limit of a script is the script's own; otf does not know it."
 NO_REENTRY: Final = "This version (0.2.0) of otf keeps no checkpoints of a script."
 NO_FORK: Final = "A script is one run; forking it is not part of this version (0.2.0) of otf."
+NO_WEIGHTS: Final = (
+    "A script's checkpoint holds all its variables, and which of them are a model's weights is the "
+    "script's own; allowed: torch.save in the script."
+)
 UNSUPPORTED: Final = {
+    "export_weights": NO_WEIGHTS,
     "test_now": NO_TEST,
     "test": NO_TEST,
     "reset_session": NO_NEW_SESSION,

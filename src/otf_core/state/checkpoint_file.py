@@ -1,33 +1,52 @@
-"""One checkpoint on the disk: ``<id>.ckpt``, and ``<id>.json`` that says what it must be.
+"""One checkpoint on the disk: ``<id>.ckpt``, written and read; ``manifest`` says what it must be.
 
-Rule 1: a file is whole or not there: written under another name, fsynced, renamed, the folder
-fsynced.
-Rule 2: what is read is verified first and trusted never. Nothing in a file is executed, and
+Rule: what is read is verified first and trusted never. Nothing in a file is executed, and
 whatever is wrong with it becomes a CommandError that says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
 import pickle
-import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-import msgspec
 import torch
 
-from otf_core.errors import CommandError, ErrorCode, OtfError
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.state.manifest import (
+    Manifest,
+    UnfitError,
+    complete,
+    manifest_beside,
+    newest,
+    opened,
+    verify_size,
+    whole_file,
+    write_manifest,
+)
 from otf_core.state.plain_checkpoint import refuse_unloadable
 
-MAX_JSON_BYTES: Final = 1024 * 1024
+__all__ = [
+    "Manifest",
+    "UnfitError",
+    "complete",
+    "newest",
+    "of_ours",
+    "read_checkpoint",
+    "reading_pickle",
+    "unfit",
+    "verified",
+    "write_checkpoint",
+    "write_manifest",
+]
+
 # What a damaged or a hostile file makes torch raise; found by changing bytes at random.
 UNREADABLE: Final = (
     ArithmeticError,
@@ -46,46 +65,6 @@ UNREADABLE: Final = (
     struct.error,
     zipfile.BadZipFile,
 )
-
-
-class Manifest(msgspec.Struct, kw_only=True):
-    """What ``<id>.json`` says of ``<id>.ckpt``; ``bytes`` and ``sha256`` are those of the file.
-
-    ``left_by`` names the exception that left the run so, in the middle of a batch. ``branch``
-    counts how often another state had been put in place: what was made before a rollback is of
-    another branch than what was made after it.
-    """
-
-    id: str
-    run_id: str
-    step: int
-    epoch: int
-    ts: float
-    kind: str
-    pinned: bool = False
-    exact: bool = False
-    left_by: str = ""
-    branch: int = 0
-    bytes: int = 0
-    sha256: str = ""
-
-
-def newest(
-    found: Iterable[tuple[Manifest, str]], branch: int, base: str | None
-) -> tuple[Manifest, str] | None:
-    """From which of a run's checkpoints it goes on: the last of its own past.
-
-    What was rolled back is not in that past, nor is what an exception has left in the middle of a
-    batch: both go on when they are asked for.
-
-    Args:
-        branch: on which the run is.
-        base: id of the checkpoint that the branch began from.
-    """
-    whole = [each for each in found if not each[0].left_by]
-    here = [each for each in whole if each[0].branch == branch]
-    begun = [each for each in whole if each[0].id == base]
-    return max(here or begun or whole, key=lambda each: each[0].ts, default=None)
 
 
 def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
@@ -107,16 +86,6 @@ def write_checkpoint(state: Any, path: Path) -> tuple[int, str]:
             # torch closes its archive first, and says that this failed instead of why.
             raise hashing.error or error from None
     return hashing.bytes, hashing.sha256.hexdigest()
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``<id>.json``, whole or not at all; any thread. OSError as the disk has it."""
-    with whole_file(folder / f"{manifest.id}.json") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-
-
-class UnfitError(OtfError):
-    """A file that is no whole checkpoint of ours; says why, for a sentence that names the file."""
 
 
 def read_checkpoint(
@@ -149,8 +118,8 @@ def verified(
     same refusal.
     """
     try:
-        with _opened(path, follow=expected is None) as file:
-            manifest = expected or _manifest_beside(Path(os.path.realpath(path)))
+        with opened(path, follow=expected is None) as file:
+            manifest = expected or manifest_beside(Path(os.path.realpath(path)))
             _verify(file, manifest)
             yield file, manifest
     except FileNotFoundError:
@@ -166,64 +135,14 @@ def unfit(path: Path, why: UnfitError, *, field: str) -> CommandError:
     return CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field)
 
 
-def complete(path: Path) -> Manifest:
-    """What the JSON beside a checkpoint says; its size is compared, its content is not.
-
-    Raises:
-        UnfitError: they do not fit each other.
-        FileNotFoundError: there is no checkpoint.
-    """
-    with _opened(path, follow=False) as file:
-        manifest = _manifest_beside(path)
-        if manifest is None or manifest.id != path.stem:
-            msg = "has no JSON beside it that fits"
-            raise UnfitError(msg)
-        _verify_size(file, manifest)
-    return manifest
-
-
 # Reading.
-
-
-@contextlib.contextmanager
-def _opened(path: Path, *, follow: bool) -> Iterator[io.BufferedReader]:
-    """A regular file; one descriptor for all that is done with it, so that it stays the same."""
-    # A pipe would wait here for somebody who writes.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    try:
-        descriptor = os.open(path, flags)
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError as error:
-        raise FileNotFoundError(*error.args) from None
-    except OSError as error:
-        is_link = error.errno == errno.ELOOP and not follow
-        why = "is a link" if is_link else f"cannot be opened ({str(error.strerror).lower()})"
-        raise UnfitError(why) from None
-    except ValueError as error:  # a zero byte in the name
-        msg = f"cannot be opened ({error})"
-        raise UnfitError(msg) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        msg = "is no regular file"
-        raise UnfitError(msg)
-    with open(descriptor, "rb") as file:
-        yield file
-
-
-def _manifest_beside(path: Path) -> Manifest | None:
-    beside = path.with_suffix(".json")
-    unusable = (UnfitError, OSError, msgspec.MsgspecError)
-    with contextlib.suppress(*unusable), _opened(beside, follow=False) as file:
-        return msgspec.json.decode(file.read(MAX_JSON_BYTES), type=Manifest)
-    return None
 
 
 def _verify(file: io.BufferedReader, manifest: Manifest | None) -> None:
     """Leaves the file at its begin."""
     try:
         if manifest is not None:
-            _verify_size(file, manifest)
+            verify_size(file, manifest)
             if hashlib.file_digest(file, "sha256").hexdigest() != manifest.sha256:
                 msg = "is damaged: its SHA-256 is not that of what was saved"
                 raise UnfitError(msg)
@@ -245,13 +164,6 @@ def _verify(file: io.BufferedReader, manifest: Manifest | None) -> None:
     except UNREADABLE as error:
         msg = f"cannot be read as a checkpoint ({type(error).__name__}: {str(error)[:120]})"
         raise UnfitError(msg) from error
-
-
-def _verify_size(file: io.BufferedReader, manifest: Manifest) -> None:
-    found = os.fstat(file.fileno()).st_size
-    if found != manifest.bytes:
-        msg = f"is damaged: it has {found:,} bytes, its JSON says {manifest.bytes:,}"
-        raise UnfitError(msg)
 
 
 def _load(file: io.BufferedReader) -> dict[str, Any]:
@@ -309,28 +221,3 @@ class _Hashing:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there whole, fsynced and renamed, when the block ends; else not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,7 +23,7 @@ import psutil
 
 from otf_core.errors import OtfError
 from otf_core.protocol import automatic_names
-from otf_core.state.checkpoint_file import Manifest, UnfitError, complete, newest
+from otf_core.state.manifest import Manifest, UnfitError, complete, newest
 from otf_core.transport import at_fork
 
 LOCK: Final = "lock"
@@ -107,6 +107,11 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object has it."""
+        return self._descriptor is not None
 
     # A forked child, a worker of a DataLoader, would keep the run locked after its parent's death.
     _leave_to_parent = release
@@ -246,7 +251,7 @@ def clean(save_dir: Path, keep: Path | None) -> tuple[list[str], list[dict[str, 
     for folder, record in _runs(save_dir):
         if keep is not None and folder == keep.resolve():
             continue
-        if _alive(record) or any(m.pinned for m in _manifests(folder)):
+        if is_alive(record) or any(m.pinned for m in _manifests(folder)):
             continue
         lock = RunLock(folder)
         try:
@@ -292,7 +297,8 @@ def _manifests(folder: Path) -> Iterator[Manifest]:
                 yield manifest
 
 
-def _alive(record: RunRecord) -> bool:
+def is_alive(record: RunRecord) -> bool:
+    """Whether its process may live still; where that cannot be seen, it may."""
     if record.ended_ts is not None:
         return False
     if record.host != os.uname().nodename:

@@ -185,14 +185,18 @@ class CheckpointStore:
         Returns:
             As ``adopt``.
         """
-        if self._thread is not None:
-            written = threading.Event()
-            self._jobs.put(written)
-            written.wait()
+        self.settle()
         with self._lock:
             self._folder, self._known, self._ids = folder, {}, set()
             self._branch, self._base = 0, None
         return self.adopt()
+
+    def settle(self) -> None:
+        """Return when all that was asked so far is done; training thread."""
+        if self._thread is not None:
+            done = threading.Event()
+            self._jobs.put(done)
+            done.wait()
 
     def start(self) -> None:
         """Start otf-saver."""

@@ -80,12 +80,14 @@ class WeightsFile:
         label: run and checkpoint if they are known, else the file's name; for a sentence.
         shapes: what is there: tensors without data. Of several modules, their names are joined.
         others: names of what is there and is no tensor.
+        owners: names of the modules, where they have names.
     """
 
     def __init__(self, path: Path, label: str, descriptor: int, field: str) -> None:
         self.label = label
         self.shapes: dict[str, torch.Tensor] = {}
         self.others: list[str] = []
+        self.owners: list[str] = []
         self._path, self._field, self._descriptor = path, field, descriptor
         self._places: dict[int, tuple[int, int]] = {}  # storage -> where in the file, its bytes
         self._as_verified = self._stamp()
@@ -113,6 +115,7 @@ class WeightsFile:
             msg = "has no weights"
             raise UnfitError(msg)
         several = bool(weights) and all(isinstance(v, Mapping) for v in weights.values())
+        self.owners = [str(owner) for owner in weights] if several else []
         for owner, found in weights.items() if several else (("", weights),):
             self._gather(str(owner), found)
 

@@ -35,6 +35,7 @@ EVENT_FIELDS: Final[Mapping[str, str]] = {
     "session_started": "project run_name version run_dir",
     "newRun": "parents project run_name meta",
     "runTransition": "from to prev_step",
+    "artifact_created": "path rows?",
     "progress": "request_id cmd done total eta_s",
     "finalizeRun": "next_run last_step",
     "trainStep": " ".join(TRAIN_STEP),

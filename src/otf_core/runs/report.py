@@ -1,0 +1,639 @@
+"""What a run was, as one HTML page that opens anywhere: no script, nothing from elsewhere.
+
+Rule 1: whatever comes from a run is text of somebody else, and goes through ``text``.
+Rule 2: the page stays small, however long the run was: curves are thinned, lists are cut, and
+what is cut is said.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from otf_core import __version__
+from otf_core.runs import told
+from otf_core.runs.archive import Telling
+from otf_core.runs.report_chart import Curve, Mark, chart, short, text
+from otf_core.runs.told import Told, ToldRun, count, number
+from otf_core.state import run_folder
+
+LETTERS: Final = "ABCDE"  # the colours of the page
+MAX_ACTIONS: Final = 300
+MAX_CHECKPOINTS: Final = 100
+MAX_RESULTS: Final = 60
+MAX_CHARTS: Final = 16
+MAX_FAMILY: Final = 60
+POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+TITLES: Final[Mapping[str, str]] = {
+    "accuracy": "Accuracy",
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "weight_norm": "Weight norm",
+    "throughput": "Samples per second",
+    "data_wait_frac": "Share of a step that waits for data",
+}
+STATUS: Final[Mapping[str | None, tuple[str, str]]] = {
+    "completed": ("Finished", "ok"),
+    "stopped": ("Stopped", "warn"),
+    "failed": ("Failed", "bad"),
+}
+
+
+class Action(NamedTuple):
+    """Something that was done; ``said`` is HTML."""
+
+    ts: float
+    step: int
+    said: str
+
+
+def report(
+    project_dir: Path,
+    run_id: str,
+    *,
+    figures: Mapping[str, Any] | None = None,
+    now_ts: float,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> str:
+    """The page.
+
+    Args:
+        figures: of scans, by the set that was scanned: ``rule`` and ``figures`` as ``scan`` has
+            them.
+        tell: bytes that are read and of all.
+
+    Raises:
+        ArchiveError: there is no such run; it was cancelled.
+        OSError: its folder cannot be read.
+    """
+    found = told.read(project_dir, run_id, Telling(tell, cancelled))
+    run: ToldRun = found.run
+    drawn = _drawn(found)
+    actions = sorted(_actions(found), key=lambda action: action.ts)
+    parts = [
+        _head(run, next(filter(None, map(_device, (run, *found.family))), "")),
+        _tiles(run),
+        _family(found, drawn),
+        _charts(found, drawn, actions),
+        _done(actions),
+        _results(run),
+        *(_samples(on, each) for on, each in sorted((figures or {}).items())),
+        _checkpoints(run),
+        _messages(run),
+        _foot(found, now_ts),
+    ]
+    name, style = text(run_id), Path(__file__).with_name("report.css").read_text("utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{name} - otf</title><style>{style}</style></head><body><main>"
+        f"{''.join(parts)}</main></body></html>\n"
+    )
+
+
+# What it is.
+
+
+def _head(run: ToldRun, device: str) -> str:
+    record = run.record
+    verb, tone = _status(run)
+    length_s = run.last_ts - run.first_ts
+    at = count(record.made.get("at_step")) or 0
+    own = max(0, run.step - at)
+    said = [f"<b>{_n(own)}</b> {'step' if own == 1 else 'steps'}{' of its own' if at else ''}"]
+    if length_s >= 1:
+        said.append(f"in <b>{_span(length_s)}</b>")
+    made = record.made
+    origin = ""
+    if record.parents:
+        where = f" at step {_n(made['at_step'])}" if count(made.get("at_step")) is not None else ""
+        chosen = made.get("subset_count")
+        on = f", on {_n(chosen)} chosen samples" if count(chosen) is not None else ""
+        kind = {"fork": "fork", "merge": "merge"}.get(record.kind, "child")
+        of = " and ".join(text(parent) for parent in record.parents[:6])
+        origin = f", a {kind} of <b>{of}</b>{where}{on}"
+    exact = record.exactness
+    reasons = exact.get("reasons")
+    listed = "".join(
+        f"<li>{text(reason)}</li>" for reason in (reasons if isinstance(reasons, list) else [])[:20]
+    )
+    sessions = len(record.session_ids)
+    facts = [
+        ("Project", text(record.project)),
+        ("Machine", text(", ".join(x for x in (record.host, device) if x) or "not known")),
+        ("Began", _when(run.first_ts)),
+        ("Last told", _when(run.last_ts)),
+        ("Stood still", _span(_paused_s(run)) if _paused_s(run) >= 1 else "never"),
+        ("Processes", f"{sessions}: it was resumed" if sessions > 1 else "1"),
+        ("Versions", text(", ".join(f"{k} {v}" for k, v in record.versions.items()), 600)),
+        ("A resume", f"{_exactness(exact)}{f'<ul>{listed}</ul>' if listed else ''}"),
+    ]
+    if run.undone:
+        facts.append(("Undone", f"{_n(run.undone)} steps, not shown below"))
+    rows = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts if v)
+    ends = [event for event in run.events if event.get("type") == "trainingFinished"]
+    error = ends[-1].get("error") if ends else None
+    why = f'<p class="error">{text(error, 2000)}</p>' if record.status == "failed" and error else ""
+    return (
+        f'<header><p class="crumb">{LOGO}<span>otf</span><span>/</span>'
+        f"<span>{text(record.project)}</span></p>"
+        f"<h1>{text(run.run_id)}</h1>"
+        f'<p class="lead"><span class="pill" data-tone="{tone}">{verb}</span> '
+        f'{" ".join(said)}{origin}</p>{why}<dl class="facts">{rows}</dl></header>'
+    )
+
+
+LOGO: Final = (
+    '<svg class="logo" viewBox="0 0 20 20" aria-hidden="true"><path d="M2 15h6c3 0 3-9 6-9h4"/>'
+    '<path class="base" d="M2 15h16"/></svg>'
+)
+
+
+def _status(run: ToldRun) -> tuple[str, str]:
+    """In a word, and how good that is."""
+    if (known := STATUS.get(run.record.status)) is not None:
+        return known
+    kinds = [event.get("type") for event in run.events if event.get("type") != "log"]
+    if kinds[-1:] == ["runTransition"]:
+        return "Left", "warn"
+    if not run_folder.is_alive(run.record):
+        return "Broken off", "warn"
+    held = [kind for kind in kinds if kind in ("paused", "resumed")][-1:] == ["paused"]
+    return ("Paused", "warn") if held else ("Training", "ok")
+
+
+def _exactness(report: Mapping[str, Any]) -> str:
+    if report.get("exact") is True and not report.get("reasons"):
+        return "goes on exactly, bit for bit"
+    said = report.get("text")
+    return f"is {text(said, 800)}" if said else "nothing is known of whether it goes on exactly"
+
+
+def _tiles(run: ToldRun) -> str:
+    tiles = []
+    for name, title in (("loss", "Training loss"), ("val_loss", "Validation loss")):
+        value = run.last(name)
+        if value is None:
+            continue
+        series = run.series[name]
+        best = min(series.values)
+        at = series.steps[series.values.index(best)]
+        more = f"least {_v(best)} at step {_n(at)}" if name == "val_loss" else "at the last step"
+        tiles.append((title, _v(value), more))
+    if (value := run.last("accuracy")) is not None:
+        tiles.append(("Accuracy", _v(value), f"highest {_v(max(run.series['accuracy'].values))}"))
+    tests = [row for row in _result_rows(run) if row["kind"] == "test"]
+    if tests:
+        last = tests[-1]
+        loss = last["loss"]
+        name = f"{text(last.get('label') or 'test', 40)}, at step {_n(last['step'])}"
+        shown = _v(loss) if loss is not None else next(iter(last["metrics"].values()), "-")
+        tiles.append(("Test", shown if isinstance(shown, str) else _v(shown), name))
+    if not tiles:
+        return ""
+    cells = "".join(
+        f"<div><h3>{title}</h3><b>{value}</b><small>{more}</small></div>"
+        for title, value, more in tiles
+    )
+    return f'<section class="tiles">{cells}</section>'
+
+
+# Its relatives.
+
+
+def _drawn(found: Told) -> dict[str, str]:
+    """Those whose curves are shown, with their letters: the run, its parents, children, others."""
+    run: ToldRun = found.run
+    parents = [r for r in found.family if r.run_id in run.record.parents]
+    children = [r for r in found.family if run.run_id in r.record.parents]
+    order = dict.fromkeys(r.run_id for r in (run, *parents, *children, *found.family))
+    return dict(zip(order, LETTERS, strict=False))
+
+
+def _family(found: Told, drawn: Mapping[str, str]) -> str:
+    if len(found.family) == 1:
+        return ""
+    known = {r.run_id: r for r in found.family[:MAX_FAMILY]}
+    below: dict[str, list[ToldRun]] = {}
+    roots = []
+    for r in known.values():
+        parents = [p for p in r.record.parents if p in known and p != r.run_id]
+        if parents:
+            below.setdefault(parents[0], []).append(r)
+        else:
+            roots.append(r)
+    seen: set[str] = set()
+
+    def branch(r: ToldRun, depth: int) -> str:
+        if r.run_id in seen or depth > MAX_FAMILY:
+            return ""
+        seen.add(r.run_id)
+        inside = "".join(branch(child, depth + 1) for child in below.get(r.run_id, []))
+        here = ' aria-current="true"' if r is found.run else ""
+        deeper = f"<ul>{inside}</ul>" if inside else ""
+        return f"<li><div{here}>{_relative(r, drawn)}</div>{deeper}</li>"
+
+    tree = "".join(branch(r, 0) for r in roots)
+    # Who is his own ancestor stands in no branch.
+    tree += "".join(branch(r, 0) for r in known.values() if r.run_id not in seen)
+    left = len(found.family) - len(known)
+    more = f'<p class="hint">{left} more are not listed.</p>' if left > 0 else ""
+    return f'<section><h2>Relatives</h2><ul class="tree">{tree}</ul>{more}</section>'
+
+
+def _relative(r: ToldRun, drawn: Mapping[str, str]) -> str:
+    record = r.record
+    made = record.made
+    said = []
+    if record.kind != "base":
+        others = record.parents[1:]
+        extra = f" with {text(', '.join(others))}" if others else ""
+        at = count(made.get("at_step"))
+        origin = f" at step {_n(at)}" if at is not None else ""
+        said.append(f"{text(record.kind, 20)}{extra}{origin}")
+    said.append(f"to step {_n(r.step or record.step)}")
+    for name, title in (("loss", "loss"), ("val_loss", "val loss")):
+        if (value := r.last(name)) is not None:
+            said.append(f"{title} {_v(value)}")
+    said.append(_status(r)[0].lower())
+    return f"{_tag(drawn.get(r.run_id))}<b>{text(r.run_id)}</b><span>{' · '.join(said)}</span>"
+
+
+def _tag(letter: str | None) -> str:
+    return f'<i class="tag {letter}">{letter}</i>' if letter else '<i class="tag">·</i>'
+
+
+# Its curves.
+
+
+def _charts(found: Told, drawn: Mapping[str, str], actions: Sequence[Action]) -> str:
+    run: ToldRun = found.run
+    family = {r.run_id: r for r in found.family}
+    shown = [(letter, family[name]) for name, letter in drawn.items()]
+    steps = [s for _, r in shown for series in r.series.values() if series.steps
+             for s in (series.steps[0], series.steps[-1])]  # fmt: skip
+    if not steps:
+        return '<section><h2>Curves</h2><p class="hint">No step was told.</p></section>'
+    first, last = min(steps), max(steps)
+    span = (0 if first < 0.2 * last else first), max(last, first + 1)
+    marks = [Mark(action.step, n) for n, action in enumerate(actions[-MAX_ACTIONS:], 1)]
+    marks = [mark for mark in marks if span[0] <= mark.step <= span[1]]
+
+    def curves(name: str, *, points: bool = False) -> list[Curve]:
+        return [
+            Curve(letter, r.run_id, series.steps, series.values, r is run, points)
+            for letter, r in shown
+            if (series := r.series.get(name)) is not None
+        ]
+
+    head = run.last("loss")
+    losses = [*curves("loss"), *curves("val_loss", points=True)]
+    figures = [
+        chart(
+            "Loss", losses, span, value=_v(head) if head is not None else "", marks=marks, tall=True
+        )
+    ]
+    names = [name for name in (*TITLES, *sorted(run.series)) if name not in ("loss", "val_loss")]
+    for name in list(dict.fromkeys(names))[:MAX_CHARTS]:
+        value = run.last(name)
+        title = TITLES.get(name, name)
+        rows = curves(name, points=name not in TITLES and _sparse(run, name))
+        log = False if name in ("lr", "accuracy", "data_wait_frac") else None
+        if len(rows):
+            said = _v(value) if value is not None else ""
+            figures.append(
+                chart(title, rows, span, value=said, marks=marks, log=log, smooth=name != "lr")
+            )
+    left = len(dict.fromkeys(names)) - MAX_CHARTS
+    more = f'<p class="hint">{left} more values were logged.</p>' if left > 0 else ""
+    key = "".join(f"<span>{_tag(letter)}{text(r.run_id, 60)}</span>" for letter, r in shown)
+    rings = '<span><i class="ring"></i>validation</span>' if curves("val_loss") else ""
+    badge = '<span><i class="badge">1</i>what was done, see below</span>' if marks else ""
+    return (
+        f'<section><h2>Curves</h2><p class="key">{key}{rings}{badge}</p>'
+        f'<div class="charts">{"".join(figures)}</div>{more}</section>'
+    )
+
+
+def _sparse(run: ToldRun, name: str) -> bool:
+    series, losses = run.series.get(name), run.series.get("loss")
+    return bool(series and losses) and len(series.steps) * 4 < len(losses.steps)  # type: ignore[union-attr]
+
+
+# What was done.
+
+
+def _actions(found: Told) -> Iterator[Action]:
+    run: ToldRun = found.run
+    notes = [event for event in run.events if event.get("type") == "note"]
+    removed = {str(event.get("note_id")) for event in notes if event.get("removed")}
+    paused: dict[str, Any] | None = None
+    for event in run.events:
+        ts, step = number(event.get("ts")) or 0.0, count(event.get("step")) or 0
+        match event.get("type"):
+            case "param_changed":
+                applied = count(event.get("applied_step"))
+                change = f"{_v(event.get('old'))} → <b>{_v(event.get('new'))}</b>"
+                by = event.get("by")
+                how = f" ({text(by, 20)})" if by not in (None, "user") else ""
+                said = f"<code>{text(event.get('path'), 80)}</code> {change}{how}"
+                yield Action(ts, step if applied is None else applied, said)
+            case "paused":
+                paused = event
+            case "resumed" if paused is not None:
+                began = number(paused.get("ts")) or ts
+                yield Action(began, step, f"Paused for {_span(max(0.0, ts - began))}")
+                paused = None
+            case "checkpoint_loaded" if "from_step" in event:
+                undone = count(event.get("undone")) or 0
+                lost = f", {_n(undone)} steps undone" if undone else ""
+                name = f"<code>{text(event.get('id'), 80)}</code>"
+                before = count(event.get("from_step"))
+                where = f" from step {_n(before)}" if before is not None else ""
+                yield Action(ts, step, f"Put back{where} to step {_n(step)}, {name}{lost}")
+            case "checkpoint_loaded":
+                name = f"<code>{text(event.get('id'), 80)}</code>"
+                yield Action(ts, step, f"Went on from step {_n(step)}, {name}")
+            case "note" if str(event.get("note_id")) not in removed:
+                yield Action(ts, step, f"<q>{text(event.get('text'), 1200)}</q>")
+            case "stall" if event.get("over") is not True:
+                yield Action(ts, step, f"No step for {_v(event.get('seconds'))} s")
+            case "stopping":
+                yield Action(ts, step, "Stopped by a command")
+            case "trainingFinished":
+                verb = STATUS.get(str(event.get("status")), ("Ended", ""))[0]
+                yield Action(ts, step, verb)
+    if run.record.parents:
+        ts, step = run.record.started_ts, count(run.record.made.get("at_step")) or 0
+        verb = "Merged" if run.record.kind == "merge" else "Forked"
+        yield Action(ts, step, f"{verb} from <b>{text(' and '.join(run.record.parents[:6]))}</b>")
+    if paused is not None:
+        ts, step = number(paused.get("ts")) or 0.0, count(paused.get("step")) or 0
+        yield Action(ts, step, "Paused")
+    for child in found.family:
+        if run.run_id in child.record.parents and child is not run:
+            kind = "Merged" if child.record.kind == "merge" else "Forked"
+            at = count(child.record.made.get("at_step"))
+            chosen = count(child.record.made.get("subset_count"))
+            on = f", on {_n(chosen)} chosen samples" if chosen is not None else ""
+            said = f"{kind} into <b>{text(child.run_id)}</b>{on}"
+            yield Action(child.record.started_ts, run.step if at is None else at, said)
+
+
+def _done(actions: Sequence[Action]) -> str:
+    if not actions:
+        return ""
+    rows = "".join(
+        f'<tr id="do-{n}"><td><i class="badge">{n}</i></td><td class="num">{_n(action.step)}</td>'
+        f'<td class="when">{_when(action.ts)}</td><td class="what">{action.said}</td></tr>'
+        for n, action in enumerate(actions[-MAX_ACTIONS:], 1)
+    )
+    left = len(actions) - MAX_ACTIONS
+    more = f'<p class="hint">{_n(left)} older are not listed.</p>' if left > 0 else ""
+    return (
+        '<section><h2>What was done</h2><div class="box"><table><thead><tr><th></th>'
+        '<th class="num">Step</th><th class="when">Time</th><th>What</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{more}</section>"
+    )
+
+
+# Results.
+
+
+def _result_rows(run: ToldRun) -> list[dict[str, Any]]:
+    """Of the file of results, or where there is none, as they were told."""
+    tests = ("test_complete", "auto_test_complete")
+    told_of = ({**event, "kind": "test"} for event in run.events if event.get("type") in tests)
+    rows = [dict(each) for each in run.results] or list(told_of)
+    for row in rows:
+        row["loss"] = number(row.get("avg_loss"))
+        metrics = row.get("metrics")
+        known = metrics.items() if isinstance(metrics, dict) else ()
+        row["metrics"] = {k: v for k, value in known if (v := number(value)) is not None}
+        row["step"] = count(row.get("step")) or 0
+        row["kind"] = "test" if row.get("kind") == "test" else "validation"
+    return rows
+
+
+def _results(run: ToldRun) -> str:
+    rows = _result_rows(run)
+    if not rows:
+        return ""
+    body = "".join(_result(row) for row in rows[-MAX_RESULTS:])
+    left = len(rows) - MAX_RESULTS
+    more = f'<p class="hint">{_n(left)} older are not listed.</p>' if left > 0 else ""
+    return (
+        '<section><h2>Tests and validations</h2><div class="box"><table><thead><tr><th>What</th>'
+        '<th class="num">Step</th><th class="num">Loss</th><th>Values</th></tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{more}</section>"
+    )
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    label = row.get("label")
+    named = f" <span class='hint'>{text(label, 60)}</span>" if label else ""
+    values = " ".join(
+        f"<span class='pair'>{text(k, 60)} <b>{_v(v)}</b></span>"
+        for k, v in list(row["metrics"].items())[:20]
+    )
+    loss = _v(row["loss"]) if row["loss"] is not None else "-"
+    return (
+        f"<tr><td>{row['kind'].capitalize()}{named}</td><td class='num'>{_n(row['step'])}</td>"
+        f"<td class='num'>{loss}</td><td>{values}</td></tr>"
+    )
+
+
+def _samples(on: str, scanned: Mapping[str, Any]) -> str:
+    """The figures of a scan: how the losses lie, which samples have the worst."""
+    found = scanned["figures"]
+    parts = [
+        f"<div><h3>{title}</h3><b>{_v(found.get(key))}</b></div>"
+        for key, title in (("count", "Samples"), ("mean", "Mean loss"), ("std", "Spread"),
+                           ("accuracy", "Accuracy"), ("not_finite", "Not finite"))
+        if found.get(key) is not None
+    ]  # fmt: skip
+    histogram = found.get("histogram") or {}
+    bars = _bars(histogram.get("edges") or (), histogram.get("counts") or ())
+    worst = "".join(
+        f"<tr><td class='num'>{_v(row.get('id'))}</td><td class='num'>{_v(row.get('loss'))}</td>"
+        f"<td>{text(row.get('label'), 40)}</td><td>{text(row.get('prediction'), 40)}</td></tr>"
+        for row in (found.get("worst") or ())[:12]
+    )
+    classes = "".join(
+        f"<tr><td>{text(row.get('label'), 40)}</td><td class='num'>{_v(row.get('count'))}</td>"
+        f"<td class='num'>{_v(row.get('mean'))}</td>"
+        f"<td class='num'>{_v(row.get('accuracy'))}</td></tr>"
+        for row in (found.get("classes") or ())[:30]
+    )
+    tables = (
+        "<div class='box'><table><thead><tr><th class='num'>Sample</th><th class='num'>Loss</th>"
+        f"<th>Label</th><th>Predicted</th></tr></thead><tbody>{worst}</tbody></table></div>"
+        if worst
+        else ""
+    )
+    tables += (
+        "<div class='box'><table><thead><tr><th>Class</th><th class='num'>Samples</th>"
+        "<th class='num'>Mean loss</th><th class='num'>Accuracy</th></tr></thead>"
+        f"<tbody>{classes}</tbody></table></div>"
+        if classes
+        else ""
+    )
+    return (
+        f"<section><h2>Samples of the {text(on, 20)} set</h2>"
+        f"<p class='hint'>{text(scanned.get('rule', ''))}</p>"
+        f"<div class='tiles'>{''.join(parts)}</div>{bars}"
+        f"<div class='pairs'>{tables}</div></section>"
+    )
+
+
+def _bars(edges: Sequence[Any], counts: Sequence[Any]) -> str:
+    numbers = [number(n) for n in counts]
+    if not numbers or None in numbers or len(edges) != len(counts) + 1:
+        return ""
+    most = max(1.0, *(n for n in numbers if n is not None))
+    wide = 1000 / len(numbers)
+    bars = "".join(
+        f"<rect x='{k * wide + wide * 0.06:.1f}' width='{wide * 0.88:.1f}' "
+        f"y='{1000 - 1000 * (n or 0) / most:.0f}' height='{1000 * (n or 0) / most:.0f}'>"
+        f"<title>{short(edges[k])} to {short(edges[k + 1])}: {_v(n)}</title></rect>"
+        for k, n in enumerate(numbers)
+    )
+    xs = "".join(
+        f"<i style='left:{100 * k / len(numbers):g}%'>{short(edges[k])}</i>"
+        for k in range(0, len(edges), max(1, len(numbers) // 5))
+    )
+    return (
+        "<figure class='ch'><figcaption><span class='t'>Losses of the samples</span></figcaption>"
+        f"<div class='plot'><div class='ys'><i style='top:0'>{_v(most)}</i></div>"
+        f"<div class='xs'>{xs}</div><svg class='bars' viewBox='0 0 1000 1000' "
+        f"preserveAspectRatio='none' role='img' aria-label='Histogram of losses'>{bars}</svg></div>"
+        "</figure>"
+    )
+
+
+# What there is of it.
+
+
+def _checkpoints(run: ToldRun) -> str:
+    found = sorted(run.checkpoints, key=lambda m: -m.ts)
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><td><code>{text(m.id, 80)}</code></td><td class='num'>{_n(m.step)}</td>"
+        f"<td>{text(m.kind, 20)}{', kept' if m.pinned else ''}</td>"
+        f"<td>{'exact' if m.exact else 'not exact'}</td><td class='num'>{_bytes(m.bytes)}</td>"
+        f"<td class='when'>{_when(m.ts)}</td><td><code>{text(m.sha256, 12)}</code></td></tr>"
+        for m in found[:MAX_CHECKPOINTS]
+    )
+    left = len(found) - MAX_CHECKPOINTS
+    more = f'<p class="hint">{_n(left)} older are not listed.</p>' if left > 0 else ""
+    return (
+        "<section><h2>Checkpoints</h2><div class='box'><table><thead><tr><th>Id</th>"
+        "<th class='num'>Step</th><th>Kind</th><th>Resume</th><th class='num'>Size</th>"
+        "<th class='when'>Time</th><th>SHA-256</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>{more}</section>"
+    )
+
+
+def _messages(run: ToldRun) -> str:
+    found = [
+        e for e in run.events if e.get("type") == "log" and e.get("level") in ("warning", "error")
+    ]
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><td class='num'>{_n(count(e.get('step')) or 0)}</td>"
+        f"<td>{text(e.get('level'), 10)}</td>"
+        f"<td class='pre what'>{text(e.get('text'), 1500)}</td></tr>"
+        for e in found[-30:]
+    )
+    return (
+        f"<section><h2>Warnings and errors</h2><div class='box'><table><tbody>{rows}</tbody>"
+        "</table></div></section>"
+    )
+
+
+def _foot(found: Told, now_ts: float) -> str:
+    lost = f" {_n(found.lost)} lines of its journal could not be read." if found.lost else ""
+    return f"<footer>Made by otf {text(__version__)} on {_when(now_ts)}.{lost}</footer>"
+
+
+def _device(run: ToldRun) -> str:
+    """As the run has told it in its first line."""
+    for event in run.events:
+        said = str(event.get("text"))
+        if (
+            event.get("type") == "log"
+            and said.startswith(f"{run.run_id}: ")
+            and ", process " in said
+        ):
+            return said.removeprefix(f"{run.run_id}: ").partition(", process ")[0]
+    return ""
+
+
+def _paused_s(run: ToldRun) -> float:
+    total, began = 0.0, None
+    for event in run.events:
+        if event.get("type") == "paused":
+            began = number(event.get("ts"))
+        elif event.get("type") == "resumed" and began is not None:
+            total += max(0.0, (number(event.get("ts")) or began) - began)
+            began = None
+    return total
+
+
+# Words.
+
+
+def _v(value: Any) -> str:
+    """A value for people."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**15 else text(value, 20)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "none"
+        if 0 < abs(value) < 1e-4:
+            return short(value)
+        whole = value.is_integer() and 1e4 <= abs(value) < 1e15
+        return f"{value:,.0f}" if whole else f"{value:.4g}"
+    if isinstance(value, list):
+        return f"[{', '.join(_v(each) for each in value[:8])}]"
+    return "none" if value is None else text(value, 60)
+
+
+def _n(value: Any) -> str:
+    return f"{value:,}" if count(value) is not None else "0"
+
+
+def _bytes(size: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} B"
+
+
+def _span(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def _when(ts: float) -> str:
+    """Of the machine that makes the page, with its zone."""
+    try:
+        at = datetime.datetime.fromtimestamp(ts, datetime.UTC).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return "not known"
+    day, zone = f'<span class="d">{at:%Y-%m-%d} </span>', f'<span class="d"> {at:%Z}</span>'
+    return f'<time datetime="{at.isoformat(timespec="seconds")}">{day}{at:%H:%M:%S}{zone}</time>'
