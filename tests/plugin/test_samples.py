@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class Between(L.Callback):
 
     is_otf = True
 
-    def __init__(self, ask: Callable[[L.Trainer], Any]) -> None:
-        self._ask, self.told = ask, list[Any]()
+    def __init__(self, ask: Callable[[L.Trainer], Any], at: Container[int] = AT) -> None:
+        self._ask, self._at, self.told = ask, at, list[Any]()
         self._wraps = inside.Wraps()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -40,7 +40,7 @@ class Between(L.Callback):
         advance = loop.advance
 
         def gated(fetcher: Any) -> None:
-            if inside.steps_done(trainer) in AT:
+            if inside.steps_done(trainer) in self._at:
                 self.told.append(self._ask(trainer))
             advance(fetcher)
 
@@ -54,12 +54,14 @@ def all_of(trainer: L.Trainer) -> dict[str, Any]:
     return {"exact": exact.of(trainer), "no harm": digest.of(trainer)}
 
 
-def undisturbed(run: Any, tmp: Path, ask: Callable[[L.Trainer], Any]) -> list[Any]:
+def undisturbed(
+    run: Any, tmp: Path, ask: Callable[[L.Trainer], Any], at: Container[int] = AT
+) -> list[Any]:
     """What was told; the fit ends as it does when nobody asks."""
     seed()
     expected = all_of(run([], tmp / "a"))
     seed()
-    between = Between(ask)
+    between = Between(ask, at)
     found = all_of(run([between], tmp / "b"))
     assert exact.differences(expected, found) == []
     assert between.told
@@ -83,6 +85,20 @@ def test_a_fit_that_was_scanned_is_as_if_it_had_not_been(name: str, tmp_path: Pa
     for scans in undisturbed(RUNS[name], tmp_path, ask):
         for scan in scans:
             assert len(scan.table()) == scan.data.size
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", RUNS)
+def test_nor_where_the_slices_lie_between_its_batches(name: str, tmp_path: Path) -> None:
+    scans: list[Scan] = []
+
+    def ask(trainer: L.Trainer) -> int:
+        if not scans:
+            scans.append(Scan(subject_of(trainer, "train")))
+        return scans[0].work(0.0).done
+
+    told = undisturbed(RUNS[name], tmp_path, ask, range(1, 10**6))
+    assert told[0] < told[-1]
 
 
 def run_of(module: Any, *data: Any, **options: Any) -> Any:

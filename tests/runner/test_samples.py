@@ -70,6 +70,24 @@ def test_it_leaves_no_trace(name: str) -> None:
         assert len(scan.table()) == scan.data.size
 
 
+@pytest.mark.parametrize("name", SCANNED)
+def test_nor_where_the_slices_lie_between_its_batches(name: str) -> None:
+    told: list[Scan] = []
+
+    def prepare(run: Run) -> None:
+        def tick() -> bool:
+            if not told:
+                told.append(Scan(subject_of(run, "train")))
+            told[0].work(0.0)
+            return False
+
+        run.between_batches = tick
+
+    shape = SHAPES[name]
+    assert differences(trained(shape), trained(shape, prepare)) == []
+    assert len(told[0].table()) > data.BATCH
+
+
 @pytest.mark.parametrize("how", ["cancelled", "raises", "alone"])
 def test_nor_where_it_is_cancelled_or_the_users_code_raises(how: str) -> None:
     class Counting(Metrics):
