@@ -57,7 +57,10 @@ def test_a_running_fit_of_the_runner_is_packed_and_goes_on_here_and_there(tmp_pa
     assert differences(expected, of_run(there)) == []
 
 
-def test_a_held_fit_of_lightning_with_a_fork_is_packed_and_told(tmp_path: Path) -> None:
+def test_a_held_fit_of_lightning_with_a_fork_is_packed_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otf_core.telemetry.journal.GATHER_S", 30.0)  # unless somebody waits
     torch.manual_seed(3)
     expected = of_lightning.bare()
     torch.manual_seed(3)
@@ -71,6 +74,7 @@ def test_a_held_fit_of_lightning_with_a_fork_is_packed_and_told(tmp_path: Path) 
         assert found["runs"] == ["r", "hard"]
         only = exported(run, runs=["hard"], out_path="hard.zip")
         assert (only["runs"], only["missing"]) == (["hard"], ["r"])
+        asks(run, "note", {"text": "a moment ago"})
         page = asks(run, "export_report")
         of_parent = asks(run, "export_report", {"run_id": "r", "out_path": "r.html"})
         assert asks(run, "status")["state"] == "paused"
@@ -81,7 +85,9 @@ def test_a_held_fit_of_lightning_with_a_fork_is_packed_and_told(tmp_path: Path) 
     home = tmp_path / "runs/p"
     assert Path(found["out_path"]).parent == home / "hard/exports"
     assert Path(page["out_path"]).parent == home / "hard/exports"
-    assert "on 19 chosen samples" in Path(page["out_path"]).read_text()
+    of_fork = Path(page["out_path"]).read_text()
+    assert "on 19 chosen samples" in of_fork
+    assert "a moment ago" in of_fork
     assert (of_parent["run_id"], with_figures["run_id"]) == ("r", "r")
     told = (tmp_path / "r.html").read_text()
     assert "Forked into <b>hard</b>" in told

@@ -41,6 +41,7 @@ MAX_MEMBERS: Final = 100_000
 SPARE_BYTES: Final = 16 * 1024 * 1024  # of the disk, left free by an import
 STAGED: Final = ".otf-import-"  # a folder in which runs are unpacked; no run has such a name
 READY: Final = ".ready"  # verified: only the moves are left
+PLAIN_FLAGS: Final = 0x808  # sums behind the data, names in UTF-8
 T = TypeVar("T")
 
 
@@ -96,7 +97,7 @@ def _archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
     """The zip, of which nothing but the list was looked at."""
     try:
         archive = zipfile.ZipFile(file)
-    except (ValueError, NotImplementedError, RuntimeError, OverflowError) as error:
+    except (ValueError, NotImplementedError, RuntimeError, OverflowError, OSError) as error:
         raise zipfile.BadZipFile(str(error)) from error
     with archive:
         yield archive
@@ -292,7 +293,7 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         raise ArchiveError(msg)
     for entry in entries:
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+        plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & ~PLAIN_FLAGS
         if kind not in (0, stat.S_IFREG) or not plain or entry.file_size != entry.compress_size:
             msg = f"{entry.orig_filename[:120]!r} in it is no plain file that was stored."
             raise ArchiveError(msg)
@@ -302,7 +303,8 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         found[entry.filename.casefold()] = entry
     assert archive.fp is not None
     size = archive.fp.seek(0, os.SEEK_END)
-    if sum(entry.file_size for entry in entries) > size:
+    inside = all(0 <= entry.header_offset < size for entry in entries)
+    if not inside or sum(entry.file_size for entry in entries) > size:
         msg = "Its files have more bytes than it has."
         raise ArchiveError(msg)
     return {entry.filename: entry for entry in entries}
