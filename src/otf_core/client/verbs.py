@@ -399,7 +399,7 @@ VERBS: Final[tuple[Verb, ...]] = (
         request=_health,
     ),
     Verb(
-        "cancel", "cancel", "End the scan, comparison or check that is running.",
+        "cancel", "cancel", "End the scan, comparison, check or export that is running.",
         sentences.cancelled,
     ),
     Verb(
