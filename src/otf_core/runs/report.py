@@ -7,8 +7,6 @@ what is cut is said.
 
 from __future__ import annotations
 
-import datetime
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,14 +14,14 @@ from typing import Any, Final, NamedTuple
 from otf_core import __version__
 from otf_core.runs import told
 from otf_core.runs.archive import Telling
-from otf_core.runs.report_chart import Curve, Mark, chart, short, text
+from otf_core.runs.report_chart import Curve, Mark, chart, text
+from otf_core.runs.report_tables import checkpoints, messages, result_rows, results, samples
+from otf_core.runs.report_words import clock, counted, lasted, valued
 from otf_core.runs.told import Told, ToldRun, count, number
 from otf_core.state import run_folder
 
 LETTERS: Final = "ABCDE"  # the colours of the page
 MAX_ACTIONS: Final = 300
-MAX_CHECKPOINTS: Final = 100
-MAX_RESULTS: Final = 60
 MAX_CHARTS: Final = 16
 MAX_FAMILY: Final = 60
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
@@ -80,10 +78,10 @@ def report(
         _family(found, drawn),
         _charts(found, drawn, actions),
         _done(actions),
-        _results(run),
-        *(_samples(on, each) for on, each in sorted((figures or {}).items())),
-        _checkpoints(run),
-        _messages(run),
+        results(run),
+        *(samples(on, each) for on, each in sorted((figures or {}).items())),
+        checkpoints(run),
+        messages(run),
         _foot(found, now_ts),
     ]
     name, style = text(run_id), Path(__file__).with_name("report.css").read_text("utf-8")
@@ -106,15 +104,17 @@ def _head(run: ToldRun, device: str) -> str:
     length_s = run.last_ts - run.first_ts
     at = count(record.made.get("at_step")) or 0
     own = max(0, run.step - at)
-    said = [f"<b>{_n(own)}</b> {'step' if own == 1 else 'steps'}{' of its own' if at else ''}"]
+    said = [f"<b>{counted(own)}</b> {'step' if own == 1 else 'steps'}{' of its own' if at else ''}"]
     if length_s >= 1:
-        said.append(f"in <b>{_span(length_s)}</b>")
+        said.append(f"in <b>{lasted(length_s)}</b>")
     made = record.made
     origin = ""
     if record.parents:
-        where = f" at step {_n(made['at_step'])}" if count(made.get("at_step")) is not None else ""
+        where = (
+            f" at step {counted(made['at_step'])}" if count(made.get("at_step")) is not None else ""
+        )
         chosen = made.get("subset_count")
-        on = f", on {_n(chosen)} chosen samples" if count(chosen) is not None else ""
+        on = f", on {counted(chosen)} chosen samples" if count(chosen) is not None else ""
         kind = {"fork": "fork", "merge": "merge"}.get(record.kind, "child")
         of = " and ".join(text(parent) for parent in record.parents[:6])
         origin = f", a {kind} of <b>{of}</b>{where}{on}"
@@ -127,15 +127,15 @@ def _head(run: ToldRun, device: str) -> str:
     facts = [
         ("Project", text(record.project)),
         ("Machine", text(", ".join(x for x in (record.host, device) if x) or "not known")),
-        ("Began", _when(run.first_ts)),
-        ("Last told", _when(run.last_ts)),
-        ("Stood still", _span(_paused_s(run)) if _paused_s(run) >= 1 else "never"),
+        ("Began", clock(run.first_ts)),
+        ("Last told", clock(run.last_ts)),
+        ("Stood still", lasted(_paused_s(run)) if _paused_s(run) >= 1 else "never"),
         ("Processes", f"{sessions}: it was resumed" if sessions > 1 else "1"),
         ("Versions", text(", ".join(f"{k} {v}" for k, v in record.versions.items()), 600)),
         ("A resume", f"{_exactness(exact)}{f'<ul>{listed}</ul>' if listed else ''}"),
     ]
     if run.undone:
-        facts.append(("Undone", f"{_n(run.undone)} steps, not shown below"))
+        facts.append(("Undone", f"{counted(run.undone)} steps, not shown below"))
     rows = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts if v)
     ends = [event for event in run.events if event.get("type") == "trainingFinished"]
     error = ends[-1].get("error") if ends else None
@@ -184,17 +184,23 @@ def _tiles(run: ToldRun) -> str:
         series = run.series[name]
         best = min(series.values)
         at = series.steps[series.values.index(best)]
-        more = f"least {_v(best)} at step {_n(at)}" if name == "val_loss" else "at the last step"
-        tiles.append((title, _v(value), more))
+        more = (
+            f"least {valued(best)} at step {counted(at)}"
+            if name == "val_loss"
+            else "at the last step"
+        )
+        tiles.append((title, valued(value), more))
     if (value := run.last("accuracy")) is not None:
-        tiles.append(("Accuracy", _v(value), f"highest {_v(max(run.series['accuracy'].values))}"))
-    tests = [row for row in _result_rows(run) if row["kind"] == "test"]
+        tiles.append(
+            ("Accuracy", valued(value), f"highest {valued(max(run.series['accuracy'].values))}")
+        )
+    tests = [row for row in result_rows(run) if row["kind"] == "test"]
     if tests:
         last = tests[-1]
         loss = last["loss"]
-        name = f"{text(last.get('label') or 'test', 40)}, at step {_n(last['step'])}"
-        shown = _v(loss) if loss is not None else next(iter(last["metrics"].values()), "-")
-        tiles.append(("Test", shown if isinstance(shown, str) else _v(shown), name))
+        name = f"{text(last.get('label') or 'test', 40)}, at step {counted(last['step'])}"
+        shown = valued(loss) if loss is not None else next(iter(last["metrics"].values()), "-")
+        tiles.append(("Test", shown if isinstance(shown, str) else valued(shown), name))
     if not tiles:
         return ""
     cells = "".join(
@@ -255,12 +261,12 @@ def _relative(r: ToldRun, drawn: Mapping[str, str]) -> str:
         others = record.parents[1:]
         extra = f" with {text(', '.join(others))}" if others else ""
         at = count(made.get("at_step"))
-        origin = f" at step {_n(at)}" if at is not None else ""
+        origin = f" at step {counted(at)}" if at is not None else ""
         said.append(f"{text(record.kind, 20)}{extra}{origin}")
-    said.append(f"to step {_n(r.step or record.step)}")
+    said.append(f"to step {counted(r.step or record.step)}")
     for name, title in (("loss", "loss"), ("val_loss", "val loss")):
         if (value := r.last(name)) is not None:
-            said.append(f"{title} {_v(value)}")
+            said.append(f"{title} {valued(value)}")
     said.append(_status(r)[0].lower())
     return f"{_tag(drawn.get(r.run_id))}<b>{text(r.run_id)}</b><span>{' · '.join(said)}</span>"
 
@@ -296,7 +302,12 @@ def _charts(found: Told, drawn: Mapping[str, str], actions: Sequence[Action]) ->
     losses = [*curves("loss"), *curves("val_loss", points=True)]
     figures = [
         chart(
-            "Loss", losses, span, value=_v(head) if head is not None else "", marks=marks, tall=True
+            "Loss",
+            losses,
+            span,
+            value=valued(head) if head is not None else "",
+            marks=marks,
+            tall=True,
         )
     ]
     names = [name for name in (*TITLES, *sorted(run.series)) if name not in ("loss", "val_loss")]
@@ -306,7 +317,7 @@ def _charts(found: Told, drawn: Mapping[str, str], actions: Sequence[Action]) ->
         rows = curves(name, points=name not in TITLES and _sparse(run, name))
         log = False if name in ("lr", "accuracy", "data_wait_frac") else None
         if len(rows):
-            said = _v(value) if value is not None else ""
+            said = valued(value) if value is not None else ""
             figures.append(
                 chart(title, rows, span, value=said, marks=marks, log=log, smooth=name != "lr")
             )
@@ -339,7 +350,7 @@ def _actions(found: Told) -> Iterator[Action]:
         match event.get("type"):
             case "param_changed":
                 applied = count(event.get("applied_step"))
-                change = f"{_v(event.get('old'))} → <b>{_v(event.get('new'))}</b>"
+                change = f"{valued(event.get('old'))} → <b>{valued(event.get('new'))}</b>"
                 by = event.get("by")
                 how = f" ({text(by, 20)})" if by not in (None, "user") else ""
                 said = f"<code>{text(event.get('path'), 80)}</code> {change}{how}"
@@ -348,22 +359,22 @@ def _actions(found: Told) -> Iterator[Action]:
                 paused = event
             case "resumed" if paused is not None:
                 began = number(paused.get("ts")) or ts
-                yield Action(began, step, f"Paused for {_span(max(0.0, ts - began))}")
+                yield Action(began, step, f"Paused for {lasted(max(0.0, ts - began))}")
                 paused = None
             case "checkpoint_loaded" if "from_step" in event:
                 undone = count(event.get("undone")) or 0
-                lost = f", {_n(undone)} steps undone" if undone else ""
+                lost = f", {counted(undone)} steps undone" if undone else ""
                 name = f"<code>{text(event.get('id'), 80)}</code>"
                 before = count(event.get("from_step"))
-                where = f" from step {_n(before)}" if before is not None else ""
-                yield Action(ts, step, f"Put back{where} to step {_n(step)}, {name}{lost}")
+                where = f" from step {counted(before)}" if before is not None else ""
+                yield Action(ts, step, f"Put back{where} to step {counted(step)}, {name}{lost}")
             case "checkpoint_loaded":
                 name = f"<code>{text(event.get('id'), 80)}</code>"
-                yield Action(ts, step, f"Went on from step {_n(step)}, {name}")
+                yield Action(ts, step, f"Went on from step {counted(step)}, {name}")
             case "note" if str(event.get("note_id")) not in removed:
                 yield Action(ts, step, f"<q>{text(event.get('text'), 1200)}</q>")
             case "stall" if event.get("over") is not True:
-                yield Action(ts, step, f"No step for {_v(event.get('seconds'))} s")
+                yield Action(ts, step, f"No step for {valued(event.get('seconds'))} s")
             case "stopping":
                 yield Action(ts, step, "Stopped by a command")
             case "trainingFinished":
@@ -381,7 +392,7 @@ def _actions(found: Told) -> Iterator[Action]:
             kind = "Merged" if child.record.kind == "merge" else "Forked"
             at = count(child.record.made.get("at_step"))
             chosen = count(child.record.made.get("subset_count"))
-            on = f", on {_n(chosen)} chosen samples" if chosen is not None else ""
+            on = f", on {counted(chosen)} chosen samples" if chosen is not None else ""
             said = f"{kind} into <b>{text(child.run_id)}</b>{on}"
             yield Action(child.record.started_ts, run.step if at is None else at, said)
 
@@ -390,12 +401,13 @@ def _done(actions: Sequence[Action]) -> str:
     if not actions:
         return ""
     rows = "".join(
-        f'<tr id="do-{n}"><td><i class="badge">{n}</i></td><td class="num">{_n(action.step)}</td>'
-        f'<td class="when">{_when(action.ts)}</td><td class="what">{action.said}</td></tr>'
+        f'<tr id="do-{n}"><td><i class="badge">{n}</i></td>'
+        f'<td class="num">{counted(action.step)}</td>'
+        f'<td class="when">{clock(action.ts)}</td><td class="what">{action.said}</td></tr>'
         for n, action in enumerate(actions[-MAX_ACTIONS:], 1)
     )
     left = len(actions) - MAX_ACTIONS
-    more = f'<p class="hint">{_n(left)} older are not listed.</p>' if left > 0 else ""
+    more = f'<p class="hint">{counted(left)} older are not listed.</p>' if left > 0 else ""
     return (
         '<section><h2>What was done</h2><div class="box"><table><thead><tr><th></th>'
         '<th class="num">Step</th><th class="when">Time</th><th>What</th></tr></thead>'
@@ -403,165 +415,9 @@ def _done(actions: Sequence[Action]) -> str:
     )
 
 
-# Results.
-
-
-def _result_rows(run: ToldRun) -> list[dict[str, Any]]:
-    """Of the file of results, or where there is none, as they were told."""
-    tests = ("test_complete", "auto_test_complete")
-    told_of = ({**event, "kind": "test"} for event in run.events if event.get("type") in tests)
-    rows = [dict(each) for each in run.results] or list(told_of)
-    for row in rows:
-        row["loss"] = number(row.get("avg_loss"))
-        metrics = row.get("metrics")
-        known = metrics.items() if isinstance(metrics, dict) else ()
-        row["metrics"] = {k: v for k, value in known if (v := number(value)) is not None}
-        row["step"] = count(row.get("step")) or 0
-        row["kind"] = "test" if row.get("kind") == "test" else "validation"
-    return rows
-
-
-def _results(run: ToldRun) -> str:
-    rows = _result_rows(run)
-    if not rows:
-        return ""
-    body = "".join(_result(row) for row in rows[-MAX_RESULTS:])
-    left = len(rows) - MAX_RESULTS
-    more = f'<p class="hint">{_n(left)} older are not listed.</p>' if left > 0 else ""
-    return (
-        '<section><h2>Tests and validations</h2><div class="box"><table><thead><tr><th>What</th>'
-        '<th class="num">Step</th><th class="num">Loss</th><th>Values</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{more}</section>"
-    )
-
-
-def _result(row: Mapping[str, Any]) -> str:
-    label = row.get("label")
-    named = f" <span class='hint'>{text(label, 60)}</span>" if label else ""
-    values = " ".join(
-        f"<span class='pair'>{text(k, 60)} <b>{_v(v)}</b></span>"
-        for k, v in list(row["metrics"].items())[:20]
-    )
-    loss = _v(row["loss"]) if row["loss"] is not None else "-"
-    return (
-        f"<tr><td>{row['kind'].capitalize()}{named}</td><td class='num'>{_n(row['step'])}</td>"
-        f"<td class='num'>{loss}</td><td>{values}</td></tr>"
-    )
-
-
-def _samples(on: str, scanned: Mapping[str, Any]) -> str:
-    """The figures of a scan: how the losses lie, which samples have the worst."""
-    found = scanned["figures"]
-    parts = [
-        f"<div><h3>{title}</h3><b>{_v(found.get(key))}</b></div>"
-        for key, title in (("count", "Samples"), ("mean", "Mean loss"), ("std", "Spread"),
-                           ("accuracy", "Accuracy"), ("not_finite", "Not finite"))
-        if found.get(key) is not None
-    ]  # fmt: skip
-    histogram = found.get("histogram") or {}
-    bars = _bars(histogram.get("edges") or (), histogram.get("counts") or ())
-    worst = "".join(
-        f"<tr><td class='num'>{_v(row.get('id'))}</td><td class='num'>{_v(row.get('loss'))}</td>"
-        f"<td>{text(row.get('label'), 40)}</td><td>{text(row.get('prediction'), 40)}</td></tr>"
-        for row in (found.get("worst") or ())[:12]
-    )
-    classes = "".join(
-        f"<tr><td>{text(row.get('label'), 40)}</td><td class='num'>{_v(row.get('count'))}</td>"
-        f"<td class='num'>{_v(row.get('mean'))}</td>"
-        f"<td class='num'>{_v(row.get('accuracy'))}</td></tr>"
-        for row in (found.get("classes") or ())[:30]
-    )
-    tables = (
-        "<div class='box'><table><thead><tr><th class='num'>Sample</th><th class='num'>Loss</th>"
-        f"<th>Label</th><th>Predicted</th></tr></thead><tbody>{worst}</tbody></table></div>"
-        if worst
-        else ""
-    )
-    tables += (
-        "<div class='box'><table><thead><tr><th>Class</th><th class='num'>Samples</th>"
-        "<th class='num'>Mean loss</th><th class='num'>Accuracy</th></tr></thead>"
-        f"<tbody>{classes}</tbody></table></div>"
-        if classes
-        else ""
-    )
-    return (
-        f"<section><h2>Samples of the {text(on, 20)} set</h2>"
-        f"<p class='hint'>{text(scanned.get('rule', ''))}</p>"
-        f"<div class='tiles'>{''.join(parts)}</div>{bars}"
-        f"<div class='pairs'>{tables}</div></section>"
-    )
-
-
-def _bars(edges: Sequence[Any], counts: Sequence[Any]) -> str:
-    numbers = [number(n) for n in counts]
-    if not numbers or None in numbers or len(edges) != len(counts) + 1:
-        return ""
-    most = max(1.0, *(n for n in numbers if n is not None))
-    wide = 1000 / len(numbers)
-    bars = "".join(
-        f"<rect x='{k * wide + wide * 0.06:.1f}' width='{wide * 0.88:.1f}' "
-        f"y='{1000 - 1000 * (n or 0) / most:.0f}' height='{1000 * (n or 0) / most:.0f}'>"
-        f"<title>{short(edges[k])} to {short(edges[k + 1])}: {_v(n)}</title></rect>"
-        for k, n in enumerate(numbers)
-    )
-    xs = "".join(
-        f"<i style='left:{100 * k / len(numbers):g}%'>{short(edges[k])}</i>"
-        for k in range(0, len(edges), max(1, len(numbers) // 5))
-    )
-    return (
-        "<figure class='ch'><figcaption><span class='t'>Losses of the samples</span></figcaption>"
-        f"<div class='plot'><div class='ys'><i style='top:0'>{_v(most)}</i></div>"
-        f"<div class='xs'>{xs}</div><svg class='bars' viewBox='0 0 1000 1000' "
-        f"preserveAspectRatio='none' role='img' aria-label='Histogram of losses'>{bars}</svg></div>"
-        "</figure>"
-    )
-
-
-# What there is of it.
-
-
-def _checkpoints(run: ToldRun) -> str:
-    found = sorted(run.checkpoints, key=lambda m: -m.ts)
-    if not found:
-        return ""
-    rows = "".join(
-        f"<tr><td><code>{text(m.id, 80)}</code></td><td class='num'>{_n(m.step)}</td>"
-        f"<td>{text(m.kind, 20)}{', kept' if m.pinned else ''}</td>"
-        f"<td>{'exact' if m.exact else 'not exact'}</td><td class='num'>{_bytes(m.bytes)}</td>"
-        f"<td class='when'>{_when(m.ts)}</td><td><code>{text(m.sha256, 12)}</code></td></tr>"
-        for m in found[:MAX_CHECKPOINTS]
-    )
-    left = len(found) - MAX_CHECKPOINTS
-    more = f'<p class="hint">{_n(left)} older are not listed.</p>' if left > 0 else ""
-    return (
-        "<section><h2>Checkpoints</h2><div class='box'><table><thead><tr><th>Id</th>"
-        "<th class='num'>Step</th><th>Kind</th><th>Resume</th><th class='num'>Size</th>"
-        "<th class='when'>Time</th><th>SHA-256</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>{more}</section>"
-    )
-
-
-def _messages(run: ToldRun) -> str:
-    found = [
-        e for e in run.events if e.get("type") == "log" and e.get("level") in ("warning", "error")
-    ]
-    if not found:
-        return ""
-    rows = "".join(
-        f"<tr><td class='num'>{_n(count(e.get('step')) or 0)}</td>"
-        f"<td>{text(e.get('level'), 10)}</td>"
-        f"<td class='pre what'>{text(e.get('text'), 1500)}</td></tr>"
-        for e in found[-30:]
-    )
-    return (
-        f"<section><h2>Warnings and errors</h2><div class='box'><table><tbody>{rows}</tbody>"
-        "</table></div></section>"
-    )
-
-
 def _foot(found: Told, now_ts: float) -> str:
-    lost = f" {_n(found.lost)} lines of its journal could not be read." if found.lost else ""
-    return f"<footer>Made by otf {text(__version__)} on {_when(now_ts)}.{lost}</footer>"
+    lost = f" {counted(found.lost)} lines of its journal could not be read." if found.lost else ""
+    return f"<footer>Made by otf {text(__version__)} on {clock(now_ts)}.{lost}</footer>"
 
 
 def _device(run: ToldRun) -> str:
@@ -586,54 +442,3 @@ def _paused_s(run: ToldRun) -> float:
             total += max(0.0, (number(event.get("ts")) or began) - began)
             began = None
     return total
-
-
-# Words.
-
-
-def _v(value: Any) -> str:
-    """A value for people."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**15 else text(value, 20)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "none"
-        if 0 < abs(value) < 1e-4:
-            return short(value)
-        whole = value.is_integer() and 1e4 <= abs(value) < 1e15
-        return f"{value:,.0f}" if whole else f"{value:.4g}"
-    if isinstance(value, list):
-        return f"[{', '.join(_v(each) for each in value[:8])}]"
-    return "none" if value is None else text(value, 60)
-
-
-def _n(value: Any) -> str:
-    return f"{value:,}" if count(value) is not None else "0"
-
-
-def _bytes(size: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} B"
-
-
-def _span(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def _when(ts: float) -> str:
-    """Of the machine that makes the page, with its zone."""
-    try:
-        at = datetime.datetime.fromtimestamp(ts, datetime.UTC).astimezone()
-    except (ValueError, OverflowError, OSError):
-        return "not known"
-    day, zone = f'<span class="d">{at:%Y-%m-%d} </span>', f'<span class="d"> {at:%Z}</span>'
-    return f'<time datetime="{at.isoformat(timespec="seconds")}">{day}{at:%H:%M:%S}{zone}</time>'
