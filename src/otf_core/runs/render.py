@@ -137,8 +137,10 @@ def _values(values: list[Any], name: str, found: dict[str, Cell]) -> None:
 
 
 def _put(found: dict[str, Cell], name: str, cell: Cell) -> None:
-    names = (name, *(f"{name}-{n}" for n in range(2, MAX_VALUES)))
-    found[next(each for each in names if each not in found)] = cell
+    free, n = name, 2
+    while free in found:
+        free, n = f"{name}-{n}", n + 1
+    found[free] = cell
 
 
 def _fetched(subject: Subject, each: int) -> Shown:
