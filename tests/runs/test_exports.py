@@ -110,7 +110,10 @@ def test_all_that_is_given_out_is_right_and_the_run_is_as_it_was(
         assert [row["sample_index"] for row in table] == worst_ids
         assert table == first
     assert (some["rows"], some["received_indices"], some["export_all"]) == (2, 3, False)
-    assert [row["sample_index"] for row in rows_of(Path(some["out_path"]))] == [3, 9]
+    table = rows_of(Path(some["out_path"]))
+    assert [(r["sample_index"], r["loss"]) for r in table] == [
+        (n, page["losses"][n]) for n in (3, 9)
+    ]
     assert val["rows"] == 64
     images = [[row[f"x_{n}"] for n in range(64)] for row in rows_of(Path(val["out_path"]))]
     assert torch.equal(torch.tensor(images), digits(64)[:][0])
@@ -325,6 +328,7 @@ def test_a_run_that_trains_is_exported_between_two_batches(side: Side, tmp_path:
         asked = [
             run.dashboard.send(cmd) for cmd in ("export_subset", "prepare_export", "spill_all")
         ]
+        asks(run, "ping")  # by then they are heard
         held.let_go(HELD)
         said = [run.dashboard.reply_to(each)["data"] for each in asked]
         assert side.digest(run.outcome()) == expected

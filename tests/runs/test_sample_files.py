@@ -266,3 +266,17 @@ def test_cancelled_it_ends_within_a_few_samples() -> None:
     with pytest.raises(CommandError, match="cancelled after 256 of 10,000 rows"):
         SampleRows(table, subject(dataset=data), lambda: len(data.asked) >= 256)
     assert len(data.asked) == 256
+
+
+def test_a_part_of_a_table_has_the_rows_of_its_samples() -> None:
+    data = Given([(n, 0) for n in range(5)])
+    rows = np.arange(10, dtype=np.float32).reshape(5, 2)
+    table = SampleTable(
+        fingerprint_of(data), np.arange(5), np.arange(5) / 2, labels=np.arange(5) * 3,
+        features={"layer": rows},
+    )  # fmt: skip
+    part = table.only(np.array([1, 4])).only(np.array([4]))
+    assert (part.ids.tolist(), part.losses is not None and part.losses.tolist()) == ([4], [2.0])
+    assert (part.labels is not None and part.labels.tolist()) == [12]
+    assert (part.predictions, part.features["layer"].tolist()) == (None, [[8.0, 9.0]])
+    assert part.data == table.data
