@@ -203,13 +203,13 @@ def rows_of(
 
 
 def test_rows_have_what_the_scan_knows_and_what_is_the_samples_own() -> None:
-    labels, predictions = np.array([1, NO_CLASS]), np.array([0, 2])
+    labels, predictions = np.array([1, NO_CLASS]), np.array([NO_CLASS, 2])
     found, table, _ = rows_of([("a", 7), ("b", 8)], labels=labels, predictions=predictions)
     assert found.kinds == {
         "sample_index": int, "loss": float, "label": int, "prediction": int, "text": str,
     }  # fmt: skip
     assert table == [
-        {"sample_index": 0, "loss": 0.0, "label": 1, "prediction": 0, "text": "a"},
+        {"sample_index": 0, "loss": 0.0, "label": 1, "prediction": None, "text": "a"},
         {"sample_index": 1, "loss": 0.5, "label": None, "prediction": 2, "text": "b"},
     ]
 
@@ -258,6 +258,22 @@ def test_a_column_has_the_kind_that_has_room(values: list[Any], kind: type) -> N
     found, table, _ = rows_of([{"v": value} for value in values])
     assert (found.kinds["v"], found.left_out) == (kind, 0)
     assert {type(row["v"]) for row in table} <= {kind, type(None)}
+
+
+class Drawing(Given):
+    def __getitem__(self, index: int) -> Any:
+        return torch.randn(2) + float(np.random.rand()), 0
+
+
+def test_what_a_data_set_draws_is_drawn_from_a_seed_of_its_own() -> None:
+    data = Drawing([None] * 200)
+    table = SampleTable(fingerprint_of(data), ids := np.arange(200), ids / 2)
+    first, second = (
+        [dict(part) for _, part in SampleRows(table, subject(dataset=data), lambda: False).parts()]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first[0]["x_0"])) == 200
 
 
 def test_cancelled_it_ends_within_a_few_samples() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_each_type_and_layout_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert (found[name].dtype, found[name].shape) == (expected.dtype, expected.shape), name
         bytes_ = [t.contiguous().reshape(-1).view(torch.uint8) for t in (found[name], expected)]
         assert torch.equal(*bytes_), name
+
+
+def test_each_tensor_lies_where_its_type_may_lie(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.safetensors", TENSORS, odd="x").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    assert size % 8 == 0
+    for name, tensor in TENSORS.items():
+        assert header[name]["data_offsets"][0] % tensor.itemsize == 0, name
 
 
 def test_the_metadata_is_there(tmp_path: Path) -> None:
