@@ -455,6 +455,7 @@ EXPORTS: Final[tuple[Verb, ...]] = (
             Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
             Arg("ids", "Only these samples: 3,5,8-20.", ("--ids",)),
             Arg("worst", "Only this share, by the highest loss: 0.1.", ("--worst",), "float"),
+            Arg("selection", "Only a selection, as JSON.", ("--selection",)),
             Arg("out_path", "The file; in the run's folder if none is given.", ("--out",)),
         ),
         request=_export_samples,
