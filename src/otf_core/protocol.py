@@ -263,6 +263,13 @@ class SamplesPage(Payload):
     start: int = 0
 
 
+class ShowSamples(Payload):
+    """``show_samples``: what a person sees of some samples of a set."""
+
+    ids: list[int]
+    on: str = "train"
+
+
 class GenerateReport(Payload):
     owner_run_id: str | None = None
     subset_indices: list[int] | None = None
@@ -418,6 +425,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("scan", Scan, "queue", mutates=True),
     CommandSpec("samples", SamplesPage, "queue", mutates=False),
     CommandSpec("compare", Compare, "queue", mutates=True),
+    CommandSpec("show_samples", ShowSamples, "queue", mutates=False),
     CommandSpec("cancel", Cancel, "control", mutates=False),
     CommandSpec("generate_report", GenerateReport, "queue", mutates=True),
     CommandSpec("export_subset", ExportSubset, "queue", mutates=True),

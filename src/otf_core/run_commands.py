@@ -43,7 +43,7 @@ from otf_core.steering.history import History
 NEEDS_SAMPLES: Final = dict.fromkeys(
     (
         *("scan", "samples", "compare", "generate_report", "get_selected_region_indices"),
-        "export_subset",
+        *("show_samples", "export_subset"),
     ),
     NO_SAMPLES,
 )
@@ -168,6 +168,7 @@ class RunCommands:
         on("merge_preview")(self._preview_merge)
         on("scan")(self.looking.scan)
         on("samples")(self.looking.samples)
+        on("show_samples")(self.looking.show)
         on("compare")(self._comparing.compare)
         on("cancel")(self.looking.cancel)
         on("generate_report")(self._generate_report)

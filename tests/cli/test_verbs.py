@@ -54,9 +54,23 @@ def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -
 def test_what_is_not_given_is_not_sent() -> None:
     for verb in VERBS:
         needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
-        if verb.word not in ("rollback", "extend", "reset", "health", "merge"):
+        if verb.word not in ("rollback", "extend", "reset", "health", "merge", "show"):
             assert request_of(verb, needed) == (verb.cmd, {k: read_value(v) if k == "value" else v
                                                            for k, v in needed.items()})  # fmt: skip
+
+
+def test_samples_are_shown_in_a_line_each() -> None:
+    assert request_of(BY_WORD["show"], {"ids": "3,5-6"}) == ("show_samples", {"ids": [3, 5, 6]})
+    samples = [
+        {"id": 3, "kind": "image", "width": 8, "height": 8, "url": "data:", "label": 5},
+        {"id": 5, "kind": "row", "values": [*range(9)]},
+        {"id": 6, "kind": "text", "text": "a\nb", "reason": "OSError: no"},
+    ]
+    assert sentences.shown("r", {"samples": samples}, {}).splitlines() == [
+        "3  label 5  an image of 8 x 8",
+        "5  0, 1, 2, 3, 4, 5, 6, 7, …",
+        "6  a b  (OSError: no)",
+    ]
 
 
 def test_a_merge_names_runs_and_checkpoints() -> None:

@@ -58,6 +58,36 @@ def test_scan_report_and_region_tell_the_losses_and_leave_no_trace(tmp_path: Pat
     assert unlogged(digest.of(trainer)) == expected
 
 
+def test_samples_are_shown_as_the_module_says_and_leave_no_trace(tmp_path: Path) -> None:
+    class Shows(Seeing):
+        def render_sample(self, sample: Any) -> Any:
+            torch.rand(3)
+            if sample[2] == 5:
+                msg = "no picture"
+                raise OSError(msg)
+            return {"kind": "text", "text": f"sample {sample[2]}", "label": int(sample[1])}
+
+    expected = bare()
+    torch.manual_seed(3)
+    barrier = Barrier(4)
+    with fitting(lambda c: fit(c, Shows()), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        found = asks(run, "show_samples", {"ids": [3, 5]})
+        of_val = asks(run, "show_samples", {"ids": [0], "on": "val"})
+        for ids in ([], [192], [-1], [0] * 65):
+            code, detail = refused(run, "show_samples", {"ids": ids})
+            assert (code, "1 to 64, each from 0 to 191" in detail) == ("bad_payload", True)
+        asks(run, "resume")
+        trainer = run.outcome()
+    label = int(digits()[3][1])
+    assert found["samples"] == [
+        {"id": 3, "kind": "text", "text": "sample 3", "label": label},
+        {"id": 5, "kind": "text", "text": "", "reason": "OSError: no picture"},
+    ]
+    assert of_val["samples"][0]["reason"].startswith("IndexError")  # it has no third column
+    assert unlogged(digest.of(trainer)) == expected
+
+
 def test_a_fork_on_the_worst_tenth_looks_first_and_trains_on_it(tmp_path: Path) -> None:
     expected = bare()
     torch.manual_seed(3)

@@ -27,7 +27,8 @@ NAMES = [name for name, _, _ in ASKED]
 OURS = {  # of otf/1 alone
     "hello", "ack", "resume_from", "ping", "status", "list_params", "list_checkpoints", "set_param",
     "validate_now", "results", "note", "rollback", "extend", "undo", "scan", "samples",
-    "compare", "merge_preview", "cancel", "export_weights", "export_session", "export_report",
+    "compare", "show_samples", "merge_preview", "cancel", "export_weights", "export_session",
+    "export_report",
 }  # fmt: skip
 
 

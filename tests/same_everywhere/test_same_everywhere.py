@@ -40,6 +40,7 @@ DIFFERS: dict[str, dict[str, str]] = {
         "merge_preview is unsupported": ITS_OWN_STEP,
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
+        "show_samples is unsupported": ITS_OWN_DATA,
         "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
         "get_selected_region_indices is unsupported": ITS_OWN_DATA,
@@ -57,6 +58,7 @@ DIFFERS: dict[str, dict[str, str]] = {
     "script": {
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
+        "show_samples is unsupported": ITS_OWN_DATA,
         "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
         "get_selected_region_indices is unsupported": ITS_OWN_DATA,

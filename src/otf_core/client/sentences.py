@@ -296,6 +296,24 @@ def scanned(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: A
     return "\n".join([*lines, columns([head, *cells], right=head)])
 
 
+def shown(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """A line for each; of an image its size, since a terminal has none."""
+    lines = []
+    for each in data.get("samples") or []:
+        kind = each.get("kind")
+        if kind == "image":
+            what = f"an image of {each.get('width')} x {each.get('height')}"
+        elif kind == "row":
+            values = ", ".join(map(str, (each.get("values") or [])[:8]))
+            what = f"{values}, …" if len(each.get("values") or []) > 8 else values
+        else:
+            what = str(each.get("text") or "")[:200].replace("\n", " ")
+        label = f"  label {each['label']}" if each.get("label") is not None else ""
+        reason = f"  ({each['reason']})" if each.get("reason") else ""
+        lines.append(f"{number(each.get('id'))}{label}  {what}{reason}")
+    return "\n".join(lines)
+
+
 def compared(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     """A row for each run, and of each two which does better on how many samples."""
     head = ("run", "step", "mean", "50 %", "90 %", "worst", "accuracy")

@@ -205,6 +205,10 @@ def _merge(given: Payload) -> tuple[str, Payload]:
     return "merge", given
 
 
+def _show(given: Payload) -> tuple[str, Payload]:
+    return "show_samples", {**given, "ids": read_ids(given["ids"])}
+
+
 def _scan(given: Payload) -> tuple[str, Payload]:
     if (ids := given.pop("ids", None)) is not None:
         given["ids"] = read_ids(ids)
@@ -374,6 +378,14 @@ VERBS: Final[tuple[Verb, ...]] = (
             Arg("share", "Which share of the run's time that takes: 0.05.", ("--share",), "float"),
         ),
         request=_scan,
+    ),
+    Verb(
+        "show", "show_samples", "Say what some samples are: otf show 3,5,8-20.", sentences.shown,
+        (
+            Arg("ids", "Indices of the data set.", shown="IDS"),
+            Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
+        ),
+        request=_show,
     ),
     Verb(
         "compare", "compare", "Compare runs on the same samples: mean loss, and which is better.",

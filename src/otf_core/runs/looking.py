@@ -17,12 +17,14 @@ from otf_core.control.router import LATER, Later
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.background import Background, share_of
 from otf_core.runs.figures import figures_of
+from otf_core.runs.render import render_samples
 from otf_core.runs.samples import Scan
 from otf_core.runs.selection import Region, Selection, decode_selection, resolve
 from otf_core.runs.subject import Subject
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 
 SLICE_S: Final = 0.25  # after so long it is said how far it is, and looked whether it is cancelled
+MOST_SHOWN: Final = 64  # samples at a time
 _FEATURES: Final = "features:"
 LOSS: Final = frozenset({"loss"})
 _PLAIN: Final = frozenset({"loss", "classes"})
@@ -125,6 +127,20 @@ class Looking:
         first, last = known.steps
         said = {"on": asked.on, "now": known.at == self._at()}
         return {**said, "first_step": first, "last_step": last, **known.table.page(asked.start)}
+
+    def show(self, ticket: Ticket) -> dict[str, Any]:
+        """Some samples as images, texts or rows."""
+        asked = ticket.payload
+        subject = self.set_of(asked.on)
+        ids, size = asked.ids, fingerprint_of(subject.dataset).size
+        if not 1 <= len(ids) <= MOST_SHOWN or not all(0 <= each < size for each in ids):
+            detail = (
+                f"{len(ids)} samples of the {asked.on} set were asked to be shown; allowed: 1 to "
+                f"{MOST_SHOWN}, each from 0 to {size - 1}."
+            )
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="ids")
+        with self._exclusive("validating", ticket.id):
+            return {"on": asked.on, "samples": render_samples(subject, ids)}
 
     def report(self, ticket: Ticket) -> dict[str, Any]:
         """The losses of the training set or of a part, without those that are not finite."""

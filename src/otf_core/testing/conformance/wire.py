@@ -102,6 +102,7 @@ class Wire(Suite):
             "switch_run": {"run_id": run_id},
             "merge_preview": {**twice, "strategies": ["linear"]},
             "merge": twice,
+            "show_samples": {"ids": [0]},
             "load_ckpt": {"path": newest["path"]},
             "rollback": {"checkpoint": newest["id"]},
             "extend": longer,
