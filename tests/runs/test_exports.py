@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import threading
 from pathlib import Path
@@ -18,7 +19,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from otf_core.state.checkpoint_file import read_checkpoint
+from otf_core.errors import CommandError
+from otf_core.runs.exports import write_weights
+from otf_core.state.checkpoint_file import Manifest, read_checkpoint, write_checkpoint
+from otf_core.state.weights_file import open_weights
 from tests.no_harm.configs import Net, digits
 from tests.plugin.rig import pause_in
 from tests.plugin.test_fork import asks, refused
@@ -374,3 +378,24 @@ def test_odd_weights_load_into_a_model_of_the_same_kind(side: Side, tmp_path: Pa
         metadata = file.metadata()
     assert (metadata["run_id"], metadata["step"], metadata["checkpoint"]) == ("r", "5", "5-pause")
     assert json.loads(metadata["tied"]) == said["tied"]
+
+
+@pytest.mark.parametrize(
+    ("owners", "names"), [(["net"], ["weight"]), (["a", "b"], ["a.weight", "b.weight"])]
+)
+def test_names_are_those_of_the_model_where_there_is_one(
+    owners: list[str], names: list[str], tmp_path: Path
+) -> None:
+    weights = {owner: {"weight": torch.full((2,), float(n))} for n, owner in enumerate(owners)}
+    path = tmp_path / "5-ring.ckpt"
+    write_checkpoint({"state_dict": weights, "otf": {}}, path)
+    of = Manifest(id="5-ring", run_id="r", step=5, epoch=0, ts=0.0, kind="ring")
+    with open_weights(path) as found:
+        with (tmp_path / "w").open("wb") as file:
+            assert write_weights(file, found, of, lambda: False)["tensors"] == len(owners)
+        with pytest.raises(CommandError, match="cancelled"):
+            write_weights(io.BytesIO(), found, of, lambda: True)
+    read = load_file(tmp_path / "w")
+    assert [(name, read[name].tolist()) for name in sorted(read)] == [
+        (name, [float(n)] * 2) for n, name in enumerate(names)
+    ]
