@@ -29,6 +29,7 @@ from benchmarks import (
     pausing,
     saving,
     scanning,
+    specialists,
     start_up,
     step_cost,
     tapping,
@@ -56,6 +57,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "merging": merging.merging,
     "tap": tapping.loader_tap,
     "scan": scanning.per_sample,
+    "specialists": specialists.specialists,
     "runner": native.runner,
     "script": native.script,
 }

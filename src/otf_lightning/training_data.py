@@ -38,6 +38,11 @@ class FitData:
         """As Lightning counts them, by its limits."""
         return inside.training_batches(self.trainer)
 
+    def epoch(self) -> tuple[int, int] | None:
+        """Its batches, and how many make a step."""
+        batches = inside.training_batches(self.trainer)
+        return (batches, self.trainer.accumulate_grad_batches) if batches else None
+
     def count(self) -> list[str]:
         """The batches of an epoch, and when it validates; as ``setup_data`` counts them."""
         trainer = self.trainer

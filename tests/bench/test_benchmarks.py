@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import blocks, fits, step_cost
+from benchmarks import blocks, fits, specialists, step_cost
 from benchmarks.figures import Row
 from otf_lightning import OnTheFlyCallback
 
@@ -152,3 +153,47 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(
         bench.main(["step_idel"])
     assert ended.value.code == 2
     assert "step_idle" in capsys.readouterr().err
+
+
+def _judged(*losses: float) -> specialists.Judged:
+    found = np.array(losses)
+    return specialists.Judged(found, found < 1.0)
+
+
+def test_a_specialist_is_judged_on_what_its_parent_and_on_what_the_others_find_hard() -> None:
+    # Ten samples: a tenth is one. Its parent finds the last one hard, the other parent the first.
+    easy = [0.0] * 8
+    first = {
+        "parent": _judged(0.1, *easy, 3.0),
+        "control": _judged(0.2, *easy, 2.0),
+        specialists.SPECIALIST: _judged(0.7, *easy, 0.5),
+        "merged": _judged(0.4, *easy, 1.5),
+    }
+    second = {
+        **first,
+        "parent": _judged(3.0, *easy, 0.1),
+        specialists.SPECIALIST: _judged(0.9, *easy, 0.5),
+    }
+
+    own, others, everything = specialists.rows_of((0.0, 50, 25), [first, second])
+
+    # The last sample in the first seed, 0.5 - 2.0, and the first one in the second, 0.9 - 0.2.
+    found = [own.ours, own.spread["lowest"], own.spread["highest"], own.spread["better in"]]
+    assert found == pytest.approx([-0.4, -1.5, 0.7, 1])
+    assert others.ours == pytest.approx(-0.5)
+    assert own.rivals["control's loss"] == pytest.approx(1.1)
+    assert own.rivals["merged"] == pytest.approx(-0.15)
+    assert everything.ours == pytest.approx(-0.09)
+    assert everything.spread["right, control, %"] == pytest.approx(90.0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_specialist_is_compared_with_a_control(tmp_path: Path) -> None:
+    rows = bench._alone("specialists", tmp_path, quick=True)
+
+    assert len(rows) == 3
+    for row in rows:
+        assert row.limit is None
+        assert math.isfinite(row.ours)
+        assert {"parent", "merged, fisher", "worst tenth weighs 9"} < set(row.rivals)

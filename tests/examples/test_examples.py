@@ -185,3 +185,30 @@ def test_a_script_a_runner_and_a_loop_are_runs_like_any_other(
     assert sorted(str(end.get("status")) for end in ends if end["type"] == "trainingFinished") == [
         *("completed", "completed", "completed", "stopped"),
     ]
+
+
+@pytest.mark.timeout(240)
+def test_a_specialist_is_forked_merged_and_goes_on_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = _executed("04_fork_and_merge.ipynb", tmp_path, monkeypatch)
+
+    said = _printed(notebook)
+    assert "held at step 200\n" in said
+    assert "held at step 300; its data: {'chosen': 80, 'of': 800, 'drawn': 80}" in said
+    for strategy in ("linear", "fisher", "ties", "soup"):
+        assert re.search(rf"{strategy} +val_loss 0\.\d+\n", said)
+    assert re.search(r"both is hard and digits, by (linear|fisher|ties|soup)\n", said)
+    drawn = [out for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out]
+    assert sum("<rect" in out.data.get("image/svg+xml", "") for out in drawn) == 3
+    made = {
+        e["run_id"]: e["parents"] for e in _events(tmp_path / "otf_runs") if e["type"] == "newRun"
+    }
+    forks = {name: ["digits"] for name in ("hard", "control", "often")}
+    assert made == {"digits": [], **forks, "both": ["hard", "digits"]}
+    assert "digits, hard, control, often, both in one file" in said
+    # The other process says the number that this one has said.
+    assert len(set(re.findall(r"val_loss (0\.\d{6,})", said))) == 1
+    went_on = re.search(r"both at step 300; .*\nwent on to step (\d+)", said)
+    assert went_on is not None
+    assert int(went_on[1]) >= 310

@@ -240,6 +240,8 @@ class Worse(Seeing):
     ("asked", "steps", "why"),
     [
         ({"steps": 3}, 8, "its 8 steps are done"),
+        # 2 batches are an epoch: the 3 epochs of the fit would end it 6 steps on.
+        ({"steps": 8, "selection": {"kind": "indices", "ids": CHOSEN}}, 13, "its 13 steps are"),
         ({"epochs": 2, "selection": {"kind": "indices", "ids": CHOSEN}}, 9, "its 2 epochs are"),
         ({"hparams": {"patience": 1}}, 24, "val_loss was not below 12"),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.runs.data import ChosenData, DataChoice
+from otf_core.runs.data import ChosenData, DataChoice, TrainingData
 from otf_core.state.data_tap import position, tap
 
 pytestmark = pytest.mark.usefixtures("queues_have_ended")
@@ -177,3 +177,28 @@ def test_a_loader_that_cannot_is_named(loader: Any, choice: DataChoice, said: st
         ChosenData(loader).choose(choice)
     assert error.value.code is ErrorCode.UNSUPPORTED
     assert said in error.value.detail
+
+
+class Counted:
+    """A fit of which only the batches of an epoch are asked."""
+
+    def __init__(self, epoch: tuple[int, int] | None) -> None:
+        self.epoch = lambda: epoch
+
+
+@pytest.mark.parametrize(
+    ("epoch", "steps", "batch_idx", "epochs"),
+    [
+        ((3, 1), 8, 0, 3),
+        ((3, 1), 1, 2, 1),
+        ((3, 1), 2, 2, 2),
+        ((3, 2), 4, 0, 2),  # the last batch of an epoch steps with what there is
+        ((3, 2), 2, 2, 2),
+        (None, 5, 0, None),
+    ],
+)
+def test_steps_are_so_many_epochs(
+    epoch: tuple[int, int] | None, steps: int, batch_idx: int, epochs: int | None
+) -> None:
+    fit: Any = Counted(epoch)
+    assert TrainingData(fit).epochs_of(steps, batch_idx) == epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otf_core.runner.batches import UNKNOWN
 from otf_core.state.loader_parts import length_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ class FitData:
     def batches(self) -> int | None:
         """That the script's loader has."""
         return length_of(self.loader())
+
+    def epoch(self) -> tuple[int, int] | None:
+        """Its batches, and how many make a step."""
+        batches = self._run.fit_loop.max_batches
+        if not batches or batches == UNKNOWN:
+            return None
+        return int(batches), self._run.accumulate_grad_batches
 
     def count(self) -> list[str]:
         """How many batches an epoch has, and when it validates."""

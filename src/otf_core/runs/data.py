@@ -9,6 +9,7 @@ Rule 3: training thread, between two batches. Whoever chooses makes the iterator
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -71,6 +72,9 @@ class FitData(Protocol):
 
     def batches(self) -> int | None:
         """Of an epoch, as ``ControlDelegate.environment`` says them; None where nobody knows."""
+
+    def epoch(self) -> tuple[int, int] | None:
+        """Its batches, by the loader as it is now, and how many make a step; None: not known."""
 
     def count(self) -> list[str]:
         """Count the batches of an epoch anew; sentences on what does not apply."""
@@ -297,6 +301,14 @@ class TrainingData:
     def begin_pass(self) -> None:
         """The epoch begins anew, with the data as it is now."""
         self._fit.begin_pass()
+
+    def epochs_of(self, steps: int, batch_idx: int) -> int | None:
+        """As many as hold so many steps from here on, this one among them; None: not known."""
+        found = self._fit.epoch()
+        if found is None:
+            return None
+        batches, of_step = found
+        return math.ceil((steps + batch_idx // of_step) / math.ceil(batches / of_step))
 
     def environment(self) -> dict[str, Any]:
         """Where something is chosen: what ``ControlDelegate.environment`` says of the script's."""

@@ -369,12 +369,26 @@ class Forks:
         raised: dict[str, int] = {}
         if now.max_steps is not None and wishes.steps is not None:
             raised["max_steps"] = max(now.max_steps, now.global_step + wishes.steps)
-        if now.max_epochs is not None and (epochs is not None or over):
-            raised["max_epochs"] = max(now.max_epochs, now.epochs_done + (epochs or 1))
+        if now.max_epochs is not None:
+            if wishes.steps is not None:
+                epochs = self._epochs_for(wishes.steps, now, now.max_epochs)
+            if epochs is not None or over:
+                raised["max_epochs"] = max(now.max_epochs, now.epochs_done + (epochs or 1))
         grown = {name: n for name, n in raised.items() if n != getattr(now, name)}
         if grown:
             self._delegate.extend(grown)
         self.budget = budget
+
+    def _epochs_for(self, steps: int, now: Position, max_epochs: int) -> int | None:
+        """In how many epochs they are done; where that is too many, one step more has room, so
+        that it is the fork that is held, and not the end of the fit.
+        """
+        if self._data is None:
+            return None
+        found = self._data.epochs_of(steps, now.batch_idx)
+        if found is not None and now.epochs_done + found > max_epochs:
+            return self._data.epochs_of(steps + 1, now.batch_idx)
+        return found
 
 
 def _told(asked: Any) -> Any:
