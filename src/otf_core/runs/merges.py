@@ -206,5 +206,5 @@ class Merges:
         if named and len(named) != len(asked.parents):
             detail = f"{len(named)} checkpoints were given for {len(asked.parents)} parents."
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="checkpoints")
-        runs = [self._forks.tree.find(name, "parents") for name in asked.parents]
+        runs = [self._forks.tree.look(name, "parents") for name in asked.parents]
         return list(zip(runs, named or [None] * len(runs), strict=True))

@@ -143,17 +143,21 @@ class Trial:
     def worth(self, tensors: Iterable[Named], begin: Iterable[Named] = ()) -> dict[str, Any]:
         """Metrics and score on the validation set of weights, which the live model has then."""
         put(self._modules, begin)
+        found = self._validated(tensors)
+        self._progress()
+        return found
+
+    # Inside.
+
+    def _validated(self, tensors: Iterable[Named]) -> dict[str, Any]:
         put(self._modules, tensors)
         found = self._fit.validate(self._asked.limit_batches, self._on_batch)
         known = {**found.metrics, **canonicalize_metrics(found.metrics)}
         score = known.get(self._asked.monitor)
         if score is None and self._asked.monitor == "val_loss":
             score = found.avg_loss
-        self._progress()
         is_number = isinstance(score, int | float) and math.isfinite(score)
         return {"metrics": dict(found.metrics), "score": score if is_number else None}
-
-    # Inside.
 
     def _merged(self, strategy: str) -> tuple[merge.Merged, list[str]]:
         asked, needs = self._asked, merge.needs_of(strategy)
@@ -178,9 +182,7 @@ class Trial:
         return merged, [*told, *merged.told]
 
     def _evaluate(self, tensors: Iterator[Named]) -> float:
-        done, number = self._done, self._number
-        found = self.worth(tensors)["score"]
-        self._done, self._number = done, number  # a step on the way to one candidate
+        found = self._validated(tensors)["score"]  # a step on the way to one candidate
         if found is None:
             detail = (
                 f"merge was asked by {self._asked.monitor!r}, which the validation does not give "
@@ -192,7 +194,7 @@ class Trial:
     def _base(self) -> tuple[Weights, str]:
         """What the sources have begun from: named, or where they parted."""
         runs = [source.run for source in self.sources]
-        found = self._named_base() or parted_at(runs, self._fit.tree.find)
+        found = self._named_base() or parted_at(runs, self._fit.tree.look)
         if found is None:
             detail = (
                 "ties needs the checkpoint that all have begun from, and these runs did not part "
@@ -214,7 +216,7 @@ class Trial:
             return None
         run_id, slash, checkpoint = name.partition("/")
         if slash and run_id and "/" not in checkpoint:
-            return self._fit.tree.find(run_id, "base"), checkpoint
+            return self._fit.tree.look(run_id, "base"), checkpoint
         return self.sources[0].run, name
 
     def _found_fishers(self) -> tuple[list[Weights], str]:
