@@ -491,7 +491,7 @@ class Session:
         Raises:
             CommandError: it cannot be saved.
         """
-        now = (self._position.step, self._position.batch_idx, self._changes)
+        now = self._here()
         # Other ranks cannot know what has become of the last one: there each is made anew.
         if self._alone and self._last_save is not None and self._last_save[0] == now:
             same = self._last_save[1]
@@ -514,6 +514,18 @@ class Session:
         self._last_save = now, pending
         return pending
 
+    def is_kept(self, checkpoint_id: str) -> None:
+        """The run is what this checkpoint of it holds; training thread."""
+        if (found := self.store.get(checkpoint_id)) is not None:
+            kept = Pending(*found)
+            kept.settle(None)
+            self._last_save = self._here(), kept
+
+    def _here(self) -> tuple[int, int, int]:
+        """What is other once the run is; where it stands is asked, since it may just have moved."""
+        now = self._delegate.position()
+        return now.step, now.batch_idx, self._changes
+
     def changed(self) -> None:
         """The run is no longer what the last checkpoint holds; training thread."""
         self._changes += 1
@@ -526,12 +538,15 @@ class Session:
         """One line for the person at the terminal."""
         self._say(line)
 
-    def put(self, state: dict[str, Any], base: str | None) -> None:
+    def put(self, state: dict[str, Any], base: str | None) -> bool:
         """Put another state in place: what comes now supersedes what was told; training thread.
 
         Args:
             state: it is used up by it.
             base: the checkpoint it is, if it is one of the run's; else it becomes one.
+
+        Returns:
+            Whether it is there as it was saved.
         """
         self.looking.end_background("the run was put to another state")
         for text in self.forks.use(state["otf"]):
@@ -558,6 +573,7 @@ class Session:
         self.store.begin_branch(self._record.branch, base)
         self._write_record(status=None)
         self._refresh_params()
+        return not (applied.lost or applied.left_out)
 
     def enter(self, here: Here) -> None:
         """From here on what is told and saved is this run's; training thread."""

@@ -150,3 +150,27 @@ def test_a_fork_that_was_killed_goes_on_with_its_own_data(tmp_path: Path) -> Non
     found = digest.of_run(fitted(**where, **named, **options(again)))
     assert differences(expected, found) == []
     assert again.notes() == module.notes()[5:]
+
+
+def test_going_to_and_fro_writes_nothing_that_is_there(tmp_path: Path) -> None:
+    barrier = Barrier(2, 3)
+    with fitting(tmp_path, barrier, run_name="r", **options()) as run:
+        pause_in(run, barrier, 2)
+        asks(run, "fork", {"selection": {"kind": "indices", "ids": CHOSEN}})
+        for name in ("r", "fork1", "r"):
+            asks(run, "switch_run", {"run_id": name})
+        assert kept_in(tmp_path) == {"r": ["0-auto", "3-pause"], "fork1": ["3-auto"]}
+        asks(run, "resume")
+        pause_in(run, barrier, 3)
+        asks(run, "switch_run", {"run_id": "fork1"})
+        asks(run, "fork", {"params": {"lr": 0.5}})
+        asks(run, "stop", {"save": False})
+    r = ["0-auto", "3-pause", "4-pause"]
+    assert kept_in(tmp_path) == {"r": r, "fork1": ["3-auto"], "fork2": ["3-auto"]}
+
+
+def kept_in(save_dir: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(save_dir.glob("*/*/checkpoints/*.ckpt")):
+        found.setdefault(path.parents[1].name, []).append(path.stem)
+    return found

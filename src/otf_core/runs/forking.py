@@ -47,8 +47,11 @@ class Run(Protocol):
     def changed(self) -> None:
         """The run is no longer what the last checkpoint holds."""
 
-    def put(self, state: dict[str, Any], base: str | None) -> None:
-        """Put another state in place."""
+    def is_kept(self, checkpoint_id: str) -> None:
+        """The run is what this checkpoint of it holds."""
+
+    def put(self, state: dict[str, Any], base: str | None) -> bool:
+        """Put another state in place; whether it is there as it was."""
 
     def enter(self, here: Here) -> None:
         """From here on what is told and saved is this run's."""
@@ -206,7 +209,12 @@ class Forks:
         origin = read_origin(*self.checkpoint_of(there, init_ckpt))
         self._delegate.check(origin.state)
         back = self.keep()
-        self._become(there, back, lambda: self._run.put(origin.state, origin.own))
+
+        def begin() -> None:
+            if self._run.put(origin.state, origin.own) and origin.own is not None:
+                self._run.is_kept(origin.own)
+
+        self._become(there, back, begin)
         step = self._run.position().step
         self._run.emit("checkpoint_loaded", path=origin.path, step=step, id=origin.name)
         return {"ckpt_loaded": True, "run_id": run_id, "step": step}

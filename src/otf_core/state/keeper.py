@@ -146,8 +146,8 @@ class Run(Protocol):
     ) -> Pending:
         """Copy the state now, write it in the background."""
 
-    def put(self, state: dict[str, Any], base: str | None) -> None:
-        """Put another state in place."""
+    def put(self, state: dict[str, Any], base: str | None) -> bool:
+        """Put another state in place; whether it is there as it was."""
 
     def position(self) -> Position:
         """Where the run stands."""

@@ -46,8 +46,8 @@ class Run(Protocol):
     def changed(self) -> None:
         """The run is no longer what the last checkpoint holds."""
 
-    def put(self, state: dict[str, Any], base: str | None) -> None:
-        """Put another state in place."""
+    def put(self, state: dict[str, Any], base: str | None) -> bool:
+        """Put another state in place; whether it is there as it was."""
 
     def emit(self, kind: str, /, **fields: Any) -> int:
         """Tell."""
