@@ -50,6 +50,7 @@ def test_each_run_has_its_own_losses_and_pairs_are_counted(side: Side, tmp_path:
         every = asks(run, "compare")
         tenth = {"kind": "quantile", "from": 0.75, "to": 1.0}
         hard = asks(run, "compare", {"runs": ["hard", "r"], "selection": tenth})
+        by_parent = asks(run, "compare", {"runs": ["r", "hard"], "selection": tenth})
         few = {"kind": "indices", "ids": [5, 9]}
         on_train = asks(run, "compare", {"on": "train", "runs": ["r"], "selection": few})
         asks(run, "stop", {"save": False})
@@ -70,6 +71,10 @@ def test_each_run_has_its_own_losses_and_pairs_are_counted(side: Side, tmp_path:
     assert hard["count"] == 16
     assert hard["runs"][0]["mean"] == pytest.approx(h[worst].mean(), rel=1e-5)
     assert hard["runs"][1]["mean"] == pytest.approx(r[worst].mean(), rel=1e-5)
+    # Whoever is named first says which are the worst, also where another run trains.
+    worst = np.argsort(r, kind="stable")[48:]
+    assert by_parent["runs"][0]["mean"] == pytest.approx(r[worst].mean(), rel=1e-5)
+    assert by_parent["runs"][1]["mean"] == pytest.approx(h[worst].mean(), rel=1e-5)
     assert (on_train["on"], on_train["count"], on_train["pairs"]) == ("train", 2, [])
 
 

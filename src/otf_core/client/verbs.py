@@ -395,7 +395,7 @@ VERBS: Final[tuple[Verb, ...]] = (
                 kind="several", shown="[RUN]...", required=False),
             Arg("on", "train, val or test.", ("--on",), choices=("train", "val", "test")),
             Arg("ids", "Only on these samples: 3,5,8-20.", ("--ids",)),
-            Arg("worst", "Only on this share, by the highest loss of the run that trains: 0.1.",
+            Arg("worst", "Only on this share, by the highest loss of the run named first: 0.1.",
                 ("--worst",), "float"),
             Arg("selection", "Only on a selection, as JSON.", ("--selection",)),
         ),

@@ -19,10 +19,10 @@ import numpy as np
 from otf_core.control.bus import Ticket
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.figures import accuracy, figures_of
-from otf_core.runs.looking import SLICE_S, Looking
+from otf_core.runs.looking import FEATURES, SLICE_S, Looking
 from otf_core.runs.merge import as_it_is
 from otf_core.runs.samples import Scan
-from otf_core.runs.selection import decode_selection, resolve
+from otf_core.runs.selection import Selection, decode_selection, resolve
 from otf_core.runs.subject import Subject
 from otf_core.runs.table import Ids, SampleTable
 from otf_core.runs.tree import RunTree
@@ -87,11 +87,14 @@ class Comparing:
             for file in files:
                 if file is not None:
                     refuse_another_shape("A comparison", live, file, field="runs")
-            ids = None
+            chosen, ids = None, None
             if asked.selection is not None:
                 chosen = decode_selection(asked.selection)
+            if chosen is not None and (files[0] is None or not chosen.needs()):
                 ids = resolve(chosen, self._looking.table(chosen, asked.on, ticket))
             cancelled = stack.enter_context(self._exclusive("validating", ticket))
+            if chosen is not None and ids is None and files[0] is not None:
+                ids = _chosen_by(files[0], chosen, subject, cancelled)
             stack.enter_context(weights_aside(subject.modules))
             scans = self._scanned(ticket, subject, files, ids, cancelled)
         tables = [scan.table() for scan in scans]
@@ -169,6 +172,21 @@ def _opened(source: Source, stack: contextlib.ExitStack) -> WeightsFile | None:
     if source.path is None:
         return None
     return stack.enter_context(open_weights(source.path, field="runs"))
+
+
+def _chosen_by(
+    file: WeightsFile, chosen: Selection, subject: Subject, cancelled: Callable[[], bool]
+) -> Ids:
+    """By what a run says of the samples whose weights are not the live ones."""
+    layers = [n.removeprefix(FEATURES) for n in chosen.needs() if n.startswith(FEATURES)]
+    scan = Scan(subject, layer=layers[0] if layers else None)
+    with weights_aside(subject.modules):
+        put(subject.modules, as_it_is(file))
+        scan.work(None, cancelled)
+    if not scan.progress().finished:
+        detail = "compare was cancelled while samples were chosen; the run is as it was."
+        raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+    return resolve(chosen, scan.table())
 
 
 def _row(source: Source, table: SampleTable) -> dict[str, Any]:

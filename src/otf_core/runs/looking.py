@@ -25,7 +25,7 @@ from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 
 SLICE_S: Final = 0.25  # after so long it is said how far it is, and looked whether it is cancelled
 MOST_SHOWN: Final = 64  # samples at a time
-_FEATURES: Final = "features:"
+FEATURES: Final = "features:"
 LOSS: Final = frozenset({"loss"})
 _PLAIN: Final = frozenset({"loss", "classes"})
 NO_SAMPLES: Final = "The samples of this run cannot be looked at: its data is the loop's own."
@@ -89,7 +89,7 @@ class Looking:
                 step=self._step, emit=self._emit,
             )  # fmt: skip
             return LATER
-        needs = LOSS if asked.layer is None else LOSS | {f"{_FEATURES}{asked.layer}"}
+        needs = LOSS if asked.layer is None else LOSS | {f"{FEATURES}{asked.layer}"}
         table, told, seconds = self._look(asked.on, needs, ids, ticket)
         step = self._step()
         return self._scanned(asked.on, table, (step, step), rule=told, seconds=seconds)
@@ -268,7 +268,7 @@ class Looking:
         kept = self._found.get(on)
         if kept is not None and ids is None and kept.at == here and needs <= kept.table.known():
             return kept.table, "as it was found before", 0.0
-        layers = sorted(need.removeprefix(_FEATURES) for need in needs if need not in _PLAIN)
+        layers = sorted(need.removeprefix(FEATURES) for need in needs if need not in _PLAIN)
         if len(layers) > 1:
             detail = f"Features of {len(layers)} layers were asked; allowed: of one at a time."
             raise CommandError(ErrorCode.UNSUPPORTED, detail, field="selection")
