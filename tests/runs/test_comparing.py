@@ -92,6 +92,8 @@ def test_it_leaves_no_trace(side: Side, tmp_path: Path) -> None:
     expected = side.bare(fresh())
     with side.fitting(tmp_path, fresh(), 2, 6) as (run, barrier):
         earlier = kept_twice(run, barrier)
+        tenth = {"kind": "quantile", "from": 0.9, "to": 1.0}
+        asks(run, "compare", {"runs": [earlier, "r"], "selection": tenth})
         for on in ("train", "val", "test"):
             found = asks(run, "compare", {"runs": [earlier, "r"], "on": on})
             one, other = found["runs"]
