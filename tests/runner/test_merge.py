@@ -147,6 +147,23 @@ def test_its_parents_are_what_they_were(tmp_path: Path) -> None:
     assert differences(expected, found) == []
 
 
+def test_a_merge_trains_on_all_the_data_and_says_what_that_means(tmp_path: Path) -> None:
+    barrier = Barrier(2, 4)
+    with fitting(tmp_path, barrier, run_name="r", **options()) as run:
+        pause_in(run, barrier, 2)
+        some = {"kind": "indices", "ids": [*range(40)]}
+        asks(run, "fork", {"run_name": "f", "selection": some, "batch_size": 8})
+        asks(run, "resume")
+        pause_in(run, barrier, 4)
+        assert asks(run, "status")["data"]["chosen"] == 40
+        said = asks(run, "merge", {"parents": ["f", "r"]})
+        assert asks(run, "status")["data"] is None
+        assert "it trains on all samples; the epochs that f had" in " ".join(said["told"])
+        said = asks(run, "merge", {"parents": ["r", "f"]})
+        assert "it trains on all samples" not in " ".join(said["told"])
+        asks(run, "resume")
+
+
 def test_a_killed_merge_goes_on_exactly(tmp_path: Path) -> None:
     barrier, named = Barrier(2, 4), {"project": "p", "run_name": "r"}
     with fitting(tmp_path / "runs", barrier, **named, **options()) as run:

@@ -141,6 +141,11 @@ class Merges:
         # A merge trains on all the data, whatever its parents had chosen.
         had_chosen = bool(DataChoice.of_state(origin.state["otf"].get("data")))
         choice = DataChoice() if had_chosen else None
+        if had_chosen:
+            told.append(
+                f"it trains on all samples; the epochs that {first.run.run_id} had of its chosen "
+                "ones count, and extend gives it more"
+            )
         self._forks.make(ticket, Plan(name, "merge", parents, made, origin, choice, wishes), back)
         for text in told:
             self._run.emit("log", level="info", phase="info", text=f"{name}: {text}")
