@@ -108,6 +108,18 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "x.append(A(turn))",
         "[(type(a), a.n) for a in x]",
     ),
+    "one of many objects": (
+        "import torch\nclass B:\n  __slots__ = ('n',)\nclass A:\n"
+        "  def __init__(self): self.w, self.b = torch.zeros(()), B(); self.b.n = 0\n"
+        "x = [A() for _ in range(10_001)]",
+        "x[9].w += 1; x[turn].b.n += 1",
+        "x[9].w, [a.b.n for a in x[:5]]",
+    ),
+    "one of many numbers": (
+        "import decimal, numpy as np; x = [np.float32(0)] * 10_001; y = [decimal.Decimal(0)] * 10_001",
+        "x[turn] += 1; y[turn] += 1",
+        "x[:5], y[:5]",
+    ),
     "enumeration": (
         "import enum\nclass E(enum.Enum): A = 1; B = 2\nclass F(enum.Flag): A = 1; B = 2\nx = E.A, F(0)",
         "x = list(E)[turn % 2], x[1] | F(turn % 4)",

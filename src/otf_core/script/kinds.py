@@ -28,12 +28,11 @@ import torch
 from otf_core.script.arrays import ARRAY
 from otf_core.script.frames import ABSENT
 from otf_core.script.functions import FUNCTIONS, is_unknown
-from otf_core.script.prints import holds_state
+from otf_core.script.prints import attributes, holds_state
 from otf_core.script.variables import (
     Giving,
     Kind,
     Taking,
-    attributes,
     class_name,
     give_attributes,
     made_again,

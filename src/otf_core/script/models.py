@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from otf_core.script.frames import ABSENT
+from otf_core.script.prints import attributes
 from otf_core.script.variables import (
     Giving,
     Kind,
     Taking,
-    attributes,
     class_name,
     give_attributes,
     made_again,
