@@ -144,6 +144,16 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "x = m(1), p()",
         "x",
     ),
+    "own generator of numbers": (
+        "import random\nclass A(random.Random): pass\nx = A(3); x.n = 0",
+        "x.n += 1; y = x.random()",
+        "x.n, y",
+    ),
+    "attributes of a tensor": (
+        "import torch; x = torch.zeros(1); n = torch.nn.Linear(1, 1); x.seen, n.weight.n = [], 0",
+        "x.seen.append(turn); n.weight.n += 1; n.bias.since = x",
+        "x.seen, n.weight.n, n.bias.since is x",
+    ),
     "generators of numbers": (
         "import random, torch, numpy as np\n"
         "a, b = random.Random(1), torch.Generator().manual_seed(1)\n"

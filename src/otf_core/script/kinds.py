@@ -13,6 +13,7 @@ import io
 import itertools
 import logging
 import queue
+import random
 import re
 import socket
 import sys
@@ -331,7 +332,10 @@ def _is_object(taking: Taking, value: Any) -> bool:
 
 
 def _take_object(taking: Taking, value: Any, path: str) -> dict[str, Any]:
-    return {"c": class_name(type(value)), "a": take_attributes(taking, value, path)}
+    node = {"c": class_name(type(value)), "a": take_attributes(taking, value, path)}
+    if isinstance(value, random.Random):
+        node["random"] = Encoder()(random.Random.getstate(value))
+    return node
 
 
 def _make_object(giving: Giving, node: dict[str, Any], live: Any) -> Any:
@@ -346,6 +350,9 @@ def _make_object(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 def _fill_object(giving: Giving, node: dict[str, Any], made: Any) -> None:
     give_attributes(giving, node["a"], made)
+    if "random" in node:
+        state = giving.dec(node["random"])
+        giving.last.append(lambda: random.Random.setstate(made, state))
 
 
 def _make_class(giving: Giving, node: dict[str, Any], live: Any) -> Any:

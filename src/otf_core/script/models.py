@@ -47,6 +47,7 @@ def _take_tensor(taking: Taking, value: torch.Tensor, path: str) -> dict[str, An
         "d": str(value.device),
         "g": value.requires_grad and value.is_leaf,
         "p": isinstance(value, nn.Parameter),
+        "a": take_attributes(taking, value, path, {n for n in vars(value) if n.startswith("_")}),
     }
     if value.is_leaf and (hooks := value._backward_hooks):  # noqa: SLF001 -- register_hook's
         node["h"] = [("", list(map(_hook, hooks.values())))]
@@ -143,6 +144,7 @@ def _make_view(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 
 def _fill_tensor(giving: Giving, node: dict[str, Any], made: torch.Tensor) -> None:
+    give_attributes(giving, node.get("a", ()), made, vars(made))
     if not made.is_leaf or "d" not in node:
         return
     hooks = made._backward_hooks  # noqa: SLF001 -- as above
