@@ -343,18 +343,49 @@ def _take_stateful(taking: Taking, value: Any, path: str) -> dict[str, Any] | No
     for left in enc.unknown:
         name, _, kind = left.partition(": ")
         taking.left_out.setdefault(name, kind)
-    return {"c": class_name(type(value)), "v": None if saved is Ellipsis else saved}
+    node = {"c": class_name(type(value)), "v": None if saved is Ellipsis else saved}
+    if node["c"] in _SCHEDULERS:
+        node["of"] = taking(value.optimizer, f"{path}.optimizer")
+    return node
+
+
+# Those of which state_dict has all but the optimizer: they can be made.
+_SCHEDULERS: Final = frozenset(
+    {
+        "torch.optim.swa_utils:SWALR",
+        *(
+            f"torch.optim.lr_scheduler:{name}"
+            for name in (
+                "StepLR",
+                "MultiStepLR",
+                "ConstantLR",
+                "LinearLR",
+                "ExponentialLR",
+                "PolynomialLR",
+                "CosineAnnealingLR",
+                "CosineAnnealingWarmRestarts",
+                "ReduceLROnPlateau",
+            )
+        ),
+    }
+)
 
 
 def _make_stateful(giving: Giving, node: dict[str, Any], live: Any) -> Any:
-    if class_name(type(live)) != node["c"]:
-        giving.lose(f"a {node['c'].rpartition(':')[2]}, made after this place")
+    if class_name(type(live)) == node["c"]:
+        return live
+    if node["c"] in _SCHEDULERS and (kind := _of_torch(node["c"])) is not None:
+        return object.__new__(kind)
+    giving.lose(f"a {node['c'].rpartition(':')[2]}, made after this place")
     return live
 
 
-def _fill_stateful(_giving: Giving, node: dict[str, Any], made: Any) -> None:
+def _fill_stateful(giving: Giving, node: dict[str, Any], made: Any) -> None:
     if node["v"] is not None and class_name(type(made)) == node["c"]:
         made.load_state_dict(Decoder()(node["v"]))
+    if "of" in node and not hasattr(made, "optimizer"):
+        # It is to be met where it lies.
+        giving.late.append(lambda: setattr(made, "optimizer", giving(node["of"])))
 
 
 MODELS: Final = (
