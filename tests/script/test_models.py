@@ -248,3 +248,17 @@ def test_a_librarys_wrapper_goes_on_and_what_cannot_tell_its_state_is_named(tmp_
     assert found.on == found.whole
     assert found.given.lost == []
     assert found.taken.left_out == ["odd (Odd)"]
+
+
+def test_what_is_compiled_in_a_script_of_modules_goes_on(tmp_path: Path) -> None:
+    setup = (
+        "class Net(nn.Module):\n"
+        "    def __init__(self): super().__init__(); self.inside = nn.Linear(2, 1)\n"
+        "    def forward(self, x): return self.inside(x)\n"
+        "net = torch.compile(Net(), backend='eager'); net(torch.ones(3, 2)).sum().backward()\n"
+        "opt = torch.optim.SGD(net.parameters(), 0.1)"
+    )
+    change = "opt.step(); y = net(torch.ones(3, 2)).sum(); y.backward()"
+    found = goes_on(source(setup, change, "y.item()"), tmp_path)
+    assert found.given.lost == []
+    assert found.on == found.whole
