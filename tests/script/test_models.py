@@ -13,6 +13,19 @@ from tests.script.again import goes_on
 START = "import copy, torch\nfrom torch import nn\ntorch.manual_seed(0)\n"
 DIGEST = "def d(*ts): return [t.detach().double().sum().item().hex() for t in ts]\n"
 
+# Schedulers that are made in the loop, and what they ask for.
+LATER = {
+    "lr_scheduler.StepLR": "2",
+    "lr_scheduler.MultiStepLR": "[1, 3]",
+    "lr_scheduler.ConstantLR": "",
+    "lr_scheduler.LinearLR": "",
+    "lr_scheduler.ExponentialLR": "0.5",
+    "lr_scheduler.PolynomialLR": "3",
+    "lr_scheduler.CosineAnnealingLR": "3",
+    "lr_scheduler.CosineAnnealingWarmRestarts": "2",
+    "lr_scheduler.ReduceLROnPlateau": "patience=0",
+    "swa_utils.SWALR": "0.01, anneal_epochs=3",
+}
 # name -> what is there before the loop, what each turn changes, what is told of it.
 KINDS: dict[str, tuple[str, str, str]] = {
     "tensor": ("x = torch.zeros(3)", "x += turn", "x"),
@@ -141,6 +154,15 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "net.weight.data += turn\nfor n, p in net.named_parameters(): ema.shadow[n].lerp_(p.detach(), 0.5)",
         "d(*ema.shadow.values()), ema.net is net",
     ),
+    **{
+        f"{name}, made later": (
+            "net = nn.Linear(2, 1); x = None; opt = torch.optim.SGD(net.parameters(), 0.1)",
+            f"if turn == 0: x = torch.optim.{name}(opt, {args})\n"
+            f"net(torch.ones(2)).backward(); opt.step(); x.step({'1.' if 'Plateau' in name else ''})",
+            "opt.param_groups[0]['lr'], x.last_epoch, x.optimizer is opt",
+        )
+        for name, args in LATER.items()
+    },
     "numbers of torch": ("x = 0", "x = float(torch.rand(1)); y = nn.Linear(1, 1).weight.item()", "x, y"),
 }  # fmt: skip
 
@@ -226,3 +248,17 @@ def test_a_librarys_wrapper_goes_on_and_what_cannot_tell_its_state_is_named(tmp_
     assert found.on == found.whole
     assert found.given.lost == []
     assert found.taken.left_out == ["odd (Odd)"]
+
+
+def test_what_is_compiled_in_a_script_of_modules_goes_on(tmp_path: Path) -> None:
+    setup = (
+        "class Net(nn.Module):\n"
+        "    def __init__(self): super().__init__(); self.inside = nn.Linear(2, 1)\n"
+        "    def forward(self, x): return self.inside(x)\n"
+        "net = torch.compile(Net(), backend='eager'); net(torch.ones(3, 2)).sum().backward()\n"
+        "opt = torch.optim.SGD(net.parameters(), 0.1)"
+    )
+    change = "opt.step(); y = net(torch.ones(3, 2)).sum(); y.backward()"
+    found = goes_on(source(setup, change, "y.item()"), tmp_path)
+    assert found.given.lost == []
+    assert found.on == found.whole

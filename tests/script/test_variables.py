@@ -108,6 +108,18 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "x.append(A(turn))",
         "[(type(a), a.n) for a in x]",
     ),
+    "one of many objects": (
+        "import torch\nclass B:\n  __slots__ = ('n',)\nclass A:\n"
+        "  def __init__(self): self.w, self.b = torch.zeros(()), B(); self.b.n = 0\n"
+        "x = [A() for _ in range(10_001)]",
+        "x[9].w += 1; x[turn].b.n += 1",
+        "x[9].w, [a.b.n for a in x[:5]]",
+    ),
+    "one of many numbers": (
+        "import decimal, numpy as np; x = [np.float32(0)] * 10_001; y = [decimal.Decimal(0)] * 10_001",
+        "x[turn] += 1; y[turn] += 1",
+        "x[:5], y[:5]",
+    ),
     "enumeration": (
         "import enum\nclass E(enum.Enum): A = 1; B = 2\nclass F(enum.Flag): A = 1; B = 2\nx = E.A, F(0)",
         "x = list(E)[turn % 2], x[1] | F(turn % 4)",
@@ -131,6 +143,16 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "m = A().add; p = functools.partial(A().add, 2)",
         "x = m(1), p()",
         "x",
+    ),
+    "own generator of numbers": (
+        "import random\nclass A(random.Random): pass\nx = A(3); x.n = 0",
+        "x.n += 1; y = x.random()",
+        "x.n, y",
+    ),
+    "attributes of a tensor": (
+        "import torch; x = torch.zeros(1); n = torch.nn.Linear(1, 1); x.seen, n.weight.n = [], 0",
+        "x.seen.append(turn); n.weight.n += 1; n.bias.since = x",
+        "x.seen, n.weight.n, n.bias.since is x",
     ),
     "generators of numbers": (
         "import random, torch, numpy as np\n"
@@ -362,13 +384,73 @@ def test_what_does_not_change_is_left_without_a_word(setup: str, tmp_path: Path)
     assert found.given.lost == []
 
 
-def test_what_a_librarys_object_counts_goes_on(tmp_path: Path) -> None:
-    source = (
-        "import textwrap; x = textwrap.TextWrapper()\nfor turn in range(3):\n    here()\n"
-        "    x.width += 1; x.initial_indent += 'a'\n    LOG.append((x.width, x.initial_indent))\n"
-    )
-    found = goes_on(source, tmp_path, 2)
+GAMES = """
+import numpy as np
+class Game:
+    def __init__(self): self.at, self.rng, self.says = np.zeros(2), np.random.default_rng(1), []
+    def step(self): self.at = self.at + self.rng.random(); self.last = self.at.copy(); return self.last.tolist()
+class Limit:
+    def __init__(self, of): self.of, self.done = of, None
+    def step(self): self.done = (self.done or 0) + 1; return self.done, self.of.step()
+"""
+
+
+@pytest.fixture
+def games(tmp_path: Path) -> str:
+    """Imports a library."""
+    library = tmp_path / "site-packages"
+    library.mkdir()
+    (library / "games_of_a_test.py").write_text(GAMES)
+    return f"import sys; sys.path.insert(0, {str(library)!r}); import games_of_a_test as g; sys.path.pop(0)\n"
+
+
+LIBRARYS = {
+    "what it counts": (
+        "import textwrap; x = textwrap.TextWrapper()",
+        "x.width += 1; x.initial_indent += 'a'",
+        "x.width, x.initial_indent",
+    ),
+    "arrays": ("x = g.Game()", "x.step()", "x.at, x.last, x.rng.random()"),
+    "in another": ("x = g.Limit(g.Limit(g.Game()))", "", "x.step()"),
+    "in a list": (
+        "x = [g.Limit(g.Game()), g.Game()]; y = g.Limit(x[1])",
+        "",
+        "x[0].step(), y.step()",
+    ),
+    "a number of NumPy": ("import numpy as np; x = g.Limit(np.float64(0))", "x.of += 1.", "x.of"),
+    "of torch": (
+        "import torch; x = torch.distributions.Normal(torch.zeros(2), 1.)",
+        "x = torch.distributions.Normal(x.mean + 1, 1.)",
+        "x.mean",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LIBRARYS)
+def test_what_a_librarys_object_holds_goes_on(what: str, games: str, tmp_path: Path) -> None:
+    setup, change, told = LIBRARYS[what]
+    found = goes_on(_source(games + setup, change, told), tmp_path, 3)
     assert found.on == found.whole
+    assert found.given.lost == []
+    assert (found.taken.reasons, found.taken.left_out) == ([], [])
+
+
+def test_what_a_librarys_object_holds_and_nobody_can_store_is_told(
+    games: str, tmp_path: Path
+) -> None:
+    setup = f"{games}import numpy as np; x = g.Limit(np.array([None, 0]))"
+    still = goes_on(_source(setup, "", "1"), tmp_path, 3).taken
+    assert (still.reasons, still.left_out) == ([], [])
+    found = goes_on(_source(setup, "x.of[1] += 1", "1"), tmp_path, 3)
+    assert found.taken.reasons == ["x.of (ndarray) has changed, and is not stored"]
+
+
+def test_a_librarys_object_that_was_made_since_is_named(games: str, tmp_path: Path) -> None:
+    setup = f"{games}x, y = None, g.Limit(None)"
+    change = "x = x or g.Game(); y.of = x; y.of.says.append(g.Limit(x))"
+    found = goes_on(_source(setup, change, "1"), tmp_path, 3)
+    assert found.taken.left_out == ["x (Game)"]
+    assert found.given.lost == []
 
 
 def test_modules_beside_the_script_go_on_as_well(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import io
 import itertools
 import logging
 import queue
+import random
 import re
 import socket
 import sys
@@ -28,12 +29,11 @@ import torch
 from otf_core.script.arrays import ARRAY
 from otf_core.script.frames import ABSENT
 from otf_core.script.functions import FUNCTIONS, is_unknown
-from otf_core.script.prints import holds_state
+from otf_core.script.prints import attributes, holds_state
 from otf_core.script.variables import (
     Giving,
     Kind,
     Taking,
-    attributes,
     class_name,
     give_attributes,
     made_again,
@@ -332,7 +332,10 @@ def _is_object(taking: Taking, value: Any) -> bool:
 
 
 def _take_object(taking: Taking, value: Any, path: str) -> dict[str, Any]:
-    return {"c": class_name(type(value)), "a": take_attributes(taking, value, path)}
+    node = {"c": class_name(type(value)), "a": take_attributes(taking, value, path)}
+    if isinstance(value, random.Random):
+        node["random"] = Encoder()(random.Random.getstate(value))
+    return node
 
 
 def _make_object(giving: Giving, node: dict[str, Any], live: Any) -> Any:
@@ -347,6 +350,9 @@ def _make_object(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 def _fill_object(giving: Giving, node: dict[str, Any], made: Any) -> None:
     give_attributes(giving, node["a"], made)
+    if "random" in node:
+        state = giving.dec(node["random"])
+        giving.last.append(lambda: random.Random.setstate(made, state))
 
 
 def _make_class(giving: Giving, node: dict[str, Any], live: Any) -> Any:
@@ -379,17 +385,69 @@ def _fill_class(giving: Giving, node: dict[str, Any], made: type) -> None:
 
 
 def _take_library(taking: Taking, value: Any, path: str) -> dict[str, Any]:
-    """What it counts and collects, where that has changed; and what of the script's it holds."""
-    if _stands_outside(value):
+    """What it counts and collects, where that has changed; and what of the script's it holds.
+
+    One that was made since may not be there when the script goes on: it is named.
+    """
+    outside = _stands_outside(value)
+    known = _is_as_it_was(taking, value, path)
+    closed = outside or _package(value) in _CLOSED or _package(value) in sys.stdlib_module_names
+    if outside or not (known or closed):
         taking.leave(path, value)
     elif type(value) is _CACHED:
         _tell_cache(taking, value, path)
     found = []
     for name, item in list(vars(value).items()):
         at = f"{path}.{name}"
-        if _is_of_interest(taking, item) or (_is_simple(item) and taking.changed(item, at)):
+        if (
+            _is_of_interest(taking, item)
+            or (_is_simple(item) and _is_another(taking, item, at, new=known and not closed))
+            or (_holds_numbers(item) and not outside and _is_another(taking, item, at, new=known))
+            or (not closed and _is_part(item) and _is_as_it_was(taking, item, at))
+        ):
             found.append((name, taking(item, at)))
     return {"c": class_name(type(value)), "a": found}
+
+
+# Libraries whose objects have others inside that stand outside, or change with the clock.
+_CLOSED: Final = ("tqdm", "torch", "logging")
+
+
+def _package(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _is_another(taking: Taking, item: Any, at: str, *, new: bool) -> bool:
+    """Whether it has changed since the run began, or, where that counts, is new since."""
+    known = taking.first is not None and at in taking.first.prints
+    return taking.changed(item, at) or (new and not known and taking.first is not None)
+
+
+def _holds_numbers(item: Any) -> bool:
+    return isinstance(item, torch.Tensor | np.ndarray)
+
+
+def _is_part(item: Any) -> bool:
+    """Whether it is a library's object that another holds, or some of them."""
+    if type(item) in (list, tuple, dict) and 0 < len(item) <= _FEW:
+        return all(map(_is_part, item.values() if type(item) is dict else item))
+    if not hasattr(item, "__dict__") or isinstance(item, _NO_PARTS) or callable(item):
+        return False
+    return not (_stands_outside(item) or _package(item) in _CLOSED)
+
+
+def _is_as_it_was(taking: Taking, item: Any, at: str) -> bool:
+    """Whether it is of the class that was there when the run began: there will be one again."""
+    return taking.again(_parts(item), f"{at} is") or taking.first is None
+
+
+def _parts(item: Any) -> Any:
+    if type(item) is dict:
+        return {name: _parts(part) for name, part in item.items()}
+    return list(map(_parts, item)) if type(item) in (list, tuple) else class_name(type(item))
+
+
+_NO_PARTS: Final = (type, types.ModuleType, *OUTSIDE)
 
 
 def _tell_cache(taking: Taking, value: Any, path: str) -> None:
@@ -424,7 +482,7 @@ def _is_simple(item: Any, depth: int = 3) -> bool:
 
 
 def _stands_outside(value: Any, depth: int = 2) -> bool:
-    if type(value).__module__.partition(".")[0] in ("tqdm", "torch", "logging"):
+    if _package(value) in _CLOSED:
         return False
     held = getattr(value, "__dict__", {}).values()
     return any(isinstance(x, OUTSIDE) or (depth and _stands_outside(x, depth - 1)) for x in held)

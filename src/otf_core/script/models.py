@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from otf_core.script.frames import ABSENT
+from otf_core.script.prints import attributes
 from otf_core.script.variables import (
     Giving,
     Kind,
     Taking,
-    attributes,
     class_name,
     give_attributes,
     made_again,
@@ -47,6 +47,7 @@ def _take_tensor(taking: Taking, value: torch.Tensor, path: str) -> dict[str, An
         "d": str(value.device),
         "g": value.requires_grad and value.is_leaf,
         "p": isinstance(value, nn.Parameter),
+        "a": take_attributes(taking, value, path, {n for n in vars(value) if n.startswith("_")}),
     }
     if value.is_leaf and (hooks := value._backward_hooks):  # noqa: SLF001 -- register_hook's
         node["h"] = [("", list(map(_hook, hooks.values())))]
@@ -143,6 +144,7 @@ def _make_view(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 
 def _fill_tensor(giving: Giving, node: dict[str, Any], made: torch.Tensor) -> None:
+    give_attributes(giving, node.get("a", ()), made, vars(made))
     if not made.is_leaf or "d" not in node:
         return
     hooks = made._backward_hooks  # noqa: SLF001 -- as above
@@ -341,18 +343,49 @@ def _take_stateful(taking: Taking, value: Any, path: str) -> dict[str, Any] | No
     for left in enc.unknown:
         name, _, kind = left.partition(": ")
         taking.left_out.setdefault(name, kind)
-    return {"c": class_name(type(value)), "v": None if saved is Ellipsis else saved}
+    node = {"c": class_name(type(value)), "v": None if saved is Ellipsis else saved}
+    if node["c"] in _SCHEDULERS:
+        node["of"] = taking(value.optimizer, f"{path}.optimizer")
+    return node
+
+
+# Those of which state_dict has all but the optimizer: they can be made.
+_SCHEDULERS: Final = frozenset(
+    {
+        "torch.optim.swa_utils:SWALR",
+        *(
+            f"torch.optim.lr_scheduler:{name}"
+            for name in (
+                "StepLR",
+                "MultiStepLR",
+                "ConstantLR",
+                "LinearLR",
+                "ExponentialLR",
+                "PolynomialLR",
+                "CosineAnnealingLR",
+                "CosineAnnealingWarmRestarts",
+                "ReduceLROnPlateau",
+            )
+        ),
+    }
+)
 
 
 def _make_stateful(giving: Giving, node: dict[str, Any], live: Any) -> Any:
-    if class_name(type(live)) != node["c"]:
-        giving.lose(f"a {node['c'].rpartition(':')[2]}, made after this place")
+    if class_name(type(live)) == node["c"]:
+        return live
+    if node["c"] in _SCHEDULERS and (kind := _of_torch(node["c"])) is not None:
+        return object.__new__(kind)
+    giving.lose(f"a {node['c'].rpartition(':')[2]}, made after this place")
     return live
 
 
-def _fill_stateful(_giving: Giving, node: dict[str, Any], made: Any) -> None:
+def _fill_stateful(giving: Giving, node: dict[str, Any], made: Any) -> None:
     if node["v"] is not None and class_name(type(made)) == node["c"]:
         made.load_state_dict(Decoder()(node["v"]))
+    if "of" in node and not hasattr(made, "optimizer"):
+        # It is to be met where it lies.
+        giving.late.append(lambda: setattr(made, "optimizer", giving(node["of"])))
 
 
 MODELS: Final = (

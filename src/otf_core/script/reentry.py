@@ -413,8 +413,12 @@ def _registered(name: str, get: Callable[[], Any]) -> Any:
         raise CommandError(ErrorCode.UNSUPPORTED, detail) from None
 
 
+# What torch.compile puts among a script's variables, under names of this process.
+_DYNAMO: Final = ("__builtins_dict__", "__compiled_fn_", "__import_", "__resume_at_")
+
+
 def _not_dunder(variables: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(variables)
+    found = {n: v for n, v in dict(variables).items() if not n.startswith(_DYNAMO)}
     return {n: v for n, v in found.items() if not (n.startswith("__") and n.endswith("__"))}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import functools
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -24,7 +23,7 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 
 from otf_core.script.frames import ABSENT, is_own
-from otf_core.script.prints import Print, print_of, size_of, state_print
+from otf_core.script.prints import Print, attributes, print_of, size_of, slots, state_print
 from otf_core.state.plain_values import PLAIN, SMALL, TAG, Decoder, Encoder
 
 LARGE: Final = 1024 * 1024  # bytes; above it what the script does not touch it makes again
@@ -220,7 +219,7 @@ class Taking:
 
     def again(self, value: Any, path: str) -> bool:
         """Whether a value is as it was when the run began, so that the script makes it."""
-        self.prints[path] = now = print_of(value)
+        self.prints[path] = now = print_of(value, whole=True)
         return self.first is not None and self.first.prints.get(path) == now
 
     def changed(self, value: Any, path: str) -> bool:
@@ -344,23 +343,6 @@ def take_attributes(
     ]
 
 
-def attributes(obj: Any) -> dict[str, Any]:
-    """What an object holds under a name."""
-    kind: Any = type(obj)
-    found = {name: getattr(obj, name, ABSENT) for name in _slots(kind)}
-    found = {name: value for name, value in found.items() if value is not ABSENT}
-    return {**found, **getattr(obj, "__dict__", {})}
-
-
-@functools.cache
-def _slots(kind: Hashable) -> tuple[str, ...]:
-    names: list[str] = []
-    for cls in kind.__mro__:  # type: ignore[attr-defined]
-        own = vars(cls).get("__slots__", ())
-        names += [own] if isinstance(own, str) else own
-    return tuple(n for n in names if n not in ("__dict__", "__weakref__"))
-
-
 def give_attributes(
     giving: Giving, saved: Iterable[tuple[str, Any]], obj: Any, keep: Iterable[str] = ()
 ) -> None:
@@ -373,7 +355,7 @@ def give_attributes(
     for name, value in new.items():
         if value is ABSENT or value is live.get(name, ABSENT):
             continue
-        if hasattr(obj, "__dict__") and name not in _slots(kind):
+        if hasattr(obj, "__dict__") and name not in slots(kind):
             vars(obj)[name] = value  # not by a __setattr__ of the class: it was not set now
         else:
             object.__setattr__(obj, name, value)
@@ -389,7 +371,7 @@ def made_as_known(giving: Giving, node: dict[str, Any], live: Any) -> Any:
 
 def made_again(giving: Giving, print_: Any, live: Any) -> Any:
     """What the script has made itself, if it is what it was."""
-    if live is ABSENT or print_of(live) != tuple(print_):
+    if live is ABSENT or print_of(live, whole=True) != tuple(print_):
         name, size, _ = print_
         giving.lose(f"a {name} of {size:,}, which the script makes and has made otherwise")
     return live
