@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from otf_core.script import marks
+from otf_core.script import graphs, marks
 from otf_core.script.driver import frames_to
 from otf_core.script.loops import LOOPS
 from otf_core.script.reentry import Given, Moment, Reentry, Taken
@@ -42,8 +42,12 @@ def run(source: str, folder: Path, act: Act, name: str = "script.py") -> dict[st
     sys.modules["__main__"] = main
     main.__dict__.update(__file__=str(path), __builtins__=builtins, LOG=[])
 
+    turn = graphs.now()
+
     def here() -> None:
-        act(Moment(frames_to(sys._getframe(1), vars(main))))
+        nonlocal turn
+        act(Moment(frames_to(sys._getframe(1), vars(main)), None, turn))
+        turn = graphs.now()
 
     vars(main)["here"] = here
     marks.begin(str(folder))

@@ -7,7 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from otf_core.script import graphs
 from tests.script.again import goes_on
 
 START = "import copy, torch\nfrom torch import nn\ntorch.manual_seed(0)\n"
@@ -262,3 +264,39 @@ def test_what_is_compiled_in_a_script_of_modules_goes_on(tmp_path: Path) -> None
     found = goes_on(source(setup, change, "y.item()"), tmp_path)
     assert found.given.lost == []
     assert found.on == found.whole
+
+
+GRAPHS = """
+x = torch.ones(3); net = nn.Linear(3, 3); h = total = torch.zeros(3)
+for turn in range(4):
+    {turn}
+    here()
+    LOG.append(h.tolist())
+"""
+BOUND = "h is bound to earlier steps by its graph, which is not stored (detach it)"
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [
+        ("h = torch.tanh(net(x) + h)", [BOUND]),  # truncated backpropagation, without the detach
+        ("h = h * 0.5 + net(x)", [BOUND]),
+        ("h = torch.tanh(net(x) + h.detach())", ["h (graph of a Tensor)"]),  # used later, or not
+        ("h = torch.tanh(net(x) + h.detach()); h.sum().backward()", []),
+        ("h = torch.tanh(net(x)).sum(); h.backward(); total = total + h", []),  # a sum of losses
+        ("h = torch.tanh(net(x) + h.detach()).detach()", []),
+        ("h = net(x).argmax()", []),
+    ],
+)
+def test_a_graph_that_lives_on_is_told(turn: str, told: list[str], tmp_path: Path) -> None:
+    found = goes_on(START + GRAPHS.format(turn=turn), tmp_path)
+    assert [*found.taken.reasons, *found.taken.left_out] == told
+
+
+def test_a_graph_without_an_end_is_looked_at_for_so_long() -> None:
+    w = torch.ones(1, requires_grad=True)
+    h = w * 1
+    for _ in range(5000):
+        h = h + w
+    assert graphs.lives_on(h, 0) is None
+    assert graphs.lives_on(h, graphs.now()) is True

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from otf_core.errors import CommandError, OtfError
 from otf_core.opening import RunOptions, only_watched, script_name
-from otf_core.script import marks
+from otf_core.script import graphs, marks
 from otf_core.script.border import Border
 from otf_core.script.delegate import UNSUPPORTED, ScriptDelegate
 from otf_core.script.driver import ScriptDriver, frames_to
@@ -76,6 +76,7 @@ class ScriptControl:
         self.driver = ScriptDriver(self, say, self.border)
         self.found = Found()
         self.frame: FrameType | None = None  # the innermost one of the script, at a safe point
+        self.turn = 0  # see reentry.Moment
         self._held = Held()
         self._reentry = ScriptReentry(self, self._folder)
         self._delegate = ScriptDelegate(self.driver, lambda: self.found, self._reentry)
@@ -186,6 +187,7 @@ class ScriptControl:
             self._waiting.leave(str(error))
         finally:
             self.frame = None
+        self.turn = graphs.now()
         self._waiting = None  # it goes on
         session = self._session
         if session is None:

@@ -57,7 +57,7 @@ class ScriptReentry:
 
     def moment(self) -> Moment:
         """That of the safe point."""
-        return Moment(self._control.frames(), self._control.driver.asked)
+        return Moment(self._control.frames(), self._control.driver.asked, self._control.turn)
 
     def begins(self, frame: FrameType) -> None:
         """Before anything is trained."""

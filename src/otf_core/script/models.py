@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
+from otf_core.script import graphs
 from otf_core.script.frames import ABSENT
 from otf_core.script.prints import attributes
 from otf_core.script.variables import (
@@ -43,6 +44,8 @@ def _take_tensor(taking: Taking, value: torch.Tensor, path: str) -> dict[str, An
     if not known or value.is_quantized or value.is_meta or value.dtype in SUB_BYTE:
         taking.leave(path, value)
         return {}
+    if value.grad_fn is not None and taking.first is not None:
+        _tell_graph(taking, value, path)
     node: dict[str, Any] = {
         "d": str(value.device),
         "g": value.requires_grad and value.is_leaf,
@@ -56,6 +59,17 @@ def _take_tensor(taking: Taking, value: torch.Tensor, path: str) -> dict[str, An
             taking.owned.add(id(value.grad))
         node["grad"] = taking(value.grad, f"{path}.grad")
     return node
+
+
+def _tell_graph(taking: Taking, value: torch.Tensor, path: str) -> None:
+    """Only the numbers of a tensor are stored, not how they came about."""
+    lives_on = graphs.lives_on(value, taking.turn)
+    if lives_on:
+        taking.reasons.append(
+            f"{path} is bound to earlier steps by its graph, which is not stored (detach it)"
+        )
+    elif lives_on is None:
+        taking.left_out.setdefault(path, "graph of a Tensor")
 
 
 def copy_tensors(taking: Taking) -> None:

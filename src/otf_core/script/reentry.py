@@ -55,10 +55,12 @@ class Moment(NamedTuple):
     Attributes:
         stack: its frames, from ``<module>`` to the one that asks or has the loop.
         asked: the iterator that is asked for the next batch; None at the head of a loop.
+        turn: ``graphs.now`` when the turn began that ends here.
     """
 
     stack: list[FrameType]
     asked: Any = None
+    turn: int = 0
 
 
 class Taken(NamedTuple):
@@ -162,7 +164,7 @@ class Reentry:
 
     def _meet(self, taking: Taking, moment: Moment) -> dict[str, Any]:
         """All variables, then all loops: in the same order when they are put back."""
-        taking.asked = moment.asked
+        taking.asked, taking.turn = moment.asked, moment.turn
         names = [
             {name: taking(value, f"{prefix}{name}") for name, value in variables.items()}
             for prefix, variables in self._variables(moment)

@@ -151,6 +151,7 @@ class Taking:
         self.left_out: dict[str, str] = {}  # path -> type
         self.made_again: list[str] = []
         self.asked: Any = None  # the iterator of a loader, for the next batch
+        self.turn = 0  # see reentry.Moment
         self.loaders: list[tuple[int, Any]] = []
         self.iterated: set[int] = set()  # ids of those that are being read
         self.owned: set[int] = set()  # ids of tensors that belong to a model or an optimizer
