@@ -107,6 +107,7 @@ def test_the_printed_command_goes_on_as_if_nothing_had_been(
     assert goes_on(script, command) == expected
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_after_an_exception_the_newest_checkpoint_goes_on_exactly(script: Path) -> None:
     bare = start(script, "bare")

@@ -67,6 +67,7 @@ def test_killed_together_they_go_on_as_if_nothing_had_been(tmp_path: Path, kind:
         assert with_us == without
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_rank_that_cannot_be_captured_is_told_of_and_holds_nobody(tmp_path: Path) -> None:
     done = run(tmp_path, "plain", "fails")
@@ -120,6 +121,7 @@ def test_neither_a_finder_nor_a_second_fit_parts_the_ranks(tmp_path: Path, how: 
     assert all((tmp_path / f"{how}.{rank}.json").is_file() for rank in RANKS)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_ctrl_c_names_the_newest_checkpoint(tmp_path: Path) -> None:
     done = run(tmp_path, "plain", "ctrl-c")
