@@ -83,6 +83,7 @@ class Plan(NamedTuple):
         made: of what it is made; as its ``run.json`` and ``newRun`` have it.
         origin: None: from where the run that trains stands.
         choice: of the training data; None: the origin's.
+        arrived: raises where the origin is not what the run has now.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Plan(NamedTuple):
     origin: Origin | None
     choice: DataChoice | None
     wishes: Wishes
+    arrived: Callable[[], None] = lambda: None
 
 
 class Forks:
@@ -211,9 +213,9 @@ class Forks:
         self._run.emit("checkpoint_loaded", path=origin.path, step=step, id=origin.name)
         return {"ckpt_loaded": True, "run_id": run_id, "step": step}
 
-    def keep(self) -> Pending:
+    def keep(self, *, pinned: bool = True) -> Pending:
         """The run that trains, as it stands: on the disk before it is left."""
-        kept = self._run.save("auto", pinned=True, wait_s=WAIT_S)
+        kept = self._run.save("auto", pinned=pinned, wait_s=WAIT_S)
         if not kept.wait(WAIT_S):
             detail = f"{self._run.run_id} is still being written; nothing has changed."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=5.0)
@@ -327,6 +329,7 @@ class Forks:
         self._announce(child)
         if plan.origin is not None:
             self._run.put(plan.origin.state, None)
+            plan.arrived()
         told = [*plan.wishes.told]
         if plan.choice is not None and self._data is not None:
             told += self._data.choose(plan.choice)

@@ -98,7 +98,7 @@ class Trial:
         stack: contextlib.ExitStack,
     ) -> None:
         self._fit, self._ticket, self._asked = fit, ticket, ticket.payload
-        self._modules, self.sources = fit.modules, sources
+        self.modules, self.sources = fit.modules, sources
         self._cancelled, self._stack = cancelled, stack
         self._done, self._number, self._began_s = 0, number, time.monotonic()
         self._fishers: list[Weights] | None = None
@@ -112,7 +112,7 @@ class Trial:
             merged, told = self._merged(strategy)
             statistics: Mapping[str, torch.Tensor] = {}
             if self._asked.recalibrate:
-                put(self._modules, merged.tensors())
+                put(self.modules, merged.tensors())
                 statistics, text = self._recalibrated()
                 told.append(text)
             worth = self.worth([*statistics.items()], begin=merged.tensors())
@@ -127,12 +127,12 @@ class Trial:
     def merge_into(self, state: dict[str, Any], strategy: str) -> list[str]:
         """Put merged weights into a checkpoint's state; sentences on what was done."""
         merged, told = self._merged(strategy)
-        there = _tensors_of(state)
+        there = tensors_of(state)
         with torch.no_grad():
             for name, tensor in merged.tensors():
                 there[name].copy_(tensor)
             if self._asked.recalibrate:
-                put(self._modules, merged.tensors())
+                put(self.modules, merged.tensors())
                 statistics, text = self._recalibrated()
                 told.append(text)
                 for name, tensor in statistics.items():
@@ -142,8 +142,8 @@ class Trial:
 
     def worth(self, tensors: Iterable[Named], begin: Iterable[Named] = ()) -> dict[str, Any]:
         """Metrics and score on the validation set of weights, which the live model has then."""
-        put(self._modules, begin)
-        put(self._modules, tensors)
+        put(self.modules, begin)
+        put(self.modules, tensors)
         found = self._fit.validate(self._asked.limit_batches, self._on_batch)
         known = {**found.metrics, **canonicalize_metrics(found.metrics)}
         score = known.get(self._asked.monitor)
@@ -171,7 +171,7 @@ class Trial:
             density=asked.density,
             scale=asked.scale,
             fishers=self._fishers if "fishers" in needs else None,
-            parameters=parameter_names(self._modules),
+            parameters=parameter_names(self.modules),
         )
         weights = [source.weights for source in self.sources]
         merged = merge.run(strategy, weights, options, self._evaluate, lambda *_: self._go_on())
@@ -239,7 +239,7 @@ class Trial:
         folder = self._folder()
         found: list[Weights] = []
         for place, source in enumerate(self.sources):
-            put(self._modules, merge.as_it_is(source.weights))
+            put(self.modules, merge.as_it_is(source.weights))
             with apart(subject):
                 module.eval()
                 batches = self._batches(subject, ids)
@@ -320,7 +320,7 @@ class Trial:
         self._go_on()
 
 
-def _tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint's state, by the names that a merge has for them."""
     weights = state["state_dict"]
     several = bool(weights) and all(isinstance(value, Mapping) for value in weights.values())
