@@ -125,3 +125,33 @@ def test_weights_that_a_callback_would_take_out_again_are_not_merged(
         asks(run, "resume")
         run.outcome()
     assert [path.name for path in sorted(tmp_path.glob("*/*")) if path.is_dir()] == ["f", "r"]
+
+
+class Counting(Net):
+    """A buffer that no checkpoint has, and one that each training step moves."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        super().__init__(schedule=None)
+        self.register_buffer("ones", torch.ones(64), persistent=False)
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y, _ = batch
+        self.batches += 1
+        return super().training_step((x * self.ones, y), batch_idx)
+
+
+def test_recalibrated_are_the_statistics_of_batch_norm_and_no_other_buffer(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    barrier, module = Barrier(4, 7), Counting()
+    with fitting(lambda c: fit(c, module), tmp_path, barrier, run_name="r") as run:
+        held_with_two(run, barrier)
+        asked = {"parents": ["f", "r"], "strategy": "linear", "recalibrate": True}
+        [promised] = asks(run, "merge_preview", asked)["candidates"]
+        told = asks(run, "merge", asked)["told"]
+        assert "BatchNorm of 1 layers was gathered anew over 12 batches" in told
+        assert asks(run, "validate_now")["metrics"] == promised["metrics"]
+        assert int(module.batches) == 8
+        asks(run, "resume")
+        run.outcome()

@@ -24,7 +24,7 @@ from otf_core.control.bus import Ticket
 from otf_core.control.delegate import Evaluation, OnBatch
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs import merge
-from otf_core.runs.batch_norm import recalibrate
+from otf_core.runs.batch_norm import recalibrate, statistics
 from otf_core.runs.fisher import fisher_diagonal, write_fisher
 from otf_core.runs.merging import Options
 from otf_core.runs.subject import Subject, apart, fetch, seed_all
@@ -110,12 +110,12 @@ class Trial:
         began_s = time.monotonic()
         try:
             merged, told = self._merged(strategy)
-            statistics: Mapping[str, torch.Tensor] = {}
+            gathered: Mapping[str, torch.Tensor] = {}
             if self._asked.recalibrate:
                 put(self.modules, merged.tensors())
-                statistics, text = self._recalibrated()
+                gathered, text = self._recalibrated()
                 told.append(text)
-            worth = self.worth([*statistics.items()], begin=merged.tensors())
+            worth = self.worth([*gathered.items()], begin=merged.tensors())
         except CommandError as error:
             if self._cancelled():
                 raise
@@ -133,9 +133,9 @@ class Trial:
                 there[name].copy_(tensor)
             if self._asked.recalibrate:
                 put(self.modules, merged.tensors())
-                statistics, text = self._recalibrated()
+                gathered, text = self._recalibrated()
                 told.append(text)
-                for name, tensor in statistics.items():
+                for name, tensor in gathered.items():
                     there[name].copy_(tensor)
         self._progress()
         return told
@@ -266,12 +266,12 @@ class Trial:
 
         with apart(subject):
             found = recalibrate(module, self._batches(subject, ids), forward)
-            statistics = {
+            gathered = {
                 names(name): buffer.detach().to("cpu", copy=True)
-                for name, buffer in module.named_buffers()
+                for name, buffer in statistics(module).items()
             }
         text = f"BatchNorm of {found.layers} layers was gathered anew over {found.batches} batches"
-        return statistics if found.layers else {}, text
+        return gathered, text
 
     def _training_set(self, what: str) -> Subject:
         subject = self._fit.training_set()
