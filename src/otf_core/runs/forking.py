@@ -9,6 +9,7 @@ Rule 3: a fork in which nothing is other is bit for bit its parent going on.
 from __future__ import annotations
 
 import dataclasses
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -371,7 +372,11 @@ class Forks:
             budget.until_epoch = now.epochs_done + epochs
         raised: dict[str, int] = {}
         if now.max_steps is not None and wishes.steps is not None:
-            raised["max_steps"] = max(now.max_steps, now.global_step + wishes.steps)
+            # Of several optimizers each is counted.
+            each = math.ceil(now.global_step / now.step) if now.step else 1
+            needed = now.global_step + wishes.steps * each
+            if needed > now.max_steps:
+                raised["max_steps"] = needed + each  # see ``_epochs_for``
         if now.max_epochs is not None:
             if wishes.steps is not None:
                 epochs = self._epochs_for(wishes.steps, now, now.max_epochs)
