@@ -115,6 +115,7 @@ class RunCommands:
             here=lambda: (run.run_id, run.run_dir, self._step),
             exclusive=self._cancellable,
             emit=run.emit,
+            kept=lambda: self.forks.keep(pinned=False),
         )
         self.forks = Forks(
             run,

@@ -27,7 +27,7 @@ from otf_core.state.parts import Part
 from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.rng import get_rng, set_rng
-from otf_lightning import inside
+from otf_lightning import averaging, inside
 from otf_lightning.inside import MODULE_OWN
 from otf_lightning.logged import apply_results, capture_results
 from otf_lightning.positions import (
@@ -145,9 +145,8 @@ def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
     parts.refuse_another_world(1 + len(state["otf"].get("ranks", ())), trainer.world_size)
     parts.refuse_another_model(exact["parameters"], _parameters(trainer))
     parts.refuse_another_number("optimizers", len(exact["optimizers"]), len(trainer.optimizers))
-    parts.refuse_another_number(
-        "learning-rate schedules", len(state["lr_schedulers"]), len(trainer.lr_scheduler_configs)
-    )
+    here = averaging.schedules(trainer, state)
+    parts.refuse_another_number("learning-rate schedules", len(state["lr_schedulers"]), here)
 
 
 def apply(trainer: L.Trainer, state: dict[str, Any]) -> tuple[list[str], list[Settled]]:
@@ -189,6 +188,7 @@ def _precision(giving: Giving, _: Any) -> None:
 
 
 def _schedulers(giving: Giving, _: Any) -> None:
+    averaging.begin(giving.trainer, giving.stock)
     giving.trainer._checkpoint_connector.restore_lr_schedulers()
 
 

@@ -265,6 +265,44 @@ def test_a_fork_that_has_had_its_time_is_held(
     assert trainer.global_step > steps
 
 
+class Two(Seeing):
+    """Two optimizers, each of which Lightning counts as a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for each in self.optimizers():
+            each.step()
+            each.zero_grad()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        first, second = self.net[0], self.net[-1]
+        return [torch.optim.SGD(each.parameters(), 0.01) for each in (first, second)]
+
+
+@pytest.mark.parametrize(("module", "max_steps"), [(Seeing, 9), (Two, 18)])
+def test_a_fork_with_a_number_of_steps_has_them_where_the_fit_is_limited_by_steps(
+    module: type[Seeing], max_steps: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    barrier = Barrier(4)
+    limits = {"max_epochs": -1, "max_steps": max_steps}
+    with fitting(lambda c: fit(c, module(), **limits), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        asks(run, "fork", {"steps": 8})
+        asks(run, "resume")
+        held = run.dashboard.expect("paused", run_id="fork1")
+        assert (held["step"], asks(run, "status")["reason"]) == (13, "guard")
+        asks(run, "switch_run", {"run_id": "r"})
+        asks(run, "resume")
+        assert run.outcome().global_step == max_steps
+
+
 REFUSED = [
     ({"selection": {"kind": "indices", "ids": []}}, "bad_payload", "means none of 192 samples"),
     ({"selection": {"kind": "indices", "ids": [192]}}, "bad_payload", "a data set with 192"),

@@ -16,6 +16,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.utils.data import DataLoader, Dataset
 
 from otf_core.state import store
@@ -465,3 +466,31 @@ def test_a_checkpoint_behind_an_undo_or_an_extension_is_of_the_run_as_it_is_then
         barrier.open()
     assert undone["optimizer_states"][0]["param_groups"][0]["lr"] == old
     assert extended["otf"]["extended"] == {"max_epochs": 3}
+
+
+def averaged(callbacks: list[L.Callback], schedule: str | None) -> L.Trainer:
+    swa = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=2, annealing_epochs=2)
+    return _fit([swa, *callbacks], Net(schedule=schedule), max_epochs=4)
+
+
+@pytest.mark.parametrize("schedule", [None, "plateau"])
+def test_the_schedule_that_averaging_has_put_in_place_goes_on(
+    schedule: str | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    barrier = Barrier(4, 17)
+    with fitting(
+        lambda c: averaged(c, schedule), tmp_path, barrier, project="p", run_name="r"
+    ) as fit:
+        first = pause_in(fit, barrier, 4)["ckpt"]
+        fit.dashboard.request("resume")
+        pause_in(fit, barrier, 17)
+        copied = shutil.copytree(tmp_path / "p", tmp_path / "copied" / "p")
+        # The script's own schedule is gone by now.
+        back = fit.dashboard.request("rollback", {"checkpoint": Path(first).stem})
+        assert (back["ok"], "StochasticWeightAveraging" in back["detail"]) == (False, True)
+        fit.dashboard.request("resume")
+        expected = unlogged(digest.of(fit.outcome()))
+    torch.manual_seed(99)
+    found = averaged([ours(copied.parent, resume="auto")], schedule)
+    assert unlogged(digest.of(found)) == expected

@@ -9,7 +9,7 @@ forward once, the statistics a cumulative mean over the batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -46,8 +46,7 @@ def recalibrate(
     Raises:
         CommandError: ``bad_payload``, there is no batch, or what was gathered is not finite.
     """
-    found = (m for m in module.modules() if isinstance(m, _BatchNorm))
-    layers = [layer for layer in found if layer.running_mean is not None]
+    layers = [m for m in module.modules() if _has_statistics(m)]
     if not layers:
         return Recalibrated(0, 0)
     modes = {m: m.training for m in module.modules()}
@@ -78,6 +77,20 @@ def recalibrate(
         if not was_reached:
             _put_back(layer, saved)
     return Recalibrated(sum(reached), done)
+
+
+def statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that ``recalibrate`` gathers, by their names, shared ones under each; live."""
+    return {
+        f"{name}.{own}" if name else own: buffer
+        for name, layer in module.named_modules(remove_duplicate=False)
+        if _has_statistics(layer)
+        for own, buffer in layer.named_buffers(recurse=False)
+    }
+
+
+def _has_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def _statistics(layer: _BatchNorm) -> list[torch.Tensor]:

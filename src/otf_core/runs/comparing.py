@@ -31,9 +31,11 @@ from otf_core.runs.weights import (
     live_weights,
     put,
     refuse_another_shape,
+    refuse_other_values,
     weights_aside,
 )
 from otf_core.state import run_folder
+from otf_core.state.store import Pending
 from otf_core.state.weights_file import WeightsFile, open_weights
 
 MOST: Final = 16  # runs at a time
@@ -62,6 +64,7 @@ class Comparing:
         exclusive: ``exclusive(state, ticket)``: the run stands inside, that is said, and it can be
             cancelled; gives what it is to ask.
         emit: tells how far it is.
+        kept: the checkpoint of where the run stands.
     """
 
     def __init__(
@@ -72,9 +75,10 @@ class Comparing:
         here: Callable[[], tuple[str, Path | None, int]],
         exclusive: Callable[[str, Ticket], contextlib.AbstractContextManager[Callable[[], bool]]],
         emit: Callable[..., Any],
+        kept: Callable[[], Pending],
     ) -> None:
         self._looking, self._tree, self._here = looking, tree, here
-        self._exclusive, self._emit = exclusive, emit
+        self._exclusive, self._emit, self._kept = exclusive, emit, kept
 
     def compare(self, ticket: Ticket) -> dict[str, Any]:
         """Losses of several runs over the same samples, and which are better where."""
@@ -87,6 +91,9 @@ class Comparing:
             for file in files:
                 if file is not None:
                     refuse_another_shape("A comparison", live, file, field="runs")
+            if any(files):
+                here = stack.enter_context(open_weights(Path(self._kept().path), field="runs"))
+                refuse_other_values(subject.modules, as_it_is(here), "A comparison was asked")
             chosen, ids = None, None
             if asked.selection is not None:
                 chosen = decode_selection(asked.selection)

@@ -9,6 +9,7 @@ Rule 3: a fork in which nothing is other is bit for bit its parent going on.
 from __future__ import annotations
 
 import dataclasses
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -86,6 +87,7 @@ class Plan(NamedTuple):
         made: of what it is made; as its ``run.json`` and ``newRun`` have it.
         origin: None: from where the run that trains stands.
         choice: of the training data; None: the origin's.
+        arrived: raises where the origin is not what the run has now.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Plan(NamedTuple):
     origin: Origin | None
     choice: DataChoice | None
     wishes: Wishes
+    arrived: Callable[[], None] = lambda: None
 
 
 class Forks:
@@ -219,9 +222,9 @@ class Forks:
         self._run.emit("checkpoint_loaded", path=origin.path, step=step, id=origin.name)
         return {"ckpt_loaded": True, "run_id": run_id, "step": step}
 
-    def keep(self) -> Pending:
+    def keep(self, *, pinned: bool = True) -> Pending:
         """The run that trains, as it stands: on the disk before it is left."""
-        kept = self._run.save("auto", pinned=True, wait_s=WAIT_S)
+        kept = self._run.save("auto", pinned=pinned, wait_s=WAIT_S)
         if not kept.wait(WAIT_S):
             detail = f"{self._run.run_id} is still being written; nothing has changed."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=5.0)
@@ -335,6 +338,7 @@ class Forks:
         self._announce(child)
         if plan.origin is not None:
             self._run.put(plan.origin.state, None)
+            plan.arrived()
         told = [*plan.wishes.told]
         if plan.choice is not None and self._data is not None:
             told += self._data.choose(plan.choice)
@@ -376,7 +380,11 @@ class Forks:
             budget.until_epoch = now.epochs_done + epochs
         raised: dict[str, int] = {}
         if now.max_steps is not None and wishes.steps is not None:
-            raised["max_steps"] = max(now.max_steps, now.global_step + wishes.steps)
+            # Of several optimizers each is counted.
+            each = math.ceil(now.global_step / now.step) if now.step else 1
+            needed = now.global_step + wishes.steps * each
+            if needed > now.max_steps:
+                raised["max_steps"] = needed + each  # see ``_epochs_for``
         if now.max_epochs is not None:
             if wishes.steps is not None:
                 epochs = self._epochs_for(wishes.steps, now, now.max_epochs)

@@ -22,8 +22,8 @@ from otf_core.runs.data import DataChoice
 from otf_core.runs.forking import Forks, Plan, read_origin
 from otf_core.runs.subject import Subject
 from otf_core.runs.tree import Here
-from otf_core.runs.trial import Fit, Source, Trial
-from otf_core.runs.weights import refuse_another_shape, weights_aside
+from otf_core.runs.trial import Fit, Source, Trial, tensors_of
+from otf_core.runs.weights import refuse_another_shape, refuse_other_values, weights_aside
 from otf_core.runs.wishes import Wishes, count
 from otf_core.state.parts import Modules
 from otf_core.state.store import Pending
@@ -120,6 +120,7 @@ class Merges:
             self._delegate.check(origin.state)
             told = trial.merge_into(origin.state, strategy)
             sources = [source.said for source in trial.sources]
+            modules, merged = trial.modules, tensors_of(origin.state)
         if asked.optimizer == "fresh":
             for state in origin.state["optimizer_states"]:
                 state["state"] = {}
@@ -146,7 +147,12 @@ class Merges:
                 f"it trains on all samples; the epochs that {first.run.run_id} had of its chosen "
                 "ones count, and extend gives it more"
             )
-        self._forks.make(ticket, Plan(name, "merge", parents, made, origin, choice, wishes), back)
+
+        def arrived() -> None:
+            refuse_other_values(modules, merged.items(), "merge was asked")
+
+        plan = Plan(name, "merge", parents, made, origin, choice, wishes, arrived)
+        self._forks.make(ticket, plan, back)
         for text in told:
             self._run.emit("log", level="info", phase="info", text=f"{name}: {text}")
         return {
@@ -178,8 +184,10 @@ class Merges:
                     own = known or Path(path).name
                 weights = stack.enter_context(open_weights(Path(path), field="paths"))
                 sources.append(Source(here, path, own, weights))
-            aside = stack.enter_context(weights_aside(fit.modules))
             asked = ticket.request.cmd
+            with open_weights(Path(back.path), field="paths") as kept:
+                refuse_other_values(fit.modules, merge.as_it_is(kept), f"{asked} was asked")
+            aside = stack.enter_context(weights_aside(fit.modules))
             for source in sources:
                 refuse_another_shape(asked, aside.weights, source.weights, field="parents")
             trial = Trial(fit, ticket, sources, cancelled=cancelled, number=number, stack=stack)

@@ -24,7 +24,7 @@ from otf_core.control.bus import Ticket
 from otf_core.control.delegate import Evaluation, OnBatch
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs import merge
-from otf_core.runs.batch_norm import recalibrate
+from otf_core.runs.batch_norm import recalibrate, statistics
 from otf_core.runs.fisher import fisher_diagonal, write_fisher
 from otf_core.runs.merging import Options
 from otf_core.runs.subject import Subject, apart, fetch, seed_all
@@ -98,7 +98,7 @@ class Trial:
         stack: contextlib.ExitStack,
     ) -> None:
         self._fit, self._ticket, self._asked = fit, ticket, ticket.payload
-        self._modules, self.sources = fit.modules, sources
+        self.modules, self.sources = fit.modules, sources
         self._cancelled, self._stack = cancelled, stack
         self._done, self._number, self._began_s = 0, number, time.monotonic()
         self._fishers: list[Weights] | None = None
@@ -110,12 +110,12 @@ class Trial:
         began_s = time.monotonic()
         try:
             merged, told = self._merged(strategy)
-            statistics: Mapping[str, torch.Tensor] = {}
+            gathered: Mapping[str, torch.Tensor] = {}
             if self._asked.recalibrate:
-                put(self._modules, merged.tensors())
-                statistics, text = self._recalibrated()
+                put(self.modules, merged.tensors())
+                gathered, text = self._recalibrated()
                 told.append(text)
-            worth = self.worth([*statistics.items()], begin=merged.tensors())
+            worth = self.worth([*gathered.items()], begin=merged.tensors())
         except CommandError as error:
             if self._cancelled():
                 raise
@@ -127,22 +127,22 @@ class Trial:
     def merge_into(self, state: dict[str, Any], strategy: str) -> list[str]:
         """Put merged weights into a checkpoint's state; sentences on what was done."""
         merged, told = self._merged(strategy)
-        there = _tensors_of(state)
+        there = tensors_of(state)
         with torch.no_grad():
             for name, tensor in merged.tensors():
                 there[name].copy_(tensor)
             if self._asked.recalibrate:
-                put(self._modules, merged.tensors())
-                statistics, text = self._recalibrated()
+                put(self.modules, merged.tensors())
+                gathered, text = self._recalibrated()
                 told.append(text)
-                for name, tensor in statistics.items():
+                for name, tensor in gathered.items():
                     there[name].copy_(tensor)
         self._progress()
         return told
 
     def worth(self, tensors: Iterable[Named], begin: Iterable[Named] = ()) -> dict[str, Any]:
         """Metrics and score on the validation set of weights, which the live model has then."""
-        put(self._modules, begin)
+        put(self.modules, begin)
         found = self._validated(tensors)
         self._progress()
         return found
@@ -150,7 +150,7 @@ class Trial:
     # Inside.
 
     def _validated(self, tensors: Iterable[Named]) -> dict[str, Any]:
-        put(self._modules, tensors)
+        put(self.modules, tensors)
         found = self._fit.validate(self._asked.limit_batches, self._on_batch)
         known = {**found.metrics, **canonicalize_metrics(found.metrics)}
         score = known.get(self._asked.monitor)
@@ -175,7 +175,7 @@ class Trial:
             density=asked.density,
             scale=asked.scale,
             fishers=self._fishers if "fishers" in needs else None,
-            parameters=parameter_names(self._modules),
+            parameters=parameter_names(self.modules),
         )
         weights = [source.weights for source in self.sources]
         merged = merge.run(strategy, weights, options, self._evaluate, lambda *_: self._go_on())
@@ -241,7 +241,7 @@ class Trial:
         folder = self._folder()
         found: list[Weights] = []
         for place, source in enumerate(self.sources):
-            put(self._modules, merge.as_it_is(source.weights))
+            put(self.modules, merge.as_it_is(source.weights))
             with apart(subject):
                 module.eval()
                 batches = self._batches(subject, ids)
@@ -268,12 +268,12 @@ class Trial:
 
         with apart(subject):
             found = recalibrate(module, self._batches(subject, ids), forward)
-            statistics = {
+            gathered = {
                 names(name): buffer.detach().to("cpu", copy=True)
-                for name, buffer in module.named_buffers()
+                for name, buffer in statistics(module).items()
             }
         text = f"BatchNorm of {found.layers} layers was gathered anew over {found.batches} batches"
-        return statistics if found.layers else {}, text
+        return gathered, text
 
     def _training_set(self, what: str) -> Subject:
         subject = self._fit.training_set()
@@ -322,7 +322,7 @@ class Trial:
         self._go_on()
 
 
-def _tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint's state, by the names that a merge has for them."""
     weights = state["state_dict"]
     several = bool(weights) and all(isinstance(value, Mapping) for value in weights.values())

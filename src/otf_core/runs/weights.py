@@ -189,6 +189,37 @@ def live_weights(modules: Modules) -> dict[str, torch.Tensor]:
     return found
 
 
+def refuse_other_values(modules: Modules, tensors: Iterable[Named], what: str) -> None:
+    """Refuse where the live model has not what a checkpoint has under ``state_dict``.
+
+    A callback or hook of the script's may put others there, and load others: an average, say, as
+    WeightAveraging of Lightning does.
+
+    Args:
+        what: the sentence begins with it.
+
+    Raises:
+        CommandError: ``unsupported``, with the name of the first.
+    """
+    live = live_weights(modules)
+    for name, tensor in tensors:
+        if name in live and not _same(live[name].detach().to("cpu"), tensor):
+            detail = (
+                f"{what}: {name} of the model that trains is not what its checkpoint has; a hook "
+                "or callback of the script keeps others there, as averages of weights do; "
+                "allowed: without it."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit for bit, NaN at the same places among it."""
+    other = other.to(one.dtype)
+    if torch.equal(one, other):
+        return True
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
 def parameter_names(modules: Modules) -> frozenset[str]:
     """Of what is trained, or could be; shared ones under each of their names."""
     return frozenset(
