@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
-from otf_core.state.data_tap import set_around, tap
+from otf_core.state.data_tap import hear, set_around, tap
 from tests.state.loader_kinds import KINDS, Kind, Place, Run, capture, resume, seed_all
 
 pytestmark = pytest.mark.usefixtures("queues_have_ended")
@@ -90,3 +91,18 @@ def test_it_goes_on_as_if_nothing_had_been(kind: Kind) -> None:
     tape, rng = resumed(kind, here, state)
     assert tape == tail(expected[0], here)
     assert rng == expected[1]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_whoever_listens_last_hears_the_next_pass_and_nobody_else(persistent: bool) -> None:
+    data: Any = list(range(6))
+    loader = tap(DataLoader(data, batch_size=3, num_workers=1, persistent_workers=persistent))
+    heard: dict[str, list[Any]] = {"first": [], "second": []}
+    for name in heard:
+        hear(loader, heard[name].append)
+        list(loader)
+    hear(loader, None)
+    list(loader)
+    assert heard == {name: [[0, 1, 2], [3, 4, 5]] for name in heard}
+    if persistent:
+        loader._iterator._shutdown_workers()  # type: ignore[union-attr]

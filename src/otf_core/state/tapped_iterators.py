@@ -287,6 +287,7 @@ class WorkersIter(torch_loader._MultiProcessingDataLoaderIter):
                 ahead = Decoder()(back["ahead"])
         if not first_iter:
             self.settle()
+            self._heard = loader._otf.heard  # persistent workers: somebody else may listen by now
             self._stands, self._ends = self._after_the_end(), {}
         self._rng = get_rng()
         self._began = around(loader)
