@@ -52,7 +52,13 @@ def with_fault(zygote: Zygote, fault: str, name: str, folder: Path) -> Ran:
     return zygote.run("otf-fit", shape(name), folder, {"FAULT": fault})
 
 
-@pytest.mark.parametrize(("fault", "name"), FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        pytest.param(*each, marks=() if at % 3 == 0 else pytest.mark.long)
+        for at, each in enumerate(FAULTS)
+    ],
+)
 def test_a_script_trains_on_as_if_we_had_never_been_there(
     fault: str, name: str, bare: Callable[[str], Ran], zygote: Zygote, tmp_path: Path
 ) -> None:
