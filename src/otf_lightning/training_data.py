@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.loader_parts import length_of
+from otf_core.state.parts import steps_left
 from otf_lightning import inside
 
 
@@ -42,6 +43,11 @@ class FitData:
         """Its batches, and how many make a step."""
         batches = inside.training_batches(self.trainer)
         return (batches, self.trainer.accumulate_grad_batches) if batches else None
+
+    def steps_left(self) -> int | None:
+        """Of the schedules that step with the optimizer."""
+        configs = self.trainer.lr_scheduler_configs
+        return steps_left(c.scheduler for c in configs if c.interval == "step")
 
     def count(self) -> list[str]:
         """The batches of an epoch, and when it validates; as ``setup_data`` counts them."""

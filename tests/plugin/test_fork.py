@@ -265,6 +265,31 @@ def test_a_fork_that_has_had_its_time_is_held(
     assert trainer.global_step > steps
 
 
+class OneCycle(Seeing):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.01)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=24)
+        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+
+
+def test_more_steps_than_a_schedule_has_are_refused_and_not_an_end_of_the_fit(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(3)
+    barrier = Barrier(4)
+    with fitting(lambda c: fit(c, OneCycle()), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        code, detail = refused(run, "fork", {"batch_size": 8})
+        assert (code, "48 steps" in detail, "19 left" in detail) == ("unsupported", True, True)
+        asks(run, "fork", {"batch_size": 8, "steps": 19})
+        asks(run, "resume")
+        assert run.dashboard.expect("paused", run_id="fork1")["step"] == 24
+        asks(run, "switch_run", {"run_id": "r"})
+        asks(run, "fork", {"selection": {"kind": "indices", "ids": CHOSEN}, "run_name": "few"})
+        asks(run, "resume")
+        assert run.outcome().global_step == 9
+
+
 class Two(Seeing):
     """Two optimizers, each of which Lightning counts as a step."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from otf_core.runner.batches import UNKNOWN
 from otf_core.state.loader_parts import length_of
+from otf_core.state.parts import steps_left
 
 if TYPE_CHECKING:
     from otf_core.runner.run import Run
@@ -32,6 +33,10 @@ class FitData:
         if not batches or batches == UNKNOWN:
             return None
         return int(batches), self._run.accumulate_grad_batches
+
+    def steps_left(self) -> int | None:
+        """Of the schedules that step with the optimizer."""
+        return steps_left(c.scheduler for c in self._run.schedulers if c.interval == "step")
 
     def count(self) -> list[str]:
         """How many batches an epoch has, and when it validates."""

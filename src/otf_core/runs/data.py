@@ -76,6 +76,9 @@ class FitData(Protocol):
     def epoch(self) -> tuple[int, int] | None:
         """Its batches, by the loader as it is now, and how many make a step; None: not known."""
 
+    def steps_left(self) -> int | None:
+        """Until a schedule that steps with the optimizer raises; None: none does."""
+
     def count(self) -> list[str]:
         """Count the batches of an epoch anew; sentences on what does not apply."""
 
@@ -309,6 +312,28 @@ class TrainingData:
             return None
         batches, of_step = found
         return math.ceil((steps + batch_idx // of_step) / math.ceil(batches / of_step))
+
+    def refuse_too_long(self, epochs: int, max_steps: int | None) -> None:
+        """Refuse whole epochs that a schedule of fixed length does not have.
+
+        Args:
+            max_steps: it trains no more than that, from here on.
+
+        Raises:
+            CommandError: ``unsupported``.
+        """
+        left, found = self._fit.steps_left(), self._fit.epoch()
+        if left is None or found is None:
+            return
+        batches, of_step = found
+        asked = epochs * math.ceil(batches / of_step)
+        asked = asked if max_steps is None else min(asked, max_steps)
+        if asked > left:
+            detail = (
+                f"It would train {asked:,} steps with this data, but its schedule (OneCycleLR) has "
+                f"{left:,} left and raises behind them; allowed: steps, {left:,} at most."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="steps")
 
     def environment(self) -> dict[str, Any]:
         """Where something is chosen: what ``ControlDelegate.environment`` says of the script's."""

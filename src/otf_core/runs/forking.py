@@ -348,6 +348,12 @@ class Forks:
         for text in told:
             self._run.emit("log", level="info", phase="info", text=f"{child.run_id}: {text}")
         self._limit(plan.wishes)
+        now = self._run.position()
+        if plan.choice is not None and self._data is not None and now.max_epochs is not None:
+            epochs, steps = plan.wishes.epochs or now.max_epochs - now.epochs_done, now.max_steps
+            if plan.wishes.steps is not None:
+                steps = now.global_step + plan.wishes.steps
+            self._data.refuse_too_long(epochs, None if steps is None else steps - now.global_step)
         self._run.changed()
         self.keep()  # what was answered is there, also for whoever goes on after a kill
 

@@ -260,6 +260,16 @@ def refuse_fixed_length(schedulers: Iterable[Any]) -> None:
         refuse_fixed_length(getattr(scheduler, "_schedulers", ()))
 
 
+def steps_left(schedulers: Iterable[Any]) -> int | None:
+    """How often these can step before the first of fixed length raises; None: there is none."""
+    found = [
+        scheduler.total_steps - scheduler.last_epoch
+        for scheduler in schedulers
+        if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR)
+    ]
+    return min(found, default=None)
+
+
 # What is read of an optimizer.
 
 
