@@ -593,6 +593,10 @@ class Session:
         self.keeper.moved()
         self._write_record(status=None)
 
+    def began_from_another(self) -> float | None:
+        """When the run that trains began, Unix seconds; None where it has no parents."""
+        return self._record.started_ts if self._record.parents else None
+
     def tear(self, error: Exception) -> None:
         """Half of another state is there, and the run must not train on."""
         self.history.torn = error

@@ -178,6 +178,11 @@ class OnTheFlyCallback(L.Callback):
         if trainer.barebones:
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
             self._session.emit("log", level="info", phase="info", text=text)
+        session = self._session
+        self._delegate.spare_files(
+            session.began_from_another,
+            lambda text: session.emit("log", level="info", phase="info", text=text),
+        )
         self._delegate.install_batch_boundary_hook(
             lambda: self._between_batches(trainer),
             lambda: self._at_end(trainer),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +55,27 @@ class LightningFrameworkDelegate:
         fit = self._trainer.fit_loop
         for loop in (fit, fit.epoch_loop.val_loop):
             self._wraps.put(loop, "setup_data", SetupData(self._trainer, loop))
+
+    def spare_files(self, since: Callable[[], float | None], tell: Callable[[str], None]) -> None:
+        """A file that was there before the run that trains began is its parent's: it stays.
+
+        ModelCheckpoint would drop the best of the parent where a fork is better.
+
+        Args:
+            since: Unix seconds; None for a run without parents.
+        """
+        strategy = self._trainer.strategy
+        remove = strategy.remove_checkpoint
+
+        def spared(filepath: Any) -> None:
+            began_ts = since()
+            with contextlib.suppress(OSError):
+                if began_ts is not None and os.stat(filepath).st_mtime < began_ts:
+                    tell(f"{filepath} was to be removed by a callback, and is a parent's: it stays")
+                    return
+            remove(filepath)
+
+        self._wraps.put(strategy, "remove_checkpoint", spared)
 
     def install_batch_boundary_hook(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from otf_lightning import OnTheFlyCallback
@@ -438,3 +439,33 @@ def test_a_fork_that_was_killed_goes_on_with_its_own_data(tmp_path: Path) -> Non
     assert unlogged(digest.of(trained([ours], again))) == expected
     assert again.trained == module.trained[7:]
     assert Path(saved).parts[-3] == "fork1"
+
+
+def test_what_model_checkpoint_keeps_of_the_parent_stays_where_a_fork_is_better(
+    tmp_path: Path,
+) -> None:
+    def kept(callbacks: list[L.Callback], module: Net) -> L.Trainer:
+        trainer = _trainer([*callbacks, best], enable_checkpointing=True, max_epochs=4)
+        trainer.fit(module, train(), _val())
+        return trainer
+
+    torch.manual_seed(3)
+    best = ModelCheckpoint(tmp_path / "best", monitor="val_loss", save_top_k=1)
+    barrier = Barrier(12, 36)
+    with fitting(lambda c: kept(c, Seeing()), tmp_path / "runs", barrier, run_name="r") as run:
+        pause_in(run, barrier, 12)
+        of_parent = Path(best.best_model_path)
+        asks(run, "fork", {"run_name": "f"})
+        asks(run, "resume")
+        pause_in(run, barrier, 36)
+        of_fork = Path(best.best_model_path)
+        assert of_fork != of_parent
+        assert of_parent.is_file()
+        assert of_fork.is_file()
+        asks(run, "switch_run", {"run_id": "r"})
+        assert Path(best.best_model_path) == of_parent
+        asks(run, "resume")
+        run.outcome()
+        told = [e["text"] for e in run.dashboard.events() if e["type"] == "log"]
+    assert any("is a parent's: it stays" in text for text in told)
+    assert not of_parent.exists()  # its own run may drop it
