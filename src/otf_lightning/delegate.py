@@ -56,7 +56,7 @@ class LightningFrameworkDelegate:
         for loop in (fit, fit.epoch_loop.val_loop):
             self._wraps.put(loop, "setup_data", SetupData(self._trainer, loop))
 
-    def spare_files(self, since: Callable[[], float | None], tell: Callable[[str], None]) -> None:
+    def spare_files(self, since: Callable[[], float | None], tell: Callable[[str], object]) -> None:
         """A file that was there before the run that trains began is its parent's: it stays.
 
         ModelCheckpoint would drop the best of the parent where a fork is better.
