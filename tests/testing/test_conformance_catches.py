@@ -235,7 +235,7 @@ def _forgets(part: str) -> Callable[[], Framework]:
     return lambda: Own(delegate=Forgetful)
 
 
-for part in ("model", "optimizer", "schedule", "place", "loader", "rng"):
+for part in ("state_dict", "optimizer", "schedule", "place", "loader", "rng"):
     BROKEN[f"an apply that forgets {part}"] = _forgets(part), (KILL, ROLLBACK)
 
 
