@@ -197,3 +197,12 @@ def test_a_specialist_is_compared_with_a_control(tmp_path: Path) -> None:
         assert row.limit is None
         assert math.isfinite(row.ours)
         assert {"parent", "merged, fisher", "worst tenth weighs 9"} < set(row.rivals)
+
+
+@pytest.mark.timeout(120)
+def test_the_losses_of_many_samples_come_to_a_dashboard(tmp_path: Path) -> None:
+    scan, pages = bench._alone("report", tmp_path, quick=True)
+
+    assert scan.rivals["plain evaluation, s"] > 0
+    assert pages.spread["pages"] == 1
+    assert pages.spread["MB of JSON"] > 0.2
