@@ -109,6 +109,7 @@ class RunCommands:
         self.looking = Looking(
             samples, exclusive=actions.exclusive, emit=run.emit, at=at, step=lambda: self._step
         )
+        actions.cancellable = self.looking.cancellable
         self._comparing = Comparing(
             self.looking,
             tree,

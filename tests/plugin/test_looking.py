@@ -14,7 +14,7 @@ from torch import nn
 
 from otf_core.health.checks import CHECKS
 from tests.no_harm import digest
-from tests.no_harm.configs import digits
+from tests.no_harm.configs import _val, digits
 from tests.plugin.rig import Barrier, fitting, pause_in, unlogged
 from tests.plugin.test_fork import Seeing, asks, bare, fit, refused
 
@@ -183,4 +183,51 @@ def test_a_hook_that_raises_costs_the_command_and_nothing_else(tmp_path: Path) -
         assert asks(run, "status")["state"] == "paused"
         asks(run, "resume")
         trainer: L.Trainer = run.outcome()
+    assert unlogged(digest.of(trainer)) == expected
+
+
+class Cancelled(Seeing):
+    """Its evaluations ask, in their second batch, to be cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        asks_: list[Any] = []
+        self.asks = lambda: asks_
+
+    def _maybe(self, batch_idx: int) -> None:
+        if batch_idx == 1 and self.asks():
+            self.asks().pop()()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._maybe(batch_idx)
+        super().validation_step(batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._maybe(batch_idx)
+        super().test_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("cmd", ["test_now", "validate_now"])
+def test_an_evaluation_that_is_cancelled_is_refused_and_leaves_no_trace(
+    cmd: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    expected = unlogged(digest.of(fit([], Cancelled())))
+    torch.manual_seed(3)
+    module, barrier = Cancelled(), Barrier(4)
+    with fitting(
+        lambda c: fit(c, module), tmp_path, barrier, run_name="r", test_dataloaders=_val()
+    ) as run:
+        pause_in(run, barrier, 4)
+        module.asks().append(lambda: run.dashboard.request("cancel"))
+        code, detail = refused(run, cmd, {})
+        assert (code, detail) == (
+            "not_allowed_now",
+            f"{cmd} was cancelled after 2 batches; the run is as it was.",
+        )
+        assert asks(run, "status")["state"] == "paused"
+        assert asks(run, "results")["results"] == []
+        assert asks(run, cmd)["metrics"]
+        asks(run, "resume")
+        trainer = run.outcome()
     assert unlogged(digest.of(trainer)) == expected

@@ -411,7 +411,7 @@ VERBS: Final[tuple[Verb, ...]] = (
         request=_health,
     ),
     Verb(
-        "cancel", "cancel", "End the scan, comparison, check or export that is running.",
+        "cancel", "cancel", "End the scan, comparison, test, check or export that is running.",
         sentences.cancelled,
     ),
     Verb(

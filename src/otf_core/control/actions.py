@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from otf_core.control.bus import ControlBus, Ticket
-from otf_core.control.delegate import ControlDelegate, Evaluation, Position
+from otf_core.control.delegate import ControlDelegate, Evaluation, OnBatch, Position
 from otf_core.control.gate import PauseGate, State
 from otf_core.control.router import LATER, CommandRouter, Later
 from otf_core.control.run_state import RunState
@@ -23,6 +24,7 @@ from otf_core.control.safe_point import SafePoint
 from otf_core.errors import CommandError, ErrorCode
 
 MAX_LABEL_CHARS: Final = 200
+PROGRESS_S: Final = 0.25  # an evaluation says how far it is no oftener
 SAVE_PATIENCE_S: Final = 10.0  # a pause whose file takes longer is answered without it
 
 # What no run carries out, each with the reason.
@@ -152,6 +154,10 @@ class ConsoleAction:
         self._stopped: dict[str, Any] | None = None  # the answer that waits until it is true
         self._stopping = False
         self._tests = 0
+        # ``cancel`` reaches what runs inside; it gives whether that was asked.
+        self.cancellable: Callable[
+            [Ticket], contextlib.AbstractContextManager[Callable[[], bool]]
+        ] = _never
         self._paused_s = 0.0
 
     def connect(self, router: CommandRouter, bus: ControlBus) -> None:
@@ -468,7 +474,7 @@ class ConsoleAction:
     def test_now(self, ticket: Ticket) -> dict[str, Any]:
         """Run the test loop and leave the training as it was."""
         label, source = ticket.payload.label, ticket.payload.source or "user"
-        return self._test("test_complete", label, source, ticket.id)
+        return self._test("test_complete", label, source, ticket)
 
     def auto_test(self) -> None:
         """Test at the end of the fit, where there is something to test with."""
@@ -478,13 +484,19 @@ class ConsoleAction:
             text = f"no test at the end: {error.detail}"
             self._emit("log", level="info", phase="info", text=text)
 
-    def _test(self, event: str, label: str, source: str, request_id: str | None) -> dict[str, Any]:
+    def _test(self, event: str, label: str, source: str, ticket: Ticket | None) -> dict[str, Any]:
         step = self._delegate.position().step
         self._tests += 1
         env_label = self._test_label or f"test_{self._tests}"
-        with self.exclusive("testing", request_id):
+        request_id = ticket.id if ticket is not None else None
+        with self.exclusive("testing", request_id), self._evaluating(ticket) as on_batch:
             saved = self._save_whole("ring", pinned=False, ticket=None)
-            found = self._delegate.run_test(self._tested)
+
+            def tested(done: int, total: int | None, loss: float | None) -> None:
+                self._emit("testStep", step=done, **_known("loss", loss))
+                on_batch(done, total, loss)
+
+            found = self._delegate.run_test(tested)
         self._keep("test", label, step, found)
         path = saved.path if saved is not None else None
         loss = _known("avg_loss", found.avg_loss)
@@ -507,15 +519,12 @@ class ConsoleAction:
             "applied_step": step,
         }
 
-    def _tested(self, done: int, _total: int | None, loss: float | None) -> None:
-        self._emit("testStep", step=done, **_known("loss", loss))
-
     def validate_now(self, ticket: Ticket) -> dict[str, Any]:
         """Validate by the module's hooks alone and leave the training as it was."""
         step = self._delegate.position().step
-        with self.exclusive("validating", ticket.id):
+        with self.exclusive("validating", ticket.id), self._evaluating(ticket) as on_batch:
             found: Evaluation = self._delegate.run_validation(
-                ticket.payload.limit_batches, lambda _done, _total, _loss: None
+                ticket.payload.limit_batches, on_batch
             )
         self._keep("validate", ticket.payload.label, step, found, ticket.payload.limit_batches)
         return {
@@ -524,6 +533,30 @@ class ConsoleAction:
             "seconds": found.seconds,
             "applied_step": step,
         }
+
+    @contextlib.contextmanager
+    def _evaluating(self, ticket: Ticket | None) -> Iterator[OnBatch]:
+        """To be called behind each batch: says how far it is, and raises where it is cancelled."""
+        if ticket is None:
+            yield lambda _done, _total, _loss: None
+            return
+        cmd, began_s = ticket.request.cmd, time.monotonic()
+        told_s = began_s
+        with self.cancellable(ticket) as cancelled:
+
+            def on_batch(done: int, total: int | None, _loss: float | None) -> None:
+                nonlocal told_s
+                if cancelled():
+                    detail = f"{cmd} was cancelled after {done:,} batches; the run is as it was."
+                    raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+                now_s = time.monotonic()
+                if total and now_s - told_s >= PROGRESS_S:
+                    told_s = now_s
+                    eta_s = (now_s - began_s) / done * (total - done)
+                    numbers = {"done": done, "total": total, "eta_s": eta_s}
+                    self._emit("progress", request_id=ticket.id, cmd=cmd, **numbers)
+
+            yield on_batch
 
     @contextlib.contextmanager
     def exclusive(self, state: str, request_id: str | None) -> Iterator[None]:
@@ -564,6 +597,11 @@ def _refuse_label(ticket: Ticket) -> None:
         detail = f"{cmd} was asked with a label of {len(label):,} characters; allowed: 1 to {most}."
         allowed = {"min": 1, "max": most}
         raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="label", allowed=allowed)
+
+
+@contextlib.contextmanager
+def _never(_: Ticket) -> Iterator[Callable[[], bool]]:
+    yield lambda: False
 
 
 def _resumed(step: int, *, changed: bool) -> dict[str, Any]:
