@@ -69,10 +69,8 @@ def reporting(*, quick: bool, tmp: Path) -> list[Row]:
             unit="s",
             ours=found["pages s"],
             spread={"pages": found["pages"], "MB of JSON": found["pages MB"]},
-            rivals={"in one answer (generate_report), s": found["report s"],
-                    "in one answer, MB": found["report MB"]},
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _evaluated(model: nn.Module, loader: DataLoader[Any]) -> float:
@@ -100,10 +98,6 @@ def _asked(dashboard: FakeDashboard, number: int) -> dict[str, float]:
         pages += 1
         size += len(protocol.encode(reply))
     found["pages s"] = time.perf_counter() - began_s
-    began_s = time.perf_counter()
-    reply = dashboard.request("generate_report")
-    found["report s"] = time.perf_counter() - began_s
-    found["report MB"] = len(protocol.encode(reply)) / 1e6
     return {**found, "pages": float(pages), "pages MB": size / 1e6}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from otf_core.health.checks import CHECKS
+from otf_core.runs import looking
 from tests.no_harm import digest
 from tests.no_harm.configs import _val, digits
 from tests.plugin.rig import Barrier, fitting, pause_in, unlogged
@@ -231,3 +232,17 @@ def test_an_evaluation_that_is_cancelled_is_refused_and_leaves_no_trace(
         asks(run, "resume")
         trainer = run.outcome()
     assert unlogged(digest.of(trainer)) == expected
+
+
+def test_a_report_that_is_no_line_of_a_dashboard_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "MOST_AT_ONCE", 100)
+    barrier = Barrier(4)
+    with fitting(lambda c: fit(c, Seeing()), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        code, detail = refused(run, "generate_report", {})
+        assert (code, "allowed: 100, or scan" in detail) == ("unsupported", True)
+        some = asks(run, "generate_report", {"subset_indices": [*range(100)]})
+        assert len(some["losses"]) == 100
+        asks(run, "resume")

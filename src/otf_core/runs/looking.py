@@ -24,6 +24,7 @@ from otf_core.runs.subject import Subject
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 
 SLICE_S: Final = 0.25  # after so long it is said how far it is, and looked whether it is cancelled
+MOST_AT_ONCE: Final = 400_000  # samples in one answer: below the longest line of otf/1, 16 MiB
 MOST_SHOWN: Final = 64  # samples at a time
 FEATURES: Final = "features:"
 LOSS: Final = frozenset({"loss"})
@@ -148,6 +149,16 @@ class Looking:
         ids = None
         if asked.subset_indices is not None:
             ids = np.array(asked.subset_indices, dtype=np.int64)
+        number = len(self.set_of("train").dataset) if ids is None else len(ids)
+        if number > MOST_AT_ONCE and not ticket.link.legacy:
+            detail = (
+                f"generate_report was asked of {number:,} samples, which are no line that a "
+                f"dashboard takes; allowed: {MOST_AT_ONCE:,}, or scan, and then pages of samples."
+            )
+            allowed = {"max": MOST_AT_ONCE}
+            raise CommandError(
+                ErrorCode.UNSUPPORTED, detail, field="subset_indices", allowed=allowed
+            )
         table, told, _ = self._look("train", LOSS, ids, ticket)
         assert table.losses is not None
         there = np.isfinite(table.losses)
