@@ -36,7 +36,7 @@ from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.parts import Modules
-from otf_core.state.store import CheckpointStore
+from otf_core.state.store import CheckpointStore, Pending
 from otf_core.steering.history import History
 
 # What a framework need not supply; the commands that it is for, each with the reason.
@@ -116,7 +116,7 @@ class RunCommands:
             here=lambda: (run.run_id, run.run_dir, self._step),
             exclusive=self._cancellable,
             emit=run.emit,
-            kept=lambda: self.forks.keep(pinned=False),
+            kept=self._keep,
         )
         self.forks = Forks(
             run,
@@ -134,6 +134,7 @@ class RunCommands:
             looking=self.looking,
             samples=samples,
             exclusive=self._cancellable,
+            keep=self._keep,
             saved=store.settle,
         )
         self.session_files = SessionFiles(
@@ -306,6 +307,10 @@ class RunCommands:
         """The run stands inside, that is said, and ``cancel`` ends it."""
         with self._actions.exclusive(state, ticket.id), self.looking.cancellable(ticket) as asked:
             yield asked
+
+    def _keep(self) -> Pending:
+        """The run that trains, as it stands: on the disk, and the ring may drop it."""
+        return self.forks.keep(pinned=False)
 
     @property
     def _step(self) -> int:

@@ -35,7 +35,6 @@ from otf_core.state.safetensors_file import DTYPES, write_safetensors
 from otf_core.state.store import Pending
 from otf_core.state.weights_file import WeightsFile, open_weights, tied
 
-WAIT_S: Final = 60.0  # for the disk
 SAFETENSORS: Final = ".safetensors"
 
 
@@ -46,9 +45,6 @@ class Run(Protocol):
 
     def position(self) -> Position:
         """Where the run stands."""
-
-    def save(self, kind: str, *, pinned: bool = False, wait_s: float = 0.0) -> Pending:
-        """The state now as a checkpoint; the last one where nothing has changed since."""
 
     def emit(self, kind: str, /, **fields: Any) -> int:
         """Tell."""
@@ -61,6 +57,7 @@ class Exports:
         samples: a set of the run by its name; None: it has none that can be looked at.
         exclusive: ``exclusive(state, ticket)``: the run stands inside, that is said, and
             ``cancel`` reaches it; gives whether it was cancelled.
+        keep: the run as it stands is on the disk; see ``Forks.keep``.
         saved: returns when what was saved is on the disk, and the ring has dropped its oldest.
     """
 
@@ -73,10 +70,12 @@ class Exports:
         looking: Looking,
         samples: Callable[[str], Subject] | None,
         exclusive: Callable[[str, Ticket], AbstractContextManager[Callable[[], bool]]],
+        keep: Callable[[], Pending],
         saved: Callable[[], None],
     ) -> None:
         self._run, self._tree, self._files, self._looking = run, tree, files, looking
-        self._samples, self._exclusive, self._saved = samples, exclusive, saved
+        self._samples, self._exclusive = samples, exclusive
+        self._keep, self._saved = keep, saved
 
     # Samples.
 
@@ -204,12 +203,7 @@ class Exports:
 
     def fresh(self) -> Pending:
         """The newest checkpoint of the run that trains is one of where it stands."""
-        kept = self._run.save("auto", wait_s=WAIT_S)
-        if not kept.wait(WAIT_S):
-            detail = f"{self._run.run_id} is still being written after {WAIT_S:.0f} s."
-            raise CommandError(ErrorCode.BUSY, detail, retry_after_s=5.0)
-        if kept.error is not None:
-            raise kept.error
+        kept = self._keep()
         self._saved()
         return kept
 

@@ -62,7 +62,7 @@ class Fit:
 
     Attributes:
         validate: see ControlDelegate.run_validation.
-        training_set: None where there is none whose samples could be taken.
+        training_set: raises where there is none whose samples could be taken.
         tree: its runs.
         checkpoint_of: see Forks.
         folder: of the run that trains.
