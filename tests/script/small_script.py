@@ -52,6 +52,7 @@ class Script(Framework):
             **dict.fromkeys(("test_now", "test"), "no test"),
             "validate_now": "validation cannot be called",
             "extend": "limit",
+            **dict.fromkeys(("fork", "switch_run", "merge", "merge_preview"), "is one run"),
             "pause_at_start": "it is seen when its first batch is trained",
             "after_fit": "its end is not known before it is over",
             "metrics": "nobody knows what it logs",
