@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 KILLS ?= 200
 
-.PHONY: demo test test-exact lint bench page clean chromium
+.PHONY: demo test test-exact test-web lint bench page clean chromium
 
 # pip takes torch first and alone: a later requirement must not bring another build of it.
 $(STAMP): pyproject.toml constraints.txt hatch_build.py
@@ -44,6 +44,10 @@ test-exact: $(STAMP)
 	$(BIN)/python -m tests.exact --kills $(KILLS) $(ARGS)
 	$(BIN)/python -m tests.script.exact
 	$(BIN)/python -m pytest -m long
+
+# The page in full, in a browser; `make test` runs a slice of it.
+test-web: $(STAMP) page chromium
+	$(BIN)/python -m pytest tests/page tests/dashboard -m "not long" $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
