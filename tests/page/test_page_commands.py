@@ -239,7 +239,7 @@ def test_a_command_of_somebody_else_is_shown_as_pending_too(
 def test_keys_do_nothing_while_somebody_types_or_when_switched_off(
     page: Page, dashboard: FakeDashboard
 ) -> None:
-    page.locator("body").press("3")
+    page.locator("body").press("6")
     search = page.get_by_role("searchbox")
     search.fill("")
     search.press("c")

@@ -89,7 +89,7 @@ def test_events_that_come_twice_or_late_are_put_where_they_belong(
     events = [train_step(seq, seq, 20, ts=NOW) for seq in range(1, 41)]
     dashboard.add(session(40), [*events[:10], *events[20:]], run())
     page = open_page()
-    page.locator("body").press("3")
+    page.locator("body").press("6")
     loss = page.locator("[data-metric=loss]")
     expect(loss).to_have_attribute("data-seq", "40")
     again = [*events[8:22], events[39], event(7, "log", level="info", text="late line")]
@@ -223,7 +223,7 @@ def test_the_log_is_newest_first_and_can_be_filtered(
 ) -> None:
     dashboard.add(session(STEPS), history(STEPS), run())
     page = open_page()
-    page.locator("body").press("3")
+    page.locator("body").press("6")
     dashboard.emit("s1", event(991, "log", level="warning", text="loader is slow", step=120))
     lines = page.locator(".log li")
     expect(lines.first).to_contain_text("loader is slow")
@@ -238,7 +238,7 @@ def test_a_checkpoint_is_downloaded_with_the_token_in_the_header(
 ) -> None:
     dashboard.add(session(STEPS), history(STEPS), run())
     page = open_page()
-    page.locator("body").press("2")
+    page.locator("body").press("3")
     with page.expect_download() as coming:
         page.get_by_role("button", name="Download the checkpoint at step 300").click()
     assert coming.value.suggested_filename == "300-manual.ckpt"
@@ -274,7 +274,7 @@ def test_script_in_names_and_lines_stays_text(open_page: Open, dashboard: FakeDa
     dashboard.add(session(1, params=params, **changes), events, run(run_name=UNEASY))
     page = open_page()
     expect(page.locator(".sentence b").first).to_have_text(UNEASY)
-    for key in ("1", "3"):
+    for key in ("1", "6"):
         page.locator("body").press(key)
         expect(page.locator(".drawer")).to_contain_text(UNEASY)
     page.locator(".switch").click()

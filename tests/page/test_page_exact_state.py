@@ -158,7 +158,7 @@ def test_a_checkpoint_that_goes_while_the_dialog_is_open_cannot_be_chosen(
 
 
 def test_the_checkpoints_panel_starts_a_rollback_too(page: Page, dashboard: FakeDashboard) -> None:
-    page.locator("body").press("2")
+    page.locator("body").press("3")
     row = page.locator(".drawer tbody tr").nth(1)
     expect(row).to_contain_text("20kept in turn")
     expect(row).to_contain_text("approx.")
@@ -533,7 +533,7 @@ def test_a_run_of_three_sessions_is_one_run_with_one_curve(
     page.keyboard.press("Escape")
     for step, value in ((1, 1.0), (30, 1.0), (31, 2.0), (45, 2.0), (46, 3.0), (50, 3.0), (51, 4.0)):
         assert at_step(page, step) == value, step
-    page.locator("body").press("3")
+    page.locator("body").press("6")
     expect(page.locator(".log")).to_contain_text("from the second")
     said = page.locator(".mk").evaluate_all("all => all.map((one) => one.ariaLabel)")
     text = "; ".join(said)

@@ -88,7 +88,7 @@ function Stop({ view, session }: { view: View; session: Session }): JSX.Element 
 
 const LIST: readonly [string, string][] = [
   ["Pause or resume", "Space"], ["Save checkpoint", "C"], ["Validate", "V"], ["Test", "T"], ["Roll back, asks first", "R"], ["Stop, asks first", "X"],
-  ["Panels 1 – 3", "1 … 3"], ["Close panel or dialog", "Esc"], ["Apply changes in Steer", "Ctrl ↵"],
+  ["Panels 1 – 6", "1 … 6"], ["Close panel or dialog", "Esc"], ["Apply changes in Steer", "Ctrl ↵"],
   ["Cursor on a chart", "← →"], ["Cursor × 10", "Shift ← →"], ["First, last step", "Home End"],
   ["Along the marks of the timeline", "← →"], ["Reset zoom", "Z"], ["This list", "?"],
 ];

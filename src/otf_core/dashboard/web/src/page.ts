@@ -8,8 +8,8 @@ import type { Dict, Json, Param } from "./types";
 import { undoable } from "./undo";
 import { shared } from "./view";
 
-export type Panel = "steer" | "checkpoints" | "log";
-export const PANELS: readonly Panel[] = ["steer", "checkpoints", "log"];
+export type Panel = "steer" | "samples" | "checkpoints" | "lineage" | "health" | "log";
+export const PANELS: readonly Panel[] = ["steer", "samples", "checkpoints", "lineage", "health", "log"];
 
 export type Dialog =
   | { kind: "keys" }
