@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 KILLS ?= 200
+WORKERS ?= 2
 
 .PHONY: demo test test-exact test-web lint bench page clean chromium
 
@@ -37,7 +38,7 @@ chromium:
 	>/dev/null 2>&1 || echo "no Chromium: the browser tests will be left out" >&2
 
 test: $(STAMP) page chromium lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # Everything that is promised of the exact state; `make test` runs a slice of it.
 test-exact: $(STAMP)
