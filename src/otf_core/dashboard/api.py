@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from otf_core.dashboard import columns
+from otf_core.dashboard import columns, peaks
 from otf_core.dashboard.hub import Hub, NotConnectedError
 from otf_core.dashboard.live import Live
 from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
@@ -225,6 +225,8 @@ class Api:
         names = _names(request, "names") or run.names()
         low = _integer(request, "from", 0, 0, 2**62)
         high = _integer(request, "to", 2**62, 0, 2**62)
+        if request.query_params.get("buckets"):
+            return await self._curves(request, run, names)
         points = _integer(request, "points", 6000, 2, columns.MAX_ROWS)
         held = run.in_order()
         views = [column.view(names) for _, column in held]
@@ -244,6 +246,31 @@ class Api:
                 "columns": picked.columns,
                 "total": picked.total,
                 "thinned": picked.thinned or any(column.thinned for _, column in held),
+            },
+        )
+
+    async def _curves(self, request: Request, run: Run, names: list[str]) -> Response:
+        buckets = _integer(request, "buckets", 0, 1, peaks.MAX_BUCKETS)
+        low, high = (
+            _integer(request, bound, 0, 0, 2**62) if request.query_params.get(bound) else None
+            for bound in ("from", "to")
+        )
+        held = run.in_order()
+        views = [column.view(names) for _, column in held]
+        found = await asyncio.to_thread(
+            peaks.curves, views, names, low=low, high=high, buckets=buckets
+        )
+        return await _json(
+            request,
+            {
+                "run_id": run.run_id,
+                "session_ids": [key for key, _ in held],
+                "total": found.total,
+                "from": found.first,
+                "to": found.last,
+                "bucket_steps": found.bucket_steps,
+                "series": found.series,
+                "thinned": any(column.thinned for _, column in held),
             },
         )
 

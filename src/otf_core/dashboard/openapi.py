@@ -125,6 +125,32 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "thinned": BOOLEAN,
         }
     ),
+    "Curves": _closed(
+        {
+            "run_id": STRING,
+            "session_ids": _list(STRING),
+            "total": INTEGER,
+            "from": _maybe("integer"),
+            "to": _maybe("integer"),
+            "bucket_steps": INTEGER,
+            "series": {
+                "type": "object",
+                "description": "By metric, parallel lists: points of the journal, of each bucket "
+                "the one with the least and the one with the greatest value, in order, and the "
+                "first and the last of the range. session is an index into session_ids.",
+                "additionalProperties": _closed(
+                    {
+                        "step": _list(INTEGER),
+                        "value": _list(NUMBER),
+                        "seq": _list(INTEGER),
+                        "session": _list(INTEGER),
+                    }
+                ),
+            },
+            "thinned": BOOLEAN,
+        }
+    ),
+    "MetricsOrCurves": {"anyOf": [_ref("Metrics"), _ref("Curves")]},
     "Events": _closed({"events": _list(ANY_OBJECT)}),
     "Command": {
         "type": "object",
@@ -233,12 +259,13 @@ ENDPOINTS: Final = (
         "GET", "/api/runs/{run}/metrics", "metrics",
         "Metrics as columns, over all sessions; a step that was done again is there once, as it "
         "was done last; too many rows are thinned by least and greatest value per bucket",
-        {200: "Metrics", 400: "Error", 404: "Error"},
+        {200: "MetricsOrCurves", 400: "Error", 404: "Error"},
         query=_PROJECT | {
             "names": (STRING, "Comma-separated metrics; all if not given."),
             "from": (INTEGER, "The first step."),
             "to": (INTEGER, "The last step."),
             "points": (INTEGER, "About so many rows at most, 2 to 1,000,000; 6,000 if not given."),
+            "buckets": (INTEGER, "Answer with Curves: at most so many buckets, 1 to 2,000."),
         },
     ),
     Endpoint(
