@@ -12,6 +12,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from tests.page.fake_dashboard import NOW, TOKEN, FakeDashboard
+from tests.page.recorded import family
+
+__all__ = ["family"]
 
 ROOT = Path(__file__).parents[2]
 QUIET = [
