@@ -74,8 +74,11 @@ def _node() -> tuple[Path, Path]:
     raise PageError(msg)
 
 
-def _run(what: str, command: list[str], web: Path, node: Path, limit_s: float) -> None:
-    env = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+def _run(
+    what: str, command: list[str], web: Path, node: Path, limit_s: float, build: str = ""
+) -> None:
+    path = f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = {**os.environ, "PATH": path, "OTF_BUILD": build}  # the page knows what it is made of
     try:
         done = subprocess.run(
             command, cwd=web, env=env, timeout=limit_s, check=False, text=True,
@@ -104,7 +107,7 @@ def build_page(root: Path) -> bool:
     install += ["--fetch-retries=1", "--fetch-timeout=60000", "--loglevel=error"]
     _run("npm ci", install, web, node, INSTALL_LIMIT_S)
     vite = str(web / "node_modules/vite/bin/vite.js")
-    _run("vite build", [str(node), vite, "build"], web, node, BUILD_LIMIT_S)
+    _run("vite build", [str(node), vite, "build"], web, node, BUILD_LIMIT_S, wanted)
     stamp.write_text(wanted)
     return True
 

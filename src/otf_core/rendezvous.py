@@ -8,7 +8,9 @@ tells whose a listening socket is (Linux), only if it is ours.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hmac
 import ipaddress
 import os
 import stat
@@ -37,6 +39,7 @@ class Rendezvous:
         token: what both sides must know.
         pid: the dashboard's process.
         url: of its page, without the token.
+        cert_sha256: fingerprint of the certificate that the page is served with, None for http.
     """
 
     host: str
@@ -44,6 +47,7 @@ class Rendezvous:
     token: str
     pid: int
     url: str
+    cert_sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,12 @@ class Target:
     token: str | None
     legacy: bool
     name: str
+
+
+def read_only_token(token: str) -> str:
+    """The token of those who may watch: made from the owner's, which it does not give away."""
+    made = hmac.digest(token.encode(), b"otf read-only", "sha256")
+    return base64.urlsafe_b64encode(made).rstrip(b"=").decode()
 
 
 def path(env: Mapping[str, str] = os.environ) -> Path:

@@ -9,8 +9,10 @@ Rule 4: heavy imports are where they are used: ``otf status`` answers within 250
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,13 +108,22 @@ def _run_verb(verb: Verb, given: dict[str, Any]) -> None:
     if verb.asks is not None and not may:
         _confirm(verb, verb.asks.format(name=_name(session)))
     key = session["session_id"]
-    data = client.send(key, cmd, payload, wait_s, by="cli")
+    data = client.send(key, cmd, payload, wait_s, by="cli", client=_who())
     if as_json:
         _out_json(data)
         return
     if isinstance(data, dict) and (data.get("path") or data.get("ckpt") or verb.word == "status"):
         session = client.session(key)  # knows the size of the checkpoint by now
     _out(verb.say(_name(session), data if isinstance(data, dict) else {}, session))
+
+
+def _who() -> str:
+    """user@host, so that all who watch see who did it."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no name for this user id
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _confirm(verb: Verb, question: str) -> None:
@@ -180,14 +191,29 @@ def _command_of(verb: Verb) -> click.Command:
 )
 @click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("otf_runs"),
               help="Where runs keep their journals.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", help="Where the page listens; trainers: always local.")
+@click.option("--host", "--listen", "host", default="127.0.0.1",
+              help="Where the page listens, 0.0.0.0 for all; trainers: always local.")  # fmt: skip
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate, PEM: https.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key, PEM.")
+@click.option("--insecure", is_flag=True, help="Serve other machines without TLS all the same.")
 @click.option("--allow-host", multiple=True, help="A Host name that a proxy in front sends.")
+@click.option("--root-path", default="", help="The prefix that a proxy in front leaves on paths.")
+@click.option("--share", is_flag=True, help="Print a second link, which only watches.")
+@click.option("--url", "ask_url", is_flag=True, help="Print the link of the one that runs.")
+@click.option("--read-only", is_flag=True, help="With --url: the link that only watches.")
 @click.option("--force", is_flag=True, help="Start beside one that runs; new runs find this one.")
-def dashboard(
-    port: int, control_port: int, folder: Path, host: str, allow_host: tuple[str, ...], force: bool  # noqa: FBT001 -- click passes by name
-) -> None:  # fmt: skip
-    """Start the dashboard's process."""
-    running = None if force else _running_dashboard()
+def dashboard(**given: Any) -> None:
+    """Start the dashboard's process, or say where it is."""
+    if given["read_only"] and not given["ask_url"]:
+        msg = "--read-only goes with --url; a dashboard that starts prints that link with --share."
+        raise click.UsageError(msg)
+    if given["ask_url"]:
+        client = Client.from_rendezvous(timeout_s=2.0)
+        client.health()
+        _out(client.watch_url if given["read_only"] else client.page_url)
+        return
+    tls = _tls_of(given["host"], given["tls_cert"], given["tls_key"], insecure=given["insecure"])
+    running = None if given["force"] else _running_dashboard()
     if running is not None:
         detail = f"A dashboard runs already: {running} (another one beside it: --force)"
         _fail(EXIT_REFUSED, "not_allowed_now", detail)
@@ -197,9 +223,47 @@ def dashboard(
         detail = f"The dashboard needs {error.name}: pip install 'otf-lightning[dashboard]'"
         _fail(EXIT_REFUSED, "unsupported", detail)
     options = serve.Options(
-        host=host, port=port, control_port=control_port, folder=folder, allow_hosts=allow_host
-    )
+        host=given["host"], port=given["port"], control_port=given["control_port"],
+        folder=given["folder"], allow_hosts=given["allow_host"], tls=tls, share=given["share"],
+        root_path=_root_path_of(given["root_path"]),
+    )  # fmt: skip
     sys.exit(serve.run(options))
+
+
+def _tls_of(
+    host: str, cert: Path | None, key: Path | None, *, insecure: bool
+) -> tuple[Path, Path] | None:
+    """Certificate and key; without them other machines are served only where it was said so."""
+    from otf_core.rendezvous import is_loopback
+
+    if cert is not None and key is not None:
+        return cert, key
+    if cert is not None or key is not None:
+        msg = "--tls-cert and --tls-key go together: a certificate and its key."
+        raise click.UsageError(msg)
+    if is_loopback(host):
+        return None
+    if not insecure:
+        detail = (
+            f"--host {host} serves other machines, and without TLS the token can be read on the "
+            "way. Either give --tls-cert FILE and --tls-key FILE, or say --insecure; or stay on "
+            "127.0.0.1 and come by ssh -L 8000:127.0.0.1:8000 HOST with --port 8000."
+        )
+        _fail(EXIT_REFUSED, "not_allowed_now", detail)
+    click.echo(
+        f"otf dashboard: --insecure: whoever is on the way to {host} can read the token and "
+        "steer the runs.",
+        err=True,
+    )
+    return None
+
+
+def _root_path_of(asked: str) -> str:
+    path = asked.rstrip("/")
+    if path and not path.startswith("/"):
+        msg = f"--root-path was {asked!r}; allowed: a path from the root, as /user/me/proxy/8000."
+        raise click.UsageError(msg)
+    return path
 
 
 def _running_dashboard() -> str | None:

@@ -6,6 +6,7 @@ an answer that has not come yet are four different errors.
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import time
@@ -62,11 +63,19 @@ class NoAnswerError(ClientError):
 
 
 class Client:
-    """One dashboard. Each call opens a connection of its own, so threads may share a client."""
+    """One dashboard. Each call opens a connection of its own, so threads may share a client.
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = 10.0) -> None:
+    Args:
+        cert_sha256: fingerprint of the one certificate that is believed; None: as the system does.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, timeout_s: float = 10.0, cert_sha256: str | None = None
+    ) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._tls, self._cert_sha256 = parts.scheme == "https", cert_sha256
+        self._host = parts.hostname or "127.0.0.1"
+        self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
         self._token, self._timeout_s = token, timeout_s
         self.url = url.partition("#")[0]
@@ -84,7 +93,7 @@ class Client:
         if found is None:
             detail = "No dashboard runs; start one with: otf dashboard"
             raise NoDashboardError(detail)
-        return cls(found.url, found.token, timeout_s=timeout_s)
+        return cls(found.url, found.token, timeout_s=timeout_s, cert_sha256=found.cert_sha256)
 
     @classmethod
     def from_url(cls, url: str, *, timeout_s: float = 10.0) -> Client:
@@ -96,6 +105,13 @@ class Client:
     def page_url(self) -> str:
         """The page's address, token included."""
         return f"{self.url}#token={self._token}"
+
+    @property
+    def watch_url(self) -> str:
+        """The address of the page for those who may only watch."""
+        from otf_core.rendezvous import read_only_token
+
+        return f"{self.url}#token={read_only_token(self._token)}"
 
     def health(self) -> dict[str, Any]:
         """``{ok, version}``."""
@@ -152,11 +168,13 @@ class Client:
         *,
         request_id: str | None = None,
         by: str = "rest",
+        client: str | None = None,
     ) -> Any:
         """Send a command; returns the reply's data when it has been applied.
 
         Args:
             wait_s: how long to wait for the answer; None for as long as it takes.
+            client: who sends it, as all who watch are shown it.
             request_id: ask again with the id of a ``NoAnswerError`` to learn what became of it.
 
         Raises:
@@ -176,6 +194,7 @@ class Client:
                 "id": request_id,
                 "wait_s": left_s,
                 "by": by,
+                **({} if client is None else {"client": client}),
             }
             answer = self._call("POST", path, body=body, wait_s=left_s)
             if answer.get("ok") is True:
@@ -230,8 +249,10 @@ class Client:
         headers = {"Authorization": f"Bearer {self._token}"}
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
         timeout_s = self._timeout_s + (wait_s + SLACK_S if wait_s else 0.0)
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        connection = self._connection(timeout_s)
         try:
+            connection.connect()
+            self._check_certificate(connection)
             connection.request(method, target, body=data, headers=headers)
             answer = connection.getresponse()
             status, content = answer.status, answer.read(MAX_ANSWER_BYTES)
@@ -241,6 +262,35 @@ class Client:
         finally:
             connection.close()
         return _read_answer(status, content, self.url)
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if not self._tls:
+            return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        context = None if self._cert_sha256 is None else _unchecked()
+        return http.client.HTTPSConnection(
+            self._host, self._port, timeout=timeout_s, context=context
+        )
+
+    def _check_certificate(self, connection: http.client.HTTPConnection) -> None:
+        """Before anything is said: the token goes to this dashboard only."""
+        if not self._tls or self._cert_sha256 is None:
+            return
+        import ssl
+
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        found = hashlib.sha256(connection.sock.getpeercert(binary_form=True) or b"").hexdigest()
+        if found != self._cert_sha256:
+            msg = f"its certificate is another one: SHA-256 {found}"
+            raise ConnectionError(msg)
+
+
+def _unchecked() -> Any:
+    """For a connection whose certificate is compared with a known one instead."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _quoted(part: str) -> str:

@@ -18,7 +18,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,7 +27,16 @@ from otf_core.dashboard.hub import Hub, NotConnectedError
 from otf_core.dashboard.live import Live
 from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
 from otf_core.dashboard.run import Run
-from otf_core.dashboard.security import HEADERS, MAX_BODY_BYTES, HostCheck, bearer, token_fits
+from otf_core.dashboard.security import (
+    HEADERS,
+    MAX_BODY_BYTES,
+    Access,
+    HostCheck,
+    Role,
+    TooManyError,
+    bearer,
+    label,
+)
 from otf_core.dashboard.store import Change, Session
 from otf_core.errors import CommandError, ErrorCode
 
@@ -59,9 +68,22 @@ In a checkout, build them with:</p>
 _encode = msgspec.json.Encoder().encode
 
 
-def make_app(hub: Hub, live: Live, check: HostCheck, version: str, *, web: Path = WEB) -> ASGIApp:
-    """The whole HTTP side."""
-    api = Api(hub, version)
+def make_app(
+    hub: Hub,
+    live: Live,
+    check: HostCheck,
+    access: Access,
+    version: str,
+    *,
+    web: Path = WEB,
+    root_path: str = "",
+) -> ASGIApp:
+    """The whole HTTP side.
+
+    Args:
+        root_path: the prefix that a proxy in front may leave on the paths; "" or "/some/where".
+    """
+    api = Api(hub, access, version)
     routes: list[Any] = [
         Route(endpoint.path, api.handler(endpoint), methods=[endpoint.method])
         for endpoint in ENDPOINTS
@@ -69,11 +91,31 @@ def make_app(hub: Hub, live: Live, check: HostCheck, version: str, *, web: Path 
     routes.append(WebSocketRoute("/api/live", live.serve))
     routes.append(Route("/{path:path}", Pages(web).serve, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
-    return Guard(app, check)
+    return Prefix(Guard(app, check), root_path)
+
+
+class Prefix:
+    """Outermost: takes a prefix off the path where it is there; some proxies take it off already.
+
+    What a request says of a prefix in its headers is not believed.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app, self._root = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._root and scope["path"] == self._root and scope["type"] == "http":
+            # The page's addresses are relative to a folder.
+            where = f"{self._root.rpartition('/')[2]}/"
+            await RedirectResponse(where, 307, headers=HEADERS)(scope, receive, send)
+            return
+        if self._root and scope["path"].startswith(f"{self._root}/"):
+            scope = {**scope, "path": scope["path"][len(self._root) :]}
+        await self._app(scope, receive, send)
 
 
 class Guard:
-    """Outermost: Host, Origin and body size of each request; our headers on each answer."""
+    """Host, Origin and body size of each request; our headers on each answer."""
 
     def __init__(self, app: ASGIApp, check: HostCheck) -> None:
         self._app, self._check = app, check
@@ -179,18 +221,18 @@ def _names(request: Request, name: str) -> list[str] | None:
 class Api:
     """The handlers; each is a row of ``ENDPOINTS``."""
 
-    def __init__(self, hub: Hub, version: str) -> None:
+    def __init__(self, hub: Hub, access: Access, version: str) -> None:
         self._hub, self._store, self._version = hub, hub.store, version
+        self._access = access
 
     def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a row, behind the token and with its refusals as answers."""
         handle: Callable[[Request], Awaitable[Response]] = getattr(self, endpoint.name)
 
         async def guarded(request: Request) -> Response:
-            asked = bearer(request.headers.get("authorization"))
-            if not endpoint.public and not token_fits(asked, self._hub.token):
-                detail = "No token, or not this dashboard's; it stands behind #token= in its URL."
-                return _refusal(401, "unauthorized", detail)
+            refusal = None if endpoint.public else self._refusal(request, endpoint)
+            if refusal is not None:
+                return refusal
             try:
                 return await handle(request)
             except NotConnectedError as error:
@@ -199,6 +241,24 @@ class Api:
                 return _refused(error)
 
         return guarded
+
+    def _refusal(self, request: Request, endpoint: Endpoint) -> Response | None:
+        asked = bearer(request.headers.get("authorization"))
+        try:
+            role = self._access.enter(asked, request.client.host if request.client else "")
+        except TooManyError as error:
+            answer = _refusal(429, "busy", str(error), retry_after_s=error.retry_s)
+            answer.headers["Retry-After"] = f"{error.retry_s:.0f}"
+            return answer
+        if role is None:
+            detail = "No token, or not this dashboard's; it stands behind #token= in its URL."
+            answer = _refusal(401, "unauthorized", detail)
+            answer.headers["WWW-Authenticate"] = "Bearer"
+            return answer
+        if endpoint.owner and role is not Role.OWNER:
+            detail = f"{endpoint.summary}: not with a link that only watches; the owner's may."
+            return _refusal(403, "unauthorized", detail)
+        return None
 
     async def health(self, request: Request) -> Response:
         return await _json(request, {"ok": True, "version": self._version})
@@ -362,7 +422,14 @@ class Api:
         if by not in ("rest", "cli"):
             raise _bad(field="by", detail=f"by was {by!r}; allowed: rest, cli.")
         session_id = request.path_params["session_id"]
-        receipt = self._hub.send(session_id, cmd, payload or {}, request_id=request_id, by=by)
+        receipt = self._hub.send(
+            session_id,
+            cmd,
+            payload or {},
+            request_id=request_id,
+            by=by,
+            client=label(body.get("client")),
+        )
         await receipt.wait(wait_s)
         reply = receipt.reply
         if reply is None:

@@ -133,6 +133,7 @@ class Hub:
         *,
         request_id: str | None = None,
         by: str = "rest",
+        client: str | None = None,
     ) -> Receipt:
         """Relay a command; the receipt tells what becomes of it.
 
@@ -161,7 +162,7 @@ class Hub:
         trainer = self._trainers.get(session_id)
         if trainer is None or not session.connected:
             raise NotConnectedError(session)
-        receipt = Receipt(request_id or str(uuid.uuid4()), cmd, payload, by, self.wall())
+        receipt = Receipt(request_id or str(uuid.uuid4()), cmd, payload, by, self.wall(), client)
         trainer.relay(receipt)
         book.put(receipt)
         self.note_receipt(session, receipt)

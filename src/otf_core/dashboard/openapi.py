@@ -160,6 +160,11 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "id": STRING,
             "wait_s": {"type": "number", "minimum": 0, "maximum": 600},
             "by": {"enum": ["rest", "cli"]},
+            "client": STRING
+            | {
+                "description": "Who sends it, as others are shown it: one line, "
+                "cut to 80 characters."
+            },
         },
         "required": ["cmd"],
     },
@@ -199,6 +204,7 @@ class Endpoint:
         answers: status -> schema; None is a file.
         query: parameter -> (schema, what it means).
         public: needs no token.
+        owner: the token of a watcher is not enough.
     """
 
     method: str
@@ -209,6 +215,7 @@ class Endpoint:
     query: dict[str, tuple[Schema, str]] = dataclasses.field(default_factory=dict)
     body: str | None = None
     public: bool = False
+    owner: bool = False
 
 
 _PROJECT: Final = {"project": (STRING, "Which project's, where two have a run of that id.")}
@@ -243,7 +250,7 @@ ENDPOINTS: Final = (
         "Send a command and wait for its answer; 200 means applied",
         {200: "Applied", 202: "Pended", 400: "Error", 404: "Error", 409: "Error", 413: "Error",
          503: "Error"},
-        body="Command",
+        body="Command", owner=True,
     ),
     Endpoint(
         "GET", "/api/sessions/{session_id}/commands/{request_id}", "answer",
@@ -275,7 +282,7 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/checkpoints/{session_id}/{ckpt_id}/file", "checkpoint_file",
-        "A checkpoint's file", {200: None, 404: "Error"},
+        "A checkpoint's file", {200: None, 404: "Error"}, owner=True,
     ),
 )  # fmt: skip
 
@@ -319,9 +326,15 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         }
         for status, schema in endpoint.answers.items()
     }
+    refusals = {"403": "Host or Origin are not this dashboard's"}
     if not endpoint.public:
-        answers["401"] = {
-            "description": "No token, or not this dashboard's",
+        refusals["401"] = "No token, or not this dashboard's"
+        refusals["429"] = "Too many wrong tokens from this address"
+    if endpoint.owner:
+        refusals["403"] += ", or the token only watches"
+    for status, why in refusals.items():
+        answers[status] = {
+            "description": why,
             "content": {"application/json": {"schema": _ref("Error")}},
         }
     operation: dict[str, Any] = {

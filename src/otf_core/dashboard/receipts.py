@@ -18,13 +18,19 @@ MAX_KEPT: Final = 4096  # as many as a trainer keeps (docs/protocol.md, "same id
 
 @dataclasses.dataclass
 class Receipt:
-    """One command, from sent to answered."""
+    """One command, from sent to answered.
+
+    Attributes:
+        by: on which way it came: page, cli, rest.
+        client: what its sender calls itself, None for one that does not.
+    """
 
     id: str
     cmd: str
     payload: dict[str, Any]
     by: str
     sent_ts: float
+    client: str | None = None
     accepted_ts: float | None = None
     waits_for: str | None = None
     answered_ts: float | None = None

@@ -1,27 +1,37 @@
 """Who may come in.
 
-Rule 1: everything under /api but health and the OpenAPI document needs the token, compared in
-constant time.
+Rule 1: everything under /api but health and the OpenAPI document needs a token, compared in
+constant time: the owner's, or the read-only one that is made from it and cannot be turned back.
 Rule 2: a Host that we were not told of is refused, so that a foreign name that resolves to this
-machine (DNS rebinding) gets nothing; an Origin, if sent, must be the Host.
+machine (DNS rebinding) gets nothing; an Origin, if sent, must be the Host or a name that the owner
+has allowed. What a proxy says of itself in headers is not believed.
 Rule 3: a trainer gets the token only if its process belongs to our user. Anyone on the machine can
 dial the control port, and the hub's first request carries the token.
 """
 
 from __future__ import annotations
 
+import enum
 import hmac
 import ipaddress
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+import time
+import unicodedata
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from otf_core.rendezvous import is_loopback
+from otf_core.rendezvous import is_loopback, read_only_token
 
+MAX_WRONG: Final = 20  # wrong tokens of one peer within WINDOW_S; a person mistypes fewer
+WINDOW_S: Final = 60.0
+MAX_PEERS: Final = 1024
+MAX_LABEL: Final = 80
 MAX_BODY_BYTES: Final = 1024 * 1024
 CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -49,29 +59,144 @@ def bearer(header: str | None) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
+class Role(enum.Enum):
+    """What a token is good for."""
+
+    OWNER = "owner"
+    WATCHER = "watcher"
+
+
+class TooManyError(Exception):
+    """This peer has sent too many wrong tokens; its next one is looked at after ``retry_s``."""
+
+    def __init__(self, retry_s: float) -> None:
+        super().__init__(f"Too many wrong tokens from this address; ask again in {retry_s:.0f} s.")
+        self.retry_s = retry_s
+
+
+class Access:
+    """Whose token it is, and how often a peer may ask with a wrong one; event loop only.
+
+    A peer that has shown a right token once is heard however many wrong ones come from its address,
+    so that a stranger behind the same proxy cannot lock its users out.
+
+    Args:
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._owner, self._watcher = token, read_only_token(token)
+        self._clock = clock
+        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def enter(self, asked: object, address: str) -> Role | None:
+        """The role of a token, None for one that is missing or wrong.
+
+        Raises:
+            TooManyError: it was not looked at.
+        """
+        if not isinstance(asked, str) or not asked:
+            return None  # a guess is what has been given
+        peer = _peer_of(address)
+        wait_s = self._wait_s(peer)
+        if wait_s and peer not in self._known:
+            raise TooManyError(wait_s)
+        is_owner, is_watcher = token_fits(asked, self._owner), token_fits(asked, self._watcher)
+        if is_owner or is_watcher:
+            _keep(self._known, peer, None)
+            return Role.OWNER if is_owner else Role.WATCHER
+        if wait_s:
+            raise TooManyError(wait_s)
+        times = self._wrong.get(peer) or deque(maxlen=MAX_WRONG)
+        times.append(self._clock())
+        _keep(self._wrong, peer, times)
+        return None
+
+    def _wait_s(self, peer: str) -> float:
+        """Until the oldest of too many leaves the window, in whole seconds; 0 if nothing is."""
+        times = self._wrong.get(peer)
+        if times is None or len(times) < MAX_WRONG:
+            return 0.0
+        return float(max(0, math.ceil(times[0] + WINDOW_S - self._clock())))
+
+
+def _keep(table: OrderedDict[str, Any], key: str, value: Any) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > MAX_PEERS:
+        table.popitem(last=False)
+
+
+def _peer_of(address: str) -> str:
+    """An address; of IPv6 its network, since one machine has all the addresses of a /64."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
+
+
+def label(said: object) -> str | None:
+    """What a client calls itself, fit to be shown to others: one short line; None for nothing."""
+    if not isinstance(said, str):
+        return None
+    # Controls, and marks that turn the direction of the text around them.
+    plain = "".join(
+        " " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c
+        for c in said[: 4 * MAX_LABEL]
+    )
+    return " ".join(plain.split())[:MAX_LABEL].rstrip() or None
+
+
 class HostCheck:
     """Which Host and Origin headers are ours."""
 
     def __init__(self, bound_host: str, allowed: Iterable[str] = ()) -> None:
-        self._names = _LOCAL_NAMES | {bound_host.lower()} | {name.lower() for name in allowed}
+        self._allowed = frozenset(name.lower() for name in allowed)
         self._is_public = not is_loopback(bound_host)
+        own = {bound_host.lower()}
+        if self._is_public:
+            own.add(socket.gethostname().lower())
+        self._names = _LOCAL_NAMES | own | self._allowed
 
     def problem(self, host: str | None, origin: str | None) -> str | None:
         """Why a request is refused, or None."""
-        name = _name_of(host or "")
+        name = _name_of(f"//{host or ''}")
         if not name or not (name in self._names or (self._is_public and _is_address(name))):
             return (
-                f"Host {host!r} is not this dashboard's; allowed: {', '.join(sorted(self._names))}"
-                " and what --allow-host names."
+                f"Host {_shown(host)} is not this dashboard's; allowed: "
+                f"{', '.join(sorted(self._names))} and what --allow-host names."
             )
-        if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
-            return f"Origin {origin!r} is not this dashboard; allowed: the page that it serves."
+        if origin is not None and not self._is_own(origin, host or ""):
+            return (
+                f"Origin {_shown(origin)} is not this dashboard; allowed: the page that it serves, "
+                "and that of a name in --allow-host."
+            )
         return None
 
+    def _is_own(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https"):
+            return False
+        # A proxy may send on its own Host; the browser's Origin is the name that the owner gave.
+        return parts.netloc.lower() == host.lower() or _name_of(origin) in self._allowed
 
-def _name_of(host: str) -> str:
+
+def _shown(header: str | None) -> str:
+    return repr((header or "")[:100])
+
+
+def _name_of(url: str) -> str:
     try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
+        return (urlsplit(url).hostname or "").lower()
     except ValueError:
         return ""
 

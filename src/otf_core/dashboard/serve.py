@@ -1,6 +1,7 @@
 """Starts and ends the dashboard's process: hub, journals, HTTP, rendezvous file.
 
-Rule 1: stdout carries one line, the URL with its token; everything else goes to stderr.
+Rule 1: stdout carries the URL with its token, and with ``share`` a second one for those who watch;
+everything else goes to stderr, without a token.
 Rule 2: one dashboard is in the rendezvous file, the last that was started; an earlier one keeps the
 trainers that it has, and at its end leaves the file alone.
 """
@@ -11,11 +12,13 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import importlib.metadata
 import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
@@ -28,7 +31,7 @@ from otf_core.dashboard.api import WEB, make_app
 from otf_core.dashboard.hub import Hub, HubTiming, announce
 from otf_core.dashboard.journals import Journals
 from otf_core.dashboard.live import Live
-from otf_core.dashboard.security import HostCheck
+from otf_core.dashboard.security import Access, HostCheck
 from otf_core.dashboard.store import Store
 
 EXIT_OK: Final = 0
@@ -39,13 +42,23 @@ MAX_WS_BYTES: Final = 1024 * 1024
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What ``otf dashboard`` was asked."""
+    """What ``otf dashboard`` was asked.
+
+    Attributes:
+        allow_hosts: names under which a proxy in front serves it.
+        root_path: the prefix that such a proxy leaves on the paths, "/some/where"; "" for none.
+        tls: certificate and key, PEM; None for http.
+        share: whether the link that only watches is printed as well.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     control_port: int = 0
     folder: Path = Path("otf_runs")
     allow_hosts: tuple[str, ...] = ()
+    root_path: str = ""
+    tls: tuple[Path, Path] | None = None
+    share: bool = False
 
 
 class Server(uvicorn.Server):
@@ -79,27 +92,44 @@ class Dashboard:
             load_journal=self.journals.load, load_run=self.journals.load_run,
         )  # fmt: skip
         check = HostCheck(options.host, options.allow_hosts)
-        self.live = Live(self.hub, check, self.version)
-        self.app = make_app(self.hub, self.live, check, self.version, web=web)
+        access = Access(self.token)
+        self.live = Live(self.hub, check, access, self.version, lambda: built_from(web))
+        self.app = make_app(
+            self.hub, self.live, check, access, self.version,
+            web=web, root_path=options.root_path,
+        )  # fmt: skip
         self.port = self.control_port = 0
+        self.cert_sha256: str | None = None
         self._server: Server | None = None
 
     @property
     def url(self) -> str:
-        """Of the page, without the token."""
-        host = self.options.host
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        shown = f"[{shown}]" if ":" in shown and not shown.startswith("[") else shown
-        return f"http://{shown}:{self.port}/"
+        """Of the page for this machine, without the token."""
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+        return self._url(local.get(self.options.host, self.options.host))
+
+    @property
+    def url_for_others(self) -> str:
+        """Of the page for other machines; the same where only this one is served."""
+        everywhere = self.options.host in ("0.0.0.0", "::", "")
+        return self._url(socket.gethostname() if everywhere else self.options.host)
+
+    def _url(self, host: str) -> str:
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"{'https' if self.options.tls else 'http'}://{shown}:{self.port}/"
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Dashboard]:
         """Serve inside the block.
 
         Raises:
-            OSError: a port is taken.
+            OSError: a port is taken, or certificate and key are of no use.
         """
         options = self.options
+        tls = None
+        if options.tls is not None:
+            tls = tls_context(*options.tls)
+            self.cert_sha256 = fingerprint(options.tls[0])
         listener = _listen(options.host, options.port)
         self.port = int(listener.getsockname()[1])
         try:
@@ -113,6 +143,8 @@ class Dashboard:
             ws_per_message_deflate=False,  # a page is mostly on this machine
             timeout_graceful_shutdown=2,
         )  # fmt: skip
+        config.load()
+        config.ssl = tls
         self._server = Server(config)
         loop = asyncio.get_running_loop()
         serving = loop.create_task(self._server.serve(sockets=[listener]))
@@ -126,6 +158,39 @@ class Dashboard:
             await self.hub.close()
             await asyncio.gather(serving, reading, return_exceptions=True)
             listener.close()
+
+
+def built_from(web: Path) -> str | None:
+    """What the page there was built from, as its build says; None if it was not built."""
+    try:
+        return (web / "built-from.txt").read_text("ascii").strip()[:64] or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """What a server with this certificate speaks.
+
+    Raises:
+        OSError: they cannot be read, or do not belong together.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key, password=lambda: "")  # never ask on the terminal
+    except (OSError, ValueError) as error:
+        msg = (
+            f"{cert} and {key} are no certificate and key that can be used ({error}); "
+            "allowed: PEM files that belong together, the key without a password"
+        )
+        raise OSError(msg) from error
+    return context
+
+
+def fingerprint(cert: Path) -> str:
+    """SHA-256 of the first certificate in a PEM file, as hex."""
+    head, mark, _ = cert.read_text("latin-1").partition("-----END CERTIFICATE-----")
+    pem = head[head.index("-----BEGIN CERTIFICATE-----") :] + mark
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -150,12 +215,12 @@ async def _serve(options: Options) -> int:
     try:
         async with dashboard.running():
             said = rendezvous.Rendezvous(
-                CONTROL_HOST, dashboard.control_port, dashboard.token, os.getpid(), dashboard.url
-            )
+                CONTROL_HOST, dashboard.control_port, dashboard.token, os.getpid(), dashboard.url,
+                dashboard.cert_sha256,
+            )  # fmt: skip
             rendezvous.write(said)
             try:
-                sys.stdout.write(f"{dashboard.url}#token={dashboard.token}\n")
-                sys.stdout.flush()
+                _print_links(dashboard)
                 await ended.wait()
             finally:
                 rendezvous.remove(said)
@@ -165,6 +230,18 @@ async def _serve(options: Options) -> int:
         announce(f"cannot start: {why}")
         return EXIT_REFUSED
     return EXIT_OK
+
+
+def _print_links(dashboard: Dashboard) -> None:
+    others = dashboard.url_for_others
+    if others != dashboard.url:
+        announce(f"other machines reach it at {others}")
+    sys.stdout.write(f"{dashboard.url}#token={dashboard.token}\n")
+    if dashboard.options.share:
+        announce("the second link only watches")
+        watch = rendezvous.read_only_token(dashboard.token)
+        sys.stdout.write(f"{others}#token={watch}\n")
+    sys.stdout.flush()
 
 
 def run(options: Options) -> int:

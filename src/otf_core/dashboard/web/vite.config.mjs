@@ -1,6 +1,7 @@
 import { defineConfig } from "vite";
 
 export default defineConfig({
+  define: { __OTF_BUILD__: JSON.stringify(process.env.OTF_BUILD ?? "") },
   base: "./", // the page is served below any path prefix
   esbuild: { jsx: "automatic", jsxImportSource: "preact" },
   build: {

@@ -1,5 +1,6 @@
 /** The connection with the dashboard's server: one WebSocket, and REST for what is asked once. */
 
+import { clientName } from "./client";
 import { isDict } from "./columns";
 import { isSettled, store } from "./store";
 import { token } from "./token";
@@ -38,7 +39,7 @@ export function connect(): void {
   socket = opening;
   heard_ms = Date.now();
   opening.onopen = () => {
-    opening.send(JSON.stringify({ token }));
+    opening.send(JSON.stringify({ token, client: clientName() }));
   };
   opening.onmessage = (message) => {
     if (socket === opening && typeof message.data === "string") receive(message.data);
@@ -144,7 +145,7 @@ export function command(session_id: string, cmd: string, payload: Dict): string 
   store.mine.add(id);
   if (!send({ kind: "command", session_id, id, cmd, payload })) return null;
   store.takeReceipt(session_id, {
-    id, cmd, payload, by: "page", sent_ts: null, accepted_ts: null, waits_for: null,
+    id, cmd, payload, by: "page", client: null, sent_ts: null, accepted_ts: null, waits_for: null,
     answered_ts: null, reply: null, state: "sent",
   });
   return id;

@@ -103,6 +103,8 @@ export interface Receipt {
   cmd: string;
   payload: Dict | null;
   by: string;
+  /** What its sender calls itself: a page's name, user@host of the command line. */
+  client?: string | null;
   sent_ts: number | null;
   accepted_ts: number | null;
   waits_for: string | null;
@@ -123,9 +125,21 @@ export interface OtfEvent {
 }
 
 export type FromServer =
-  | { kind: "welcome"; server_ts: number; version: string; sessions: Session[]; runs: Run[] }
+  | {
+      kind: "welcome";
+      server_ts: number;
+      version: string;
+      /** What the page that is served now was built from; null if it was not built. */
+      build?: string | null;
+      /** The link only watches: every command would be refused. */
+      read_only?: boolean;
+      client?: string;
+      sessions: Session[];
+      runs: Run[];
+    }
   | { kind: "session"; session: Session }
   | { kind: "run"; run: Run }
   | { kind: "events"; session_id: string; events: OtfEvent[] }
   | { kind: "receipt"; session_id: string; receipt: Receipt }
+  | { kind: "error"; code: string; detail: string }
   | { kind: "pong"; t: number };
