@@ -35,7 +35,9 @@ async def test_every_route_is_in_the_document_and_nothing_else(tmp_path: Path) -
     async with dashboard(tmp_path) as bench:
         d = bench.dashboard
         prefix: Any = make_app(d.hub, d.live, d.live.check, d.live.access, d.version)
-        routes = [r for r in prefix._app._app.routes if isinstance(r, Route) and r.path[:5] == "/api/"]
+        routes = [
+            r for r in prefix._app._app.routes if isinstance(r, Route) and r.path[:5] == "/api/"
+        ]
         served = {(m, r.path) for r in routes for m in r.methods or () if m != "HEAD"}
         api = await bench.get("api/openapi.json")
         said = {(m.upper(), path) for path, item in api["paths"].items() for m in item}
