@@ -450,6 +450,10 @@ ANSWERED_BY_CHANNEL: Final = frozenset(
 )
 
 
+# What a dashboard sends on for those who ask it; the rest is its own business with the trainer.
+RELAYED: Final = frozenset(COMMANDS) - ANSWERED_BY_CHANNEL | {"server_info"}
+
+
 @dataclasses.dataclass(frozen=True)
 class EventSpec:
     """A row of ``EVENTS``.

@@ -253,7 +253,7 @@ class TrainerDouble:
             said = {"path": "lr", "old": old, "new": new, "owner": "optimizer", "mode": "override"}
             self._reply(request, {**said, "until": None, **done})
         elif cmd == "note":
-            self.emit("note", note_id="n1", text=payload["text"], step=self.step)
+            self.emit("note", note_id="n1", text=payload.get("text"), step=self.step)
             self._reply(request, {"note_id": "n1", "ts": 1.0, **done})
         elif cmd == "save_ckpt":
             path = f"otf_runs/demo/digits/checkpoints/{self.step}-manual.ckpt"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import math
 import mimetypes
 import stat
 from collections.abc import Awaitable, Callable
@@ -165,8 +164,11 @@ def _refused(error: CommandError, status: int | None = None, **more: Any) -> Res
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "not_found" if error.status_code == 404 else "bad_payload"
-    detail = f"{request.method} {request.url.path}: {error.detail}; see /api/openapi.json."
-    return _refusal(error.status_code, code, detail)
+    path = request.scope["path"][:200]
+    detail = f"{request.method} {path}: {error.detail}; see /api/openapi.json."
+    answer = _refusal(error.status_code, code, detail)
+    answer.headers.update(error.headers or {})  # which methods are allowed
+    return answer
 
 
 async def _json(request: Request, value: Any) -> Response:
@@ -182,35 +184,42 @@ def _bad(*, field: str, detail: str) -> CommandError:
     return CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field)
 
 
+def _number(asked: str | None, kind: type[int] | type[float]) -> float | None:
+    """A number as JSON writes it, which ``int`` and ``float`` are less strict about."""
+    try:
+        return msgspec.json.decode((asked or "").encode(), type=kind)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return None
+
+
 def _integer(request: Request, name: str, default: int, low: int, high: int) -> int:
     asked = request.query_params.get(name)
-    if not asked:
+    if asked is None:
         return default
-    try:
-        value = int(asked)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
+    value = _number(asked, int)
+    if value is None or not low <= value <= high:
         raise _bad(
             field=name,
             detail=f"{name} was asked to be {asked[:40]!r}; allowed: {low:,} to {high:,}.",
         )
-    return value
+    return int(value)
 
 
-def _seconds(asked: Any, name: str, default: float, high: float) -> float:
-    if asked is None or asked == "":
+def _seconds(asked: object, name: str, default: float, high: float) -> float:
+    if asked is None:
         return default
-    try:
-        value = float(asked)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not 0 <= value <= high:
+    if not isinstance(asked, int | float) or isinstance(asked, bool) or not 0 <= asked <= high:
         raise _bad(
             field=name,
             detail=f"{name} was asked to be {str(asked)[:40]!r}; allowed: 0 to {high:g} s.",
         )
-    return value
+    return float(asked)
+
+
+def _poll_s(request: Request) -> float:
+    asked = request.query_params.get("wait_s")
+    said = asked if asked is None else _number(asked, float)
+    return _seconds(asked if said is None else said, "wait_s", 0.0, MAX_POLL_S)
 
 
 def _names(request: Request, name: str) -> list[str] | None:
@@ -312,7 +321,7 @@ class Api:
     async def _curves(self, request: Request, run: Run, names: list[str]) -> Response:
         buckets = _integer(request, "buckets", 0, 1, peaks.MAX_BUCKETS)
         low, high = (
-            _integer(request, bound, 0, 0, 2**62) if request.query_params.get(bound) else None
+            _integer(request, bound, 0, 0, 2**62) if bound in request.query_params else None
             for bound in ("from", "to")
         )
         held = run.in_order()
@@ -351,7 +360,7 @@ class Api:
         limit = _integer(request, "limit", 1000, 1, 10_000)
         asked = _names(request, "types")
         types = frozenset(asked) if asked is not None else None
-        wait_s = _seconds(request.query_params.get("wait_s"), "wait_s", 0.0, MAX_POLL_S)
+        wait_s = _poll_s(request)
         found = self._find_events(sessions, after, types, run_id, limit)
         if not found and wait_s:
             found = await self._await_events(sessions, after, types, run_id, limit, wait_s)
@@ -405,7 +414,7 @@ class Api:
     async def command(self, request: Request) -> Response:
         body = await self._body(request)
         cmd, payload = body.get("cmd"), body.get("payload", {})
-        request_id, by = body.get("id"), body.get("by", "rest")
+        request_id, by, client = body.get("id"), body.get("by", "rest"), body.get("client")
         wait_s = _seconds(body.get("wait_s"), "wait_s", 30.0, MAX_WAIT_S)
         if not isinstance(cmd, str):
             raise _bad(field="cmd", detail=f"cmd was {cmd!r}; allowed: the name of a command.")
@@ -419,6 +428,8 @@ class Api:
             raise _bad(
                 field="id", detail="id was no string of 1 to 200 characters; a UUID is usual."
             )
+        if client is not None and not isinstance(client, str):
+            raise _bad(field="client", detail="client was no string; a name is usual.")
         if by not in ("rest", "cli"):
             raise _bad(field="by", detail=f"by was {by!r}; allowed: rest, cli.")
         session_id = request.path_params["session_id"]
@@ -428,7 +439,7 @@ class Api:
             payload or {},
             request_id=request_id,
             by=by,
-            client=label(body.get("client")),
+            client=label(client),
         )
         await receipt.wait(wait_s)
         reply = receipt.reply
@@ -447,7 +458,7 @@ class Api:
 
     async def answer(self, request: Request) -> Response:
         session = self._session(request)
-        wait_s = _seconds(request.query_params.get("wait_s"), "wait_s", 0.0, MAX_POLL_S)
+        wait_s = _poll_s(request)
         request_id = request.path_params["request_id"]
         receipt = self._hub.book(session.session_id).find(request_id)
         state, reply = "unknown", None

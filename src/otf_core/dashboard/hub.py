@@ -32,6 +32,7 @@ from otf_core.protocol import (
     COMMANDS,
     MAX_LINE_BYTES,
     PROTOCOL,
+    RELAYED,
     LineSplitter,
     decode_message,
     encode,
@@ -151,14 +152,13 @@ class Hub:
         known_receipt = book.find(request_id) if request_id else None
         if known_receipt is not None:
             return known_receipt
-        if cmd in ANSWERED_BY_CHANNEL and cmd != "server_info":
+        if cmd in ANSWERED_BY_CHANNEL - RELAYED:
             detail = f"{cmd!r} is the dashboard's own business with the trainer; it is not relayed."
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="cmd")
         if cmd not in COMMANDS:
-            detail = f"{cmd!r} was asked; there are {', '.join(sorted(COMMANDS))}."
-            raise CommandError(
-                ErrorCode.UNKNOWN_COMMAND, detail, field="cmd", allowed=sorted(COMMANDS)
-            )
+            known = sorted(RELAYED)
+            detail = f"{cmd[:60]!r} was asked; there are {', '.join(known)}."
+            raise CommandError(ErrorCode.UNKNOWN_COMMAND, detail, field="cmd", allowed=known)
         trainer = self._trainers.get(session_id)
         if trainer is None or not session.connected:
             raise NotConnectedError(session)

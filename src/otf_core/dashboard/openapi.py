@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final
 
+from otf_core.protocol import RELAYED
+
 Schema = dict[str, Any]
 
 
@@ -155,15 +157,15 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Command": {
         "type": "object",
         "properties": {
-            "cmd": STRING,
-            "payload": ANY_OBJECT,
-            "id": STRING,
-            "wait_s": {"type": "number", "minimum": 0, "maximum": 600},
+            "cmd": {"enum": sorted(RELAYED)},
+            "payload": {"type": ["object", "null"]},
+            "id": {"type": ["string", "null"], "minLength": 1, "maxLength": 200},
+            "wait_s": {"type": ["number", "null"], "minimum": 0, "maximum": 600},
             "by": {"enum": ["rest", "cli"]},
-            "client": STRING
-            | {
+            "client": {
+                "type": ["string", "null"],
                 "description": "Who sends it, as others are shown it: one line, "
-                "cut to 80 characters."
+                "cut to 80 characters.",
             },
         },
         "required": ["cmd"],
@@ -218,12 +220,19 @@ class Endpoint:
     owner: bool = False
 
 
+def _between(low: int, high: int) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+MAX_NUMBER: Final = 2**62
+_POLL: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 60}
+_COUNT: Final = _between(0, MAX_NUMBER)
 _PROJECT: Final = {"project": (STRING, "Which project's, where two have a run of that id.")}
 _EVENTS_QUERY: Final = {
-    "after": (INTEGER, "Only events with a higher event_seq."),
+    "after": (_COUNT, "Only events with a higher event_seq."),
     "types": (STRING, "Comma-separated event types; trainStep only if it is named."),
-    "limit": (INTEGER, "At most so many, 1 to 10,000; 1,000 if not given."),
-    "wait_s": (NUMBER, "With none to give, wait so long for the next, at most 60 s."),
+    "limit": (_between(1, 10_000), "At most so many; 1,000 if not given."),
+    "wait_s": (_POLL, "With none to give, wait so long for the next, at most 60 s."),
 }
 
 ENDPOINTS: Final = (
@@ -254,8 +263,8 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/sessions/{session_id}/commands/{request_id}", "answer",
-        "What has become of a command", {200: "Answer", 404: "Error"},
-        query={"wait_s": (NUMBER, "While it is pending, wait so long, at most 60 s.")},
+        "What has become of a command", {200: "Answer", 400: "Error", 404: "Error"},
+        query={"wait_s": (_POLL, "While it is pending, wait so long, at most 60 s.")},
     ),
     Endpoint("GET", "/api/runs", "runs", "All runs", {200: "Runs"}),
     Endpoint(
@@ -269,10 +278,10 @@ ENDPOINTS: Final = (
         {200: "MetricsOrCurves", 400: "Error", 404: "Error"},
         query=_PROJECT | {
             "names": (STRING, "Comma-separated metrics; all if not given."),
-            "from": (INTEGER, "The first step."),
-            "to": (INTEGER, "The last step."),
-            "points": (INTEGER, "About so many rows at most, 2 to 1,000,000; 6,000 if not given."),
-            "buckets": (INTEGER, "Answer with Curves: at most so many buckets, 1 to 2,000."),
+            "from": (_COUNT, "The first step."),
+            "to": (_COUNT, "The last step."),
+            "points": (_between(2, 1_000_000), "About so many rows at most; 6,000 if not given."),
+            "buckets": (_between(1, 2000), "Answer with Curves: at most so many buckets."),
         },
     ),
     Endpoint(
