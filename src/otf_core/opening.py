@@ -27,8 +27,9 @@ TELEMETRY: Final = ("full", "basic", "off")
 CHANGES: Final = (
     "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
     "rollback", "undo", "extend", "load_ckpt", "reset_session", "fork", "switch_run",
-    "merge", "merge_preview", "scan", "samples", "show_samples", "compare", "generate_report",
-    "get_selected_region_indices", "export_subset", "prepare_export", "spill_all",
+    "merge", "merge_preview", "scan", "samples", "select", "show_samples", "compare",
+    "generate_report", "get_selected_region_indices",
+    "export_subset", "prepare_export", "spill_all",
     "export_weights", "export_session", "export_report",
     "dist_health", "throughput_health", "activations_health", "numerics_health",
     "determinism_health",

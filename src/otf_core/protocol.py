@@ -263,6 +263,13 @@ class SamplesPage(Payload):
     start: int = 0
 
 
+class Select(Payload):
+    """``select``: what a selection means of what a scan has found; None: what was found."""
+
+    on: str = "train"
+    selection: dict[str, Any] | None = None
+
+
 class ShowSamples(Payload):
     """``show_samples``: what a person sees of some samples of a set."""
 
@@ -424,6 +431,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("merge_preview", Merge, "queue", mutates=True),
     CommandSpec("scan", Scan, "queue", mutates=True),
     CommandSpec("samples", SamplesPage, "queue", mutates=False),
+    CommandSpec("select", Select, "queue", mutates=False),
     CommandSpec("compare", Compare, "queue", mutates=True),
     CommandSpec("show_samples", ShowSamples, "queue", mutates=False),
     CommandSpec("cancel", Cancel, "control", mutates=False),

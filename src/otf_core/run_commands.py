@@ -42,7 +42,7 @@ from otf_core.steering.history import History
 # What a framework need not supply; the commands that it is for, each with the reason.
 NEEDS_SAMPLES: Final = dict.fromkeys(
     (
-        *("scan", "samples", "compare", "generate_report", "get_selected_region_indices"),
+        *("scan", "samples", "select", "compare", "generate_report", "get_selected_region_indices"),
         *("show_samples", "export_subset"),
     ),
     NO_SAMPLES,
@@ -171,6 +171,7 @@ class RunCommands:
         on("merge_preview")(self._preview_merge)
         on("scan")(self.looking.scan)
         on("samples")(self.looking.samples)
+        on("select")(self.looking.select)
         on("show_samples")(self.looking.show)
         on("compare")(self._comparing.compare)
         on("cancel")(self.looking.cancel)

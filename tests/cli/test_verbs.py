@@ -202,7 +202,7 @@ def test_a_run_is_extended_by_epochs_or_by_steps(given: dict[str, int]) -> None:
 ENDED: list[tuple[Any, dict[str, Any], str]] = [
     (
         sentences.forked,
-        {"new_run": "fork1", "parent": "d", "at_step": 1200, "subset_indices": [3, 5]},
+        {"new_run": "fork1", "parent": "d", "at_step": 1200, "subset_count": 2},
         "Forked fork1 from d at step 1,200 on 2 samples",
     ),
     (

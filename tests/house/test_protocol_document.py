@@ -224,6 +224,7 @@ class Visitor(L.Callback):
             link.ask("test", label="again")
             link.ask("scan")
             link.ask("samples")
+            link.ask("select")
             link.ask("show_samples", ids=[3])
             link.ask("compare")
             link.ask("generate_report")
@@ -271,7 +272,7 @@ ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
     *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
-    *("fork", "scan", "samples", "generate_report", "get_selected_region_indices"),
+    *("fork", "scan", "samples", "select", "generate_report", "get_selected_region_indices"),
     *("merge", "merge_preview", "compare", "results", "show_samples"),
     *("export_subset", "prepare_export", "export_weights"),
     *("export_session", "export_report"),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from otf_core.health.checks import CHECKS
-from otf_core.runs import looking
+from otf_core.runs import forking, looking
 from tests.no_harm import digest
 from tests.no_harm.configs import _val, digits
 from tests.plugin.rig import Barrier, fitting, pause_in, unlogged
@@ -29,6 +29,16 @@ def losses_of(module: Seeing) -> Any:
         found = nn.functional.cross_entropy(module.net(x), y, reduction="none")
     module.train(mode)
     return found.double().numpy()
+
+
+def sure_of(module: Seeing) -> Any:
+    """The probability of what is predicted, of each training sample."""
+    mode = module.training
+    module.eval()
+    with torch.no_grad():
+        found = nn.functional.softmax(module.net(digits()[:][0]), dim=1).amax(dim=1)
+    module.train(mode)
+    return found.numpy()
 
 
 def test_scan_report_and_region_tell_the_losses_and_leave_no_trace(tmp_path: Path) -> None:
@@ -246,3 +256,45 @@ def test_a_report_that_is_no_line_of_a_dashboard_is_refused(
         some = asks(run, "generate_report", {"subset_indices": [*range(100)]})
         assert len(some["losses"]) == 100
         asks(run, "resume")
+
+
+def test_a_selection_is_counted_by_what_was_scanned_last(tmp_path: Path) -> None:
+    module, barrier = Seeing(), Barrier(4, 6)
+    with fitting(lambda c: fit(c, module), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        assert asks(run, "select") == {"on": "train", "of": 192, "step": 5, "count": None}
+        worst = {"selection": {"kind": "quantile", "from": 0.9, "to": 1.0}}
+        assert refused(run, "select", worst)[0] == "not_allowed_now"
+        figures = asks(run, "scan")["figures"]
+        want, sure = losses_of(module), sure_of(module)
+        whole, some = asks(run, "select"), asks(run, "select", worst)
+        none = {"selection": {"kind": "region", "minLoss": 1e6, "maxLoss": 2e6}}
+        assert asks(run, "select", none)["count"] == 0
+        asks(run, "resume")
+        pause_in(run, barrier, 6)
+        later = asks(run, "select", worst)
+        asks(run, "resume")
+        run.outcome()
+    assert (whole["count"], whole["figures"], whole["now"]) == (192, figures, True)
+    assert (some["count"], some["of"], some["run_id"]) == (19, 192, "r")
+    order = np.argsort(-want, kind="stable")[:19].tolist()
+    assert [each["id"] for each in some["worst"]] == order
+    assert [each["sure"] for each in some["worst"]] == pytest.approx(sure[order].tolist(), rel=1e-5)
+    # The run has gone on: the losses are those of before, and that is said.
+    assert (later["count"], later["worst"], later["now"]) == (19, some["worst"], False)
+    assert (later["first_step"], later["last_step"], later["step"]) == (5, 5, 7)
+
+
+def test_a_fork_tells_how_many_samples_it_has_and_the_first_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forking, "IDS_TOLD", 3)
+    module, barrier = Seeing(), Barrier(4)
+    with fitting(lambda c: fit(c, module), tmp_path, barrier, run_name="r") as run:
+        pause_in(run, barrier, 4)
+        said = asks(run, "fork", {"selection": {"kind": "indices", "ids": [*range(20, 40)]}})
+        whole = asks(run, "fork", {"selection": None})
+        asks(run, "resume")
+        run.outcome()
+    assert (said["subset_indices"], said["subset_count"]) == ([20, 21, 22], 20)
+    assert whole["subset_count"] == 20  # its parent's samples

@@ -65,7 +65,12 @@ def test_each_run_has_its_own_losses_and_pairs_are_counted(side: Side, tmp_path:
         ("r", 3, Path(parent).stem), ("hard", 7, None),
     ]  # fmt: skip
     counts = {"better": int((h < r).sum()), "worse": int((h > r).sum()), "same": 0}
-    assert found["pairs"] == [{"one": "r", "other": "hard", **counts, "not_finite": 0}]
+    (pair,) = found["pairs"]
+    apart = pair.pop("apart")
+    assert pair == {"one": "r", "other": "hard", **counts, "not_finite": 0}
+    assert [each["id"] for each in apart] == np.argsort(-abs(h - r), kind="stable")[:10].tolist()
+    assert [each["one"] for each in apart] == pytest.approx([r[each["id"]] for each in apart])
+    assert [each["other"] for each in apart] == pytest.approx([h[each["id"]] for each in apart])
     assert [row["name"] for row in every["runs"]] == ["r", "hard"]
     worst = np.argsort(h, kind="stable")[48:]
     assert hard["count"] == 16

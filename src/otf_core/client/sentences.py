@@ -245,7 +245,7 @@ def rolled_back(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noq
 
 
 def forked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
-    chosen = len(data.get("subset_indices") or ())
+    chosen = data.get("subset_count")
     on = f" on {number(chosen)} sample{'s' * (chosen != 1)}" if chosen else ""
     at = number(data.get("at_step"))
     return f"Forked {data.get('new_run')} from {data.get('parent')} at step {at}{on}"

@@ -59,6 +59,7 @@ _RUN = {
     "run_name": STRING,
     "session_ids": _list(STRING),
     "parents": _list(STRING),
+    "made": {"type": "object"},
     "created_ts": _maybe("number"),
     "summary": _closed(
         {

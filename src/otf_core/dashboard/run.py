@@ -20,6 +20,7 @@ class Run:
     run_name: str
     created_ts: float | None = None
     parents: list[str] = dataclasses.field(default_factory=list)
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a fork or merge: from what
     session_ids: list[str] = dataclasses.field(default_factory=list)
     summary: dict[str, Any] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(
@@ -43,6 +44,7 @@ class Run:
             "run_name": self.run_name,
             "session_ids": list(self.session_ids),
             "parents": list(self.parents),
+            "made": dict(self.made),
             "created_ts": self.created_ts,
             "summary": dict(self.counted_summary()),
             "checkpoints": list(self.checkpoints.values()),

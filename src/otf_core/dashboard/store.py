@@ -412,6 +412,13 @@ def _on(*kinds: str) -> Callable[[Reducer], Reducer]:
     return register
 
 
+# What ``newRun`` says of how a run came to be.
+_MADE: Final = (
+    *("kind", "from", "at_step", "init_from", "subset_count", "selection"),
+    *("strategy", "optimizer", "sources"),
+)
+
+
 @_on("session_started", "newRun")
 def _started(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: FBT001 -- reducers are called by the table only
     name, parents = event.get("run_name"), event.get("parents")
@@ -421,6 +428,8 @@ def _started(session: Session, run: Run, event: dict[str, Any], newest: bool) ->
         run.run_name = name
     if isinstance(parents, list) and not run.parents:
         run.parents = [str(parent) for parent in parents]
+    if event["type"] == "newRun":
+        run.made = {key: meta[key] for key in _MADE if key in meta}
     ts = event.get("ts")
     if event["type"] == "newRun" and is_number(ts):
         # A later session of the run may have been read first.

@@ -39,6 +39,7 @@ from otf_core.state.store import Pending
 from otf_core.state.weights_file import WeightsFile, open_weights
 
 MOST: Final = 16  # runs at a time
+APART: Final = 10  # samples of a pair
 
 
 class Source(NamedTuple):
@@ -205,7 +206,7 @@ def _row(source: Source, table: SampleTable) -> dict[str, Any]:
 
 
 def _pairs(sources: Sequence[Source], tables: Sequence[SampleTable]) -> list[dict[str, Any]]:
-    """Of each two, how many samples the second does better and worse."""
+    """Of each two, how many samples the second does better and worse, and the widest apart."""
     rows = []
     for (one, a), (other, b) in itertools.combinations(zip(sources, tables, strict=True), 2):
         assert a.losses is not None
@@ -217,5 +218,12 @@ def _pairs(sources: Sequence[Source], tables: Sequence[SampleTable]) -> list[dic
             "same": int((both & (b.losses == a.losses)).sum()),
             "not_finite": int((~both).sum()),
         }
-        rows.append({"one": one.name, "other": other.name, **counts})
+        differ = np.where(both, np.abs(b.losses - a.losses), -1.0)
+        most = np.argsort(-differ, kind="stable")[:APART]
+        apart = [
+            {"id": int(a.ids[row]), "one": float(a.losses[row]), "other": float(b.losses[row])}
+            for row in most.tolist()
+            if differ[row] > 0
+        ]
+        rows.append({"one": one.name, "other": other.name, **counts, "apart": apart})
     return rows

@@ -56,7 +56,7 @@ def histogram(table: SampleTable, bins: int = BINS) -> dict[str, list[float]]:
 
 
 def worst(table: SampleTable, k: int = WORST) -> list[dict[str, Any]]:
-    """[{id, loss, label, prediction}], the worst first; what is no number before all."""
+    """[{id, loss, label, prediction, sure}], the worst first; what is no number before all."""
     assert table.losses is not None
     k = min(k, len(table))
     score = np.where(np.isnan(table.losses), np.inf, table.losses)
@@ -71,6 +71,7 @@ def worst(table: SampleTable, k: int = WORST) -> list[dict[str, Any]]:
             "loss": finite_or_none(float(table.losses[row])),
             "label": _class(table.labels, row),
             "prediction": _class(table.predictions, row),
+            "sure": _sure(table, row),
         }
         for row in order
     ]
@@ -106,6 +107,15 @@ def accuracy(table: SampleTable) -> float | None:
 def _finite(table: SampleTable) -> Floats:
     assert table.losses is not None
     return table.losses[np.isfinite(table.losses)]
+
+
+def _sure(table: SampleTable, row: int) -> float | None:
+    """The probability of what is predicted, 0 to 1."""
+    if table.predictions is None or table.labels is None or table.labels[row] == NO_CLASS:
+        return None
+    right = table.predictions[row] == table.labels[row]
+    column = table.confidence if right else table.rival_confidence
+    return None if column is None else finite_or_none(float(column[row]))
 
 
 def _class(column: Any, row: int) -> int | None:

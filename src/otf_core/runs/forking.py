@@ -30,6 +30,7 @@ from otf_core.state import run_folder
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.store import Pending
 
+IDS_TOLD: Final = 1_000  # in an answer of otf/1; those of a million samples are half a line
 WAIT_S: Final = 60.0  # for the disk, before a run is left
 
 
@@ -187,9 +188,11 @@ class Forks:
         plan = Plan(name, "fork", [parent.run_id], made, origin, choice, wishes)
         self.make(ticket, plan, back)
         now = self._run.position().step
-        ids = self.choice.ids.tolist() if self.choice.ids is not None else []
+        ids = self.choice.ids
+        told = [] if ids is None else (ids if ticket.link.legacy else ids[:IDS_TOLD]).tolist()
+        chosen = {"subset_indices": told, "subset_count": None if ids is None else len(ids)}
         names = {"new_run": name, "child_id": name, "run_id": name, "parent": parent.run_id}
-        return {**names, "at_step": now, "subset_indices": ids, "applied_step": now}
+        return {**names, "at_step": now, **chosen, "applied_step": now}
 
     def make(self, ticket: Ticket, plan: Plan, back: Pending) -> None:
         """The new run trains from here on.

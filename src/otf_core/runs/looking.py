@@ -16,10 +16,10 @@ from otf_core.control.bus import Ticket
 from otf_core.control.router import LATER, Later
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.background import Background, share_of
-from otf_core.runs.figures import figures_of
+from otf_core.runs.figures import WORST, figures_of, worst
 from otf_core.runs.render import render_samples
 from otf_core.runs.samples import Scan
-from otf_core.runs.selection import Region, Selection, decode_selection, resolve
+from otf_core.runs.selection import Region, Selection, decode_selection, means, resolve
 from otf_core.runs.subject import Subject
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 
@@ -36,10 +36,12 @@ class Found(NamedTuple):
     """What was found of a whole set.
 
     Attributes:
-        at: where the run stood; None: the losses are not of one state.
+        run_id: the run whose losses they are.
+        at: where it stood; None: the losses are not of one state.
         steps: done when the first and the last loss was taken.
     """
 
+    run_id: str
     at: Any
     table: SampleTable
     steps: tuple[int, int]
@@ -107,7 +109,7 @@ class Looking:
         self.background = None
         table, steps = background.scan.table(), (background.first_step, background.last_step)
         if background.whole:
-            self._found[background.on] = Found(None, table, steps)
+            self._found[background.on] = Found(self._at()[0], None, table, steps)
         progress = background.scan.progress()
         told = {"rule": progress.told, "seconds": progress.seconds}
         return self._scanned(background.on, table, steps, **told)
@@ -128,6 +130,25 @@ class Looking:
         first, last = known.steps
         said = {"on": asked.on, "now": known.at == self._at()}
         return {**said, "first_step": first, "last_step": last, **known.table.page(asked.start)}
+
+    def select(self, ticket: Ticket) -> dict[str, Any]:
+        """What a selection means of what was found last; nothing is looked at anew."""
+        asked = ticket.payload
+        known = self._found.get(asked.on)
+        size = len(self.set_of(asked.on).dataset)
+        said: dict[str, Any] = {"on": asked.on, "of": size, "step": self._step()}
+        if known is None and asked.selection is None:
+            return {**said, "count": None}
+        if known is None:
+            detail = f"Samples of the {asked.on} set were asked; allowed once it was scanned."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail, field="on")
+        table, (first, last) = known.table, known.steps
+        said |= {"run_id": known.run_id, "now": known.at == self._at()}
+        said |= {"first_step": first, "last_step": last}
+        if asked.selection is None:
+            return {**said, "count": len(table), "figures": figures_of(table)}
+        chosen = table.only(means(decode_selection(asked.selection), table))
+        return {**said, "count": len(chosen), "worst": worst(chosen, WORST)}
 
     def show(self, ticket: Ticket) -> dict[str, Any]:
         """Some samples as images, texts or rows."""
@@ -223,7 +244,7 @@ class Looking:
         return {
             on: {"rule": f"as scanned at step {found.at[1]:,}", "figures": figures_of(found.table)}
             for on, found in self._found.items()
-            if found.at is not None and found.at[0] == here and found.table.losses is not None
+            if found.at is not None and found.run_id == here and found.table.losses is not None
         }
 
     def table(self, selection: Selection, on: str, ticket: Ticket) -> SampleTable:
@@ -298,5 +319,5 @@ class Looking:
         table = scan.table()
         if ids is None:
             step = self._step()
-            self._found[on] = Found(here, table, (step, step))
+            self._found[on] = Found(here[0], here, table, (step, step))
         return table, progress.told, progress.seconds

@@ -82,7 +82,7 @@ class Merges:
         merge.refuse_unknown(names)
         with self._trial(ticket, len(asked.parents) + len(names)) as (trial, _):
             parents = [
-                {**source.said, **trial.worth(merge.as_it_is(source.weights))}
+                trial.worth(merge.as_it_is(source.weights), said=source.said)
                 for source in trial.sources
             ]
             candidates = [trial.candidate(name) for name in names]

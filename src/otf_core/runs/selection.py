@@ -243,22 +243,30 @@ def resolve(selection: Selection, table: SampleTable, dataset: Any = None) -> Id
         dataset: the one that they are to be used for; None: it is the table's.
 
     Raises:
-        CommandError: ``not_allowed_now``, the samples have not been looked at as it needs;
-            ``bad_payload``, it is of another data set, or means no sample.
+        CommandError: as ``means``; ``bad_payload``, it is of another data set, or means no sample.
     """
     if dataset is not None:
         refuse_another_data_set(table.data, fingerprint_of(dataset))
+    ids = means(selection, table)
+    if len(ids) == 0:
+        detail = f"The selection means none of {len(table):,} samples; allowed: at least 1."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="selection")
+    return ids
+
+
+def means(selection: Selection, table: SampleTable) -> Ids:
+    """The ids that are meant; ascending, may be none.
+
+    Raises:
+        CommandError: ``not_allowed_now``, the samples have not been looked at as it needs.
+    """
     if missing := sorted(selection.needs() - table.known()):
         detail = (
             f"Samples were asked for by {', '.join(missing)}, which is not known of them; allowed "
             "once they were scanned for it."
         )
         raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail, field="selection", allowed=missing)
-    ids = selection.ids(table)
-    if len(ids) == 0:
-        detail = f"The selection means none of {len(table):,} samples; allowed: at least 1."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="selection")
-    return ids
+    return selection.ids(table)
 
 
 def _place(share: float, number: int) -> int:

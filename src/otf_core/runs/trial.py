@@ -115,14 +115,15 @@ class Trial:
                 put(self.modules, merged.tensors())
                 gathered, text = self._recalibrated()
                 told.append(text)
-            worth = self.worth([*gathered.items()], begin=merged.tensors())
+            said = {"strategy": strategy}
+            worth = self.worth([*gathered.items()], begin=merged.tensors(), said=said)
         except CommandError as error:
             if self._cancelled():
                 raise
-            self._progress()
-            return {"strategy": strategy, "score": None, "refused": error.detail}
-        seconds = time.monotonic() - began_s
-        return {"strategy": strategy, **worth, "told": told, "seconds": seconds}
+            refused = {"strategy": strategy, "score": None, "refused": error.detail}
+            self._progress(refused)
+            return refused
+        return {**worth, "told": told, "seconds": time.monotonic() - began_s}
 
     def merge_into(self, state: dict[str, Any], strategy: str) -> list[str]:
         """Put merged weights into a checkpoint's state; sentences on what was done."""
@@ -140,11 +141,21 @@ class Trial:
         self._progress()
         return told
 
-    def worth(self, tensors: Iterable[Named], begin: Iterable[Named] = ()) -> dict[str, Any]:
-        """Metrics and score on the validation set of weights, which the live model has then."""
+    def worth(
+        self,
+        tensors: Iterable[Named],
+        begin: Iterable[Named] = (),
+        *,
+        said: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Metrics and score on the validation set of weights, which the live model has then.
+
+        Args:
+            said: whose they are; goes along, also to those who are told how far it is.
+        """
         put(self.modules, begin)
-        found = self._validated(tensors)
-        self._progress()
+        found = {**said, **self._validated(tensors)}
+        self._progress(found)
         return found
 
     # Inside.
@@ -312,13 +323,14 @@ class Trial:
             )
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
 
-    def _progress(self) -> None:
+    def _progress(self, found: Mapping[str, Any] | None = None) -> None:
         self._done += 1
         took_s = time.monotonic() - self._began_s
         numbers = {"done": self._done, "total": self._number}
         eta_s = took_s / self._done * (self._number - self._done)
         said = {"request_id": self._ticket.id, "cmd": self._ticket.request.cmd}
-        self._fit.emit("progress", **said, **numbers, eta_s=eta_s)
+        more = {} if found is None else {"found": found}
+        self._fit.emit("progress", **said, **numbers, eta_s=eta_s, **more)
         self._go_on()
 
 

@@ -36,7 +36,7 @@ EVENT_FIELDS: Final[Mapping[str, str]] = {
     "newRun": "parents project run_name meta",
     "runTransition": "from to prev_step",
     "artifact_created": "path rows?",
-    "progress": "request_id cmd done total eta_s",
+    "progress": "request_id cmd done total eta_s found?",
     "finalizeRun": "next_run last_step",
     "trainStep": " ".join(TRAIN_STEP),
     "epoch_end": "epoch val_loss",
