@@ -300,3 +300,77 @@ def test_a_trainer_that_cannot_do_it_has_the_reason_under_the_button(
     expect(control(page, "test_now").get_by_role("button")).to_have_attribute(
         "aria-disabled", "true"
     )
+
+
+def test_the_palette_finds_by_label_first_and_then_by_the_start_of_the_verb(
+    page: Page, dashboard: FakeDashboard
+) -> None:
+    page.locator("[data-panel=log]").focus()
+    page.keyboard.press("Control+k")
+    box = page.get_by_role("combobox", name="Command, run or step")
+    expect(box).to_be_focused()
+    options = page.get_by_role("option")
+    expect(options.first).to_contain_text("Pause")
+    box.fill("val")
+    expect(options.first).to_contain_text("Validate")
+    expect(page.locator(".pal .eq")).to_contain_text("otf validate --run resnet18-baseline")
+    box.fill("rollb")  # only the command line writes it in one word
+    expect(options.first).to_contain_text("Roll back")
+    box.fill("resnet")  # in every line, and in one label
+    expect(options).to_have_count(1)
+    box.fill("zzz")
+    expect(page.locator(".pal")).to_contain_text("Nothing matches.")
+    box.press("Escape")
+    expect(box).to_have_count(0)
+    assert page.evaluate("document.activeElement.dataset.panel") == "log"
+
+    page.keyboard.press("Control+k")
+    box.fill("save")
+    box.press("Enter")
+    expect(box).to_have_count(0)
+    assert dashboard.command()["cmd"] == "save_ckpt"
+
+
+def test_the_palette_goes_to_steps_settings_and_charts_and_says_what_is_not_possible(
+    page: Page, dashboard: FakeDashboard
+) -> None:
+    box = page.get_by_role("combobox", name="Command, run or step")
+    chosen = page.locator(".pal [aria-selected=true]")
+
+    def ask(query: str) -> None:
+        page.keyboard.press("Control+k")
+        box.fill(query)
+
+    ask("step 42")
+    expect(chosen).to_contain_text("Step 42")
+    box.press("Enter")
+    expect(page.locator(".hero .at")).to_have_text("at step 42")
+    assert page.evaluate("document.activeElement.className.includes('plot')")
+    ask("9,999")
+    expect(chosen).to_contain_text("not possible: steps go to 60")
+    box.press("Enter")
+    expect(box).to_be_visible()
+    box.press("Escape")
+    ask("lr")
+    expect(chosen).to_contain_text("Set learning rate…0.1 now")
+    box.press("Enter")
+    expect(page.locator("[id=param-lr]")).to_be_focused()
+    ask("gradient norm")
+    box.press("Enter")
+    expect(page.locator("figure[aria-label='Gradient norm'] .plot")).to_be_focused()
+    dashboard.update("s1", state="finished", connected=False)
+    ask("save")
+    expect(chosen).to_contain_text("not possible: finished")
+    box.press("Enter")
+    nothing_sent(dashboard, page)
+
+
+def test_the_list_of_keys_is_the_table_that_acts(page: Page, dashboard: FakeDashboard) -> None:
+    page.locator("body").press("?")
+    dialog = page.get_by_role("dialog", name="Keyboard")
+    shown = dialog.locator("kbd").all_text_contents()
+    assert {"Ctrl K", "Space", "C", "V", "T", "R", "X", "1 … 6", "Esc", "Z", "?"} <= set(shown)
+    page.keyboard.press("Escape")
+    for number, panel in enumerate(("steer", "samples", "checkpoints", "lineage", "health", "log")):
+        page.locator("body").press(str(number + 1))
+        expect(page.locator(f"[data-panel={panel}]")).to_have_attribute("aria-expanded", "true")

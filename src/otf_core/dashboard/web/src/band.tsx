@@ -3,6 +3,7 @@
 import type { ComponentChildren, JSX } from "preact";
 import { age, plural } from "./format";
 import { Glyph, Icon } from "./icons";
+import { keyOf } from "./keys";
 import { controlsNow, draftsOf, give, page, press } from "./page";
 import { band, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
 import { store, type Held } from "./store";
@@ -10,10 +11,6 @@ import { Menu } from "./top";
 import { reasonsOf } from "./turns";
 import type { Session } from "./types";
 import { nearest, nearestCheckpoints, outcome, paramName, unchanged, what, why } from "./words";
-
-const KEY_OF: Record<string, string> = {
-  pause: "Space", resume: "Space", save_ckpt: "C", validate_now: "V", test_now: "T", rollback: "R", stop: "X",
-};
 
 export function BandView({ view }: { view: View }): JSX.Element {
   const { state, tone, glyph, sentence, facts } = band(view);
@@ -112,7 +109,7 @@ const FARTHER = new Set(["undo", "extend"]);
 
 function ControlView({ control }: { control: Control }): JSX.Element {
   const { cmd, label, state, line, hint = line } = control;
-  const key = KEY_OF[cmd];
+  const key = keyOf(cmd);
   const note = `line-${cmd}`;
   return (
     <div class={`ctl${FAR.has(cmd) ? " far" : ""}${FARTHER.has(cmd) ? " farther" : ""}`} data-cmd={cmd} data-s={state}>

@@ -24,6 +24,11 @@ export function checkpointsOf(run: Run | undefined, events: OtfEvent[]): Checkpo
   return [...found.values()].sort((a, b) => (b.step ?? 0) - (a.step ?? 0) || (b.ts ?? 0) - (a.ts ?? 0));
 }
 
+/** "kept in turn, exact". */
+export function checkpointLine(one: Checkpoint): string {
+  return [KINDS[one.kind ?? ""] ?? one.kind, one.exact === true ? "exact" : "approximate"].filter(Boolean).join(", ");
+}
+
 function text(value: unknown): string | null {
   return typeof value === "string" ? value : null;
 }

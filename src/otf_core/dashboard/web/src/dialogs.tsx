@@ -5,7 +5,9 @@ import { useState } from "preact/hooks";
 import { Box, Cli } from "./box";
 import { isDict } from "./columns";
 import { clockSeconds, count, plural, setting, span } from "./format";
+import { listed } from "./keys";
 import { controlsNow, give, page } from "./page";
+import { Palette } from "./palette";
 import { nameOf, stepOf, totalSteps, type View } from "./state";
 import { isSettled, store, type Held } from "./store";
 import { Exactness, Extend, RollBack } from "./turns";
@@ -16,6 +18,7 @@ export function Dialogs({ view }: { view: View }): JSX.Element | null {
   const { dialog } = page;
   if (dialog === null) return null;
   if (dialog.kind === "keys") return <Keys />;
+  if (dialog.kind === "palette") return <Palette view={view} />;
   if (view.session === null) return null;
   switch (dialog.kind) {
     case "stop":
@@ -86,17 +89,10 @@ function Stop({ view, session }: { view: View; session: Session }): JSX.Element 
   );
 }
 
-const LIST: readonly [string, string][] = [
-  ["Pause or resume", "Space"], ["Save checkpoint", "C"], ["Validate", "V"], ["Test", "T"], ["Roll back, asks first", "R"], ["Stop, asks first", "X"],
-  ["Panels 1 – 6", "1 … 6"], ["Close panel or dialog", "Esc"], ["Apply changes in Steer", "Ctrl ↵"],
-  ["Cursor on a chart", "← →"], ["Cursor × 10", "Shift ← →"], ["First, last step", "Home End"],
-  ["Along the marks of the timeline", "← →"], ["Reset zoom", "Z"], ["This list", "?"],
-];
-
 function Keys(): JSX.Element {
   return (
     <Box title="Keyboard" foot={<><span class="grow" /><button type="button" class="btn" data-first onClick={() => page.ask(null)}>Close</button></>}>
-      <div class="keys">{LIST.map(([act, key]) => <div key={act}><span>{act}</span><kbd>{key}</kbd></div>)}</div>
+      <div class="keys">{listed().map(({ text, shown }) => <div key={text}><span>{text}</span><kbd>{shown}</kbd></div>)}</div>
       <label class="opt">
         <input type="checkbox" checked={page.singleKeys} onChange={(event) => page.setSingleKeys(event.currentTarget.checked)} />
         <span><b>Single keys act</b><span class="hint">They never act while you type or a dialog is open.</span></span>

@@ -3,8 +3,8 @@ import "./style.css";
 import { render } from "preact";
 import { App, sceneNow } from "./app";
 import { drawCharts, onWake } from "./charts";
+import { onKey } from "./keys";
 import { beat, connect, follow } from "./live";
-import { onKey } from "./page";
 import { store } from "./store";
 import { moveTimeline } from "./timeline";
 

@@ -1,4 +1,4 @@
-/** The page's own state (drawer, dialog, drafts) and what its keys and buttons do. */
+/** The page's own state (drawer, dialog, drafts) and what its buttons do; keys are in keys.ts. */
 
 import { checkpointsOf } from "./checkpoints";
 import { command } from "./live";
@@ -13,6 +13,7 @@ export const PANELS: readonly Panel[] = ["steer", "samples", "checkpoints", "lin
 
 export type Dialog =
   | { kind: "keys" }
+  | { kind: "palette" }
   | { kind: "stop" }
   | { kind: "rollback"; to?: Dict }
   | { kind: "extend" }
@@ -27,7 +28,7 @@ export const drafts = new Map<string, Map<string, string>>();
 class Page {
   panel: Panel | null = PANELS.find((one) => one === kept.get("panel")) ?? null;
   dialog: Dialog | null = null;
-  menu: "runs" | "verbs" | "charts" | null = null;
+  menu: "runs" | "verbs" | "charts" | "notices" | null = null;
   theme: Theme = startTheme();
   singleKeys = kept.get("keys") !== "off";
   /** Said to screen readers as soon as it comes. */
@@ -136,65 +137,6 @@ export function give(cmd: string, payload: Dict): void {
   const session = store.current();
   if (session !== null) command(session.session_id, cmd, payload);
   store.changed();
-}
-
-const KEYS: Record<string, string[]> = {
-  " ": ["pause", "resume"],
-  c: ["save_ckpt"],
-  v: ["validate_now"],
-  t: ["test_now"],
-  r: ["rollback"],
-  x: ["stop"],
-};
-
-/** Single keys act unless somebody types or a dialog is open; Space only when nothing has the focus that takes it. */
-export function onKey(event: KeyboardEvent): void {
-  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape") {
-    escape(event);
-    return;
-  }
-  const target = event.target instanceof Element ? event.target : null;
-  if (page.dialog !== null || target?.closest("input:not([type=checkbox],[type=range]), select, textarea, dialog")) return;
-  if (!page.singleKeys) return;
-  if (event.key === " " && target?.closest("button, a, summary, input, [role=slider], [tabindex='0']")) return;
-  if (event.key === "?") {
-    event.preventDefault();
-    page.ask({ kind: "keys" });
-    return;
-  }
-  const panel = PANELS[Number(event.key) - 1];
-  if (panel !== undefined) {
-    event.preventDefault();
-    page.toggle(panel);
-    return;
-  }
-  if (event.key.toLowerCase() === "z" && shared.zoom !== null) {
-    shared.setZoom(null);
-    return;
-  }
-  const cmds = KEYS[event.key.toLowerCase()];
-  const control = cmds === undefined ? undefined : controlsNow().find((one) => cmds.includes(one.cmd));
-  if (control !== undefined && !event.repeat) {
-    event.preventDefault();
-    press(control);
-  }
-}
-
-function escape(event: KeyboardEvent): void {
-  if (page.dialog !== null) return; // the dialog closes itself
-  if (page.menu !== null) {
-    const opener = document.querySelector<HTMLElement>(`[data-menu="${page.menu}"]`);
-    page.showMenu(null);
-    opener?.focus();
-  } else if (page.panel !== null) {
-    const opener = document.querySelector<HTMLElement>(`[data-panel="${page.panel}"]`);
-    page.open(null);
-    opener?.focus();
-  } else {
-    return;
-  }
-  event.preventDefault();
 }
 
 // ---------------------------------------------------------------- Steer

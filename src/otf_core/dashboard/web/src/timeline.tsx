@@ -132,7 +132,7 @@ export function Timeline({ view }: { view: View }): JSX.Element {
         <h2>Timeline</h2>
         {CHIPS.map(([kind, label]) => (
           <button
-            type="button" class="fchip" key={kind} aria-pressed={!hidden.has(kind)} aria-label={label}
+            type="button" class="fchip" key={kind} aria-pressed={!hidden.has(kind)}
             onClick={() => {
               if (!hidden.delete(kind)) hidden.add(kind);
               store.changed();

@@ -32,6 +32,14 @@ export function TopBar({ view }: { view: View }): JSX.Element {
       )}
       <span class="grow" />
       <Connection link={view.link} />
+      <button
+        type="button" class="cmdk" aria-haspopup="dialog" aria-keyshortcuts="Control+K"
+        onClick={() => page.ask({ kind: "palette" })}
+      >
+        <Icon name="search" />
+        <span class="grow clip">Commands, runs, steps…</span>
+        <kbd aria-hidden="true">Ctrl K</kbd>
+      </button>
       <button type="button" class="icb" aria-label={page.theme === "dark" ? "Light theme" : "Dark theme"} onClick={toggleTheme}>
         <Icon name="theme" />
       </button>
@@ -89,10 +97,11 @@ function Switcher({ current, sessions }: { current: Session; sessions: Session[]
     <div class="menu-at">
       <button
         type="button" class="switch" data-menu="runs" aria-haspopup="true" aria-expanded={open}
-        aria-label={`Run ${nameOf(current)}, choose another`} onClick={() => page.showMenu("runs")}
+        onClick={() => page.showMenu("runs")}
       >
         <Tag letter={store.letterOf(current)} />
         <span class="clip">{nameOf(current)}</span>
+        <span class="sr">choose another run</span>
         <Icon name="down" />
       </button>
       {open && (
