@@ -294,9 +294,9 @@ class Api:
         names = _names(request, "names") or run.names()
         low = _integer(request, "from", 0, 0, 2**62)
         high = _integer(request, "to", 2**62, 0, 2**62)
-        if request.query_params.get("buckets"):
-            return await self._curves(request, run, names)
         points = _integer(request, "points", 6000, 2, columns.MAX_ROWS)
+        if "buckets" in request.query_params:
+            return await self._curves(request, run, names)
         held = run.in_order()
         views = [column.view(names) for _, column in held]
         picked = await asyncio.to_thread(
