@@ -102,6 +102,11 @@ class Client:
         return cls(url, fragment.removeprefix("token="), timeout_s=timeout_s)
 
     @property
+    def token(self) -> str:
+        """What opens the API; not to be written anywhere that others read."""
+        return self._token
+
+    @property
     def page_url(self) -> str:
         """The page's address, token included."""
         return f"{self.url}#token={self._token}"
@@ -201,6 +206,30 @@ class Client:
                 return answer.get("data")
             if end_s is not None and time.monotonic() >= end_s:
                 raise NoAnswerError(request_id, cmd, wait_s or 0.0)
+
+    def submit(
+        self,
+        session_id: str,
+        cmd: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        request_id: str,
+        by: str = "rest",
+    ) -> None:
+        """Send a command and do not wait: its receipt comes by the live feed, or by ``answer``.
+
+        Raises:
+            RefusedError: the dashboard has refused it at once; nothing has changed.
+            NotConnectedError, NoDashboardError: it was not sent, or nobody can tell.
+        """
+        path = f"api/sessions/{_quoted(session_id)}/commands"
+        given = {"cmd": cmd, "payload": dict(payload or {}), "id": request_id, "wait_s": 0}
+        self._call("POST", path, body={**given, "by": by})
+
+    def answer(self, session_id: str, request_id: str) -> dict[str, Any]:
+        """What has become of a command: ``{id, state, reply}``."""
+        path = f"api/sessions/{_quoted(session_id)}/commands/{_quoted(request_id)}"
+        return self._get(path)
 
     def events(
         self,
