@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -20,6 +21,7 @@ from otf_core.cli.top import command
 from otf_core.cli.top.app import DRAW_S
 from otf_core.cli.top.braille import plot
 from otf_core.cli.top.typed import read
+from otf_core.client import Client
 from otf_core.client.verbs import UsageError
 from tests.cli.top_rig import client_of, learn, learning, served, shown
 from tests.dashboard.bench import TOKEN, in_loop
@@ -74,7 +76,7 @@ async def test_a_pause_is_pending_until_the_trainer_has_answered(tmp_path: Path)
         await screen.pilot.press("space")
         await screen.until_says("✓ Resumed digits at step 600")
         [receipt] = bench.hub.book("sess-1").newest(1)
-        assert receipt.by == "cli"
+        assert (receipt.by, receipt.client) == ("cli", command.NAME)
 
 
 @in_loop
@@ -230,6 +232,38 @@ async def test_without_a_dashboard_it_says_how_to_start_one_and_finds_it(tmp_pat
 async def test_a_wrong_token_is_said(tmp_path: Path) -> None:
     async with served(tmp_path) as bench, shown(bench, token="wrong") as screen:
         await screen.until_says("Not let in")
+
+
+@in_loop
+async def test_with_a_link_that_only_watches_the_keys_send_nothing(tmp_path: Path) -> None:
+    trainer = learning()
+    watch = rendezvous.read_only_token(TOKEN)
+    async with served(tmp_path, trainer) as bench, shown(bench, token=watch) as screen:
+        await screen.until_says("Pause read-only")
+        await screen.until_says("read-only ↑↓ run")
+        await screen.pilot.press("space", "c", "x")
+        screen.app.typed("pause")
+        await screen.until(lambda: "Not now: read-only. Nothing was sent." in screen.dialog())
+        assert bench.hub.book("sess-1").newest(9) == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="nothing here makes a certificate")
+@in_loop
+async def test_a_dashboard_with_tls_is_followed_if_its_certificate_is_the_one_known(
+    tmp_path: Path,
+) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=otf"
+    openssl = ["openssl", *made.split(), "-out", str(cert), "-keyout", str(key)]
+    subprocess.run(openssl, check=True, capture_output=True)
+    trainer = learning()
+    async with served(tmp_path, trainer, tls=(cert, key)) as bench, shown(None) as screen:
+        url, known = bench.dashboard.url, bench.dashboard.cert_sha256
+        screen.app._find = lambda: Client(url, TOKEN, cert_sha256="0" * 64)
+        await screen.until(lambda: "another one" in screen.app.board.link.why)
+        screen.app._find = lambda: Client(url, TOKEN, cert_sha256=known)
+        await screen.until_says("Training digits — step 600")
+        await screen.until(lambda: screen.app.board.curves)
 
 
 @in_loop

@@ -92,9 +92,11 @@ def learn(trainer: TrainerDouble, steps: int) -> None:
 
 
 @asynccontextmanager
-async def served(tmp_path: Path, *trainers: TrainerDouble) -> AsyncIterator[Bench]:
+async def served(
+    tmp_path: Path, *trainers: TrainerDouble, **options: object
+) -> AsyncIterator[Bench]:
     """A dashboard that has heard all that these say."""
-    async with dashboard(tmp_path / "otf_runs") as bench:
+    async with dashboard(tmp_path / "otf_runs", **options) as bench:
         for trainer in trainers:
             await trainer.dial(bench.port)
         try:

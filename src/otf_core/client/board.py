@@ -140,7 +140,7 @@ class Board:
                 self.link = Link("up", now_ts)
                 ts = message.get("server_ts")
                 self.skew_s = ts - now_ts if isinstance(ts, int | float) else 0.0
-                self.may_write = message.get("may_write", True) is not False
+                self.may_write = message.get("read_only") is not True
                 self.take_all(message.get("sessions") or (), message.get("runs") or ())
             case {"kind": "session", "session": dict(session)}:
                 self.sessions[str(session.get("session_id"))] = session
@@ -278,30 +278,23 @@ class Board:
         kept = [c for c in known if c.get("id") not in gone]
         return sorted(kept, key=lambda c: (c.get("ts") or 0.0, c.get("step") or 0), reverse=True)
 
-    def take_columns(self, key: Key, columns: Mapping[str, Sequence[Any]]) -> None:
-        """The numbers of a run, as the metrics endpoint gives them."""
-        steps = columns.get("step") or ()
-        curves: dict[str, Curve] = {}
-        for name, values in columns.items():
-            if name in ("step", "event_seq", "ts", "session", "epoch"):
-                continue
-            curve = Curve()
-            for step, value in zip(steps, values, strict=False):
-                if isinstance(value, int | float) and math.isfinite(value):
-                    curve.steps.append(step)
-                    curve.values.append(float(value))
-            if curve.steps:
-                curves[name] = curve
-        self.curves[key] = curves
+    def take_curves(self, row: Row, series: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+        """The numbers of a run, as the metrics endpoint draws them."""
+        self.curves[row.key] = {
+            name: Curve(list(one["step"]), list(one["value"]))
+            for name, one in series.items()
+            if one["step"] and name != "epoch"
+        }
+        if "epoch" in series and row.key not in self.totals:
+            self._take_epochs(row, series["epoch"])
         self.version += 1
 
-    def take_epochs(self, row: Row, columns: Mapping[str, Sequence[Any]]) -> None:
+    def _take_epochs(self, row: Row, one: Mapping[str, Sequence[Any]]) -> None:
         """How long the whole run will be, from where its second epoch began."""
-        epochs, steps = columns.get("epoch") or (), columns.get("step") or ()
-        of = row.session.get("max_epochs")
-        if not (isinstance(of, int) and of > 0 and steps and epochs and epochs[0] == 0):
+        of, steps, epochs = row.session.get("max_epochs"), one["step"], one["value"]
+        if not (isinstance(of, int) and of > 0 and steps and epochs[0] == 0):
             return
-        second = next((s for s, e in zip(steps, epochs, strict=False) if e == 1), None)
+        second = next((s for s, e in zip(steps, epochs, strict=True) if e == 1), None)
         if second is not None:
             self.totals[row.key] = (second - steps[0]) * of
 

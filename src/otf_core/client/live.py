@@ -15,16 +15,16 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from otf_core.client.client import Client, ClientError, NoDashboardError
 
-UNAUTHORIZED: Final = 4401
+REFUSED: Final = (4401, 4429)  # a wrong token, too many wrong ones
 MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 OPEN_S: Final = 10.0
 
 
 class NotLetInError(ClientError):
-    """The dashboard does not take this token."""
+    """The dashboard does not take this token, or none from here for a while."""
 
-    def __init__(self, url: str) -> None:
-        detail = f"The dashboard at {url} does not take this token; it is new with each start."
+    def __init__(self, url: str, why: str) -> None:
+        detail = f"the dashboard at {url} does not take this token ({why})"
         super().__init__({"error": "unauthorized", "code": "unauthorized", "detail": detail})
 
 
@@ -53,14 +53,17 @@ class LiveFeed:
                 yield message
 
     def _gone(self, error: ConnectionClosed) -> ClientError:
-        if error.rcvd is not None and error.rcvd.code == UNAUTHORIZED:
-            return NotLetInError(self._url)
+        if error.rcvd is not None and error.rcvd.code in REFUSED:
+            return NotLetInError(self._url, error.rcvd.reason)
         return NoDashboardError(f"The connection to {self._url} is gone ({error}).")
 
 
 @contextlib.asynccontextmanager
-async def live(client: Client) -> AsyncIterator[LiveFeed]:
+async def live(client: Client, name: str) -> AsyncIterator[LiveFeed]:
     """Connect and show the token.
+
+    Args:
+        name: what we call ourselves, as all who watch are shown it.
 
     Raises:
         NotLetInError: the dashboard refuses us by name.
@@ -68,16 +71,18 @@ async def live(client: Client) -> AsyncIterator[LiveFeed]:
     """
     url = "ws" + client.url.removeprefix("http").rstrip("/") + "/api/live"
     opened = connect(
-        url, max_size=MAX_MESSAGE_BYTES, proxy=None, open_timeout=OPEN_S, compression=None
-    )
+        url, max_size=MAX_MESSAGE_BYTES, proxy=None, open_timeout=OPEN_S, compression=None,
+        ssl=client.ssl_context(),
+    )  # fmt: skip
     try:
         socket = await opened
+        client.believe(socket.transport.get_extra_info("ssl_object"))
     except (OSError, InvalidHandshake, InvalidMessage) as error:
         detail = f"The dashboard at {client.url} does not answer ({error}); start: otf dashboard"
         raise NoDashboardError(detail) from error
     async with socket:
         try:
-            await socket.send(json.dumps({"token": client.token}))
+            await socket.send(json.dumps({"token": client.token, "client": name}))
         except ConnectionClosed as error:
             detail = f"The connection to {client.url} is gone ({error})."
             raise NoDashboardError(detail) from error

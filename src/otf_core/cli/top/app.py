@@ -120,7 +120,7 @@ class Top(App[int]):
         while True:
             try:
                 client = self._find()
-                async with live(client) as feed:
+                async with live(client, command.NAME) as feed:
                     async for message in feed.messages():
                         tries = 0
                         self._take(client, message)
@@ -192,9 +192,8 @@ class Top(App[int]):
             self._told_for.add(key)
             self.board.told_of(key).take(told)
             self.board.version += 1
-        command.take_numbers(
-            self.board, row, await asyncio.to_thread(command.numbers_of, client, row)
-        )
+        curves = await asyncio.to_thread(command.curves_of, client, row)
+        self.board.take_curves(row, curves)
 
     # -- keys -------------------------------------------------------------------------------------
 
@@ -348,7 +347,7 @@ class Top(App[int]):
         try:
             data = await asyncio.to_thread(
                 self._client.send, row.session["session_id"], said.cmd, said.payload,
-                READ_WAIT_S, by="cli",
+                READ_WAIT_S, by="cli", client=command.NAME,
             )  # fmt: skip
         except ClientError as error:
             self.push_screen(Answer(line, str(error)))
@@ -393,8 +392,9 @@ class Top(App[int]):
         cmd, payload = asked
         try:
             await asyncio.to_thread(
-                client.submit, session_id, cmd, payload, request_id=request_id, by="cli"
-            )
+                client.submit, session_id, cmd, payload,
+                request_id=request_id, by="cli", client=command.NAME,
+            )  # fmt: skip
         except RefusedError as error:
             self.board.refused(session_id, request_id, error.error)
             held = self.board.receipts.get(request_id)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
@@ -18,6 +19,7 @@ from otf_core.cli.top import screen
 from otf_core.client import Client, RefusedError, band
 from otf_core.client.board import Board, Row
 
+NAME: Final = f"otf top on {socket.gethostname()}"
 NO_TERMINAL: Final = (
     "otf top needs a terminal that can move its cursor; one screen as plain text: otf top --once"
 )
@@ -31,7 +33,7 @@ HISTORY: Final = (
 )  # fmt: skip
 LOG_BACK: Final = 3_000  # numbers that a log's lines are looked for in
 MAX_HISTORY: Final = 10_000
-POINTS: Final = 1_200
+BUCKETS: Final = 400  # some more than a wide terminal has dots for a chart
 
 
 def run(url: str | None) -> int:
@@ -109,7 +111,7 @@ def fill(board: Board, client: Client) -> None:
     if row is None:
         return
     board.told_of(row.session["session_id"]).take(history_of(client, row))
-    take_numbers(board, row, numbers_of(client, row))
+    board.take_curves(row, curves_of(client, row))
 
 
 def history_of(client: Client, row: Row) -> list[dict[str, Any]]:
@@ -119,20 +121,13 @@ def history_of(client: Client, row: Row) -> list[dict[str, Any]]:
     return told + client.events(key, after=max(0, last - LOG_BACK), limit=MAX_HISTORY)
 
 
-def numbers_of(client: Client, row: Row) -> dict[str, list[Any]]:
+def curves_of(client: Client, row: Row) -> dict[str, Any]:
     """The curves of a run that a screen shows; none, if it has told nothing yet. Any thread."""
     project, run_id = row.key
     try:
         names = screen.chart_names(client.run(run_id, project=project)["metrics"], 8)
         asked = [*names, "epoch"]
-        columns = client.metrics(run_id, asked, project=project, points=POINTS)["columns"]
+        got = client.curves(run_id, asked, project=project, buckets=BUCKETS)
     except RefusedError:
         return {}
-    return dict(columns)
-
-
-def take_numbers(board: Board, row: Row, columns: dict[str, list[Any]]) -> None:
-    """Put them on the board."""
-    board.take_columns(row.key, columns)
-    if row.key not in board.totals:
-        board.take_epochs(row, columns)
+    return dict(got["series"])

@@ -208,7 +208,7 @@ def _receipt(board: Board, held: Held) -> str:
     mark = {"applied": "✓", "refused": "✗", "unknown": "?"}.get(held.state, "…")
     ts = held.receipt.get("answered_ts") or held.receipt.get("sent_ts")
     age = f" {span(max(0.0, board.now_ts() - ts))} ago" if ts else ""
-    by = held.receipt.get("by")
+    by = held.receipt.get("client") or held.receipt.get("by")
     who = "" if held.mine else f", {by}"
     return one_line(f"{mark} {outcome(board, held)} ({age.strip() or 'now'}{who})")
 
