@@ -118,6 +118,10 @@ class Client:
 
         return f"{self.url}#token={read_only_token(self._token)}"
 
+    def ticket(self) -> str:
+        """A path from the page's folder that opens the page once, soon; for what is kept."""
+        return str(self._call("POST", "api/tickets")["path"])
+
     def health(self) -> dict[str, Any]:
         """``{ok, version}``."""
         return self._get("api/health")
