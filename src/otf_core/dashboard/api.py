@@ -12,6 +12,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from otf_core.dashboard.live import Live
 from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
 from otf_core.dashboard.run import Run
 from otf_core.dashboard.security import (
+    CSP,
     HEADERS,
     MAX_BODY_BYTES,
     Access,
@@ -37,6 +39,7 @@ from otf_core.dashboard.security import (
     label,
 )
 from otf_core.dashboard.store import Change, Session
+from otf_core.dashboard.tickets import LIFE_S, Tickets
 from otf_core.errors import CommandError, ErrorCode
 
 WEB: Final = Path(__file__).parent / "web" / "dist"
@@ -82,15 +85,18 @@ def make_app(
     Args:
         root_path: the prefix that a proxy in front may leave on the paths; "" or "/some/where".
     """
-    api = Api(hub, access, version)
+    tickets = Tickets()
+    api = Api(hub, access, version, tickets)
     routes: list[Any] = [
         Route(endpoint.path, api.handler(endpoint), methods=[endpoint.method])
         for endpoint in ENDPOINTS
     ]
     routes.append(WebSocketRoute("/api/live", live.serve))
-    routes.append(Route("/{path:path}", Pages(web).serve, methods=["GET"]))
+    pages = Pages(web, tickets)
+    routes.append(Route("/open/{ticket}", pages.open, methods=["GET"]))
+    routes.append(Route("/{path:path}", pages.serve, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
-    return Prefix(Guard(app, check), root_path)
+    return Prefix(Guard(app, check, tickets), root_path)
 
 
 class Prefix:
@@ -116,17 +122,22 @@ class Prefix:
 class Guard:
     """Host, Origin and body size of each request; our headers on each answer."""
 
-    def __init__(self, app: ASGIApp, check: HostCheck) -> None:
-        self._app, self._check = app, check
+    def __init__(self, app: ASGIApp, check: HostCheck, tickets: Tickets) -> None:
+        self._app, self._check, self._tickets = app, check, tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
+        given = dict(HEADERS)
+        if scope["path"] == "/":
+            frame = parse_qs(scope["query_string"].decode("latin-1")).get("frame", [None])[0]
+            given["Content-Security-Policy"] = self._tickets.policy(CSP, frame)
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ours = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                ours = [(k.lower().encode(), v.encode()) for k, v in given.items()]
                 names = {name for name, _ in ours}
                 rest = [pair for pair in message.get("headers", []) if pair[0] not in names]
                 message = {**message, "headers": rest + ours}
@@ -230,9 +241,9 @@ def _names(request: Request, name: str) -> list[str] | None:
 class Api:
     """The handlers; each is a row of ``ENDPOINTS``."""
 
-    def __init__(self, hub: Hub, access: Access, version: str) -> None:
+    def __init__(self, hub: Hub, access: Access, version: str, tickets: Tickets) -> None:
         self._hub, self._store, self._version = hub, hub.store, version
-        self._access = access
+        self._access, self._tickets = access, tickets
 
     def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a row, behind the token and with its refusals as answers."""
@@ -271,6 +282,12 @@ class Api:
 
     async def health(self, request: Request) -> Response:
         return await _json(request, {"ok": True, "version": self._version})
+
+    async def ticket(self, request: Request) -> Response:
+        token = bearer(request.headers.get("authorization"))
+        assert token is not None  # the endpoint is not public
+        path = f"open/{self._tickets.issue(token)}"
+        return await _json(request, {"path": path, "expires_s": LIFE_S})
 
     async def openapi(self, request: Request) -> Response:
         return await _json(request, document(self._version))
@@ -546,8 +563,17 @@ class Api:
 class Pages:
     """The page's built files; what is not below ``web`` does not exist."""
 
-    def __init__(self, web: Path) -> None:
-        self._web = web
+    def __init__(self, web: Path, tickets: Tickets) -> None:
+        self._web, self._tickets = web, tickets
+
+    async def open(self, request: Request) -> Response:
+        """Give the page to who has a ticket, once."""
+        where = None
+        if request.method == "GET":  # who only asks whether it is there does not use it up
+            where = self._tickets.use(request.path_params["ticket"])
+        if where is None:
+            raise HTTPException(404, "no such ticket")
+        return Response(status_code=303, headers={"Location": f"../{where}"})
 
     async def serve(self, request: Request) -> Response:
         asked = request.path_params["path"] or "index.html"

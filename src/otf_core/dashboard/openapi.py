@@ -220,6 +220,7 @@ SCHEMAS: Final[dict[str, Schema]] = _PAYLOADS | {
     ),
     "Sessions": _closed({"sessions": _list(_ref("Session"))}),
     "Runs": _closed({"runs": _list(_ref("Run"))}),
+    "Ticket": _closed({"path": STRING, "expires_s": NUMBER}),
     "Health": _closed({"ok": {"const": True}, "version": STRING}),
 }
 
@@ -315,6 +316,11 @@ ENDPOINTS: Final = (
         "GET", "/api/runs/{run}/events", "run_events",
         "Kept events of a run; after counts in its newest session, earlier ones come with after=0",
         {200: "Events", 400: "Error", 404: "Error"}, query=_PROJECT | _EVENTS_QUERY,
+    ),
+    Endpoint(
+        "POST", "/api/tickets", "ticket",
+        "A path from the page's folder that opens the page once, with the token of who has asked",
+        {200: "Ticket"},
     ),
     Endpoint(
         "GET", "/api/checkpoints/{session_id}/{ckpt_id}/file", "checkpoint_file",
