@@ -91,7 +91,7 @@ function rulesOf(data: Told): Scene["rules"] {
   return [
     ...data.pauses.map((pause) => ({
       step: pause.step,
-      label: pause.to_ts === null ? "paused" : `paused ${span(pause.to_ts - pause.from_ts)}`,
+      label: pause.to_ts === null || pause.to_ts - pause.from_ts < 1 ? "paused" : `paused ${span(pause.to_ts - pause.from_ts)}`,
     })),
     ...data.turns.map((turn) => ({ step: turn.step, label: ruleOf(turn) })),
   ].sort((a, b) => a.step - b.step);

@@ -47,7 +47,7 @@ function actsOf(view: View, run: Drawn, step: number): Act[] {
   const checkpoints = own ? view.checkpoints : (store.runOf(run.session)?.checkpoints ?? []);
   const found = checkpointBelow(checkpoints, step);
   const rollback = controlsNow().find((one) => one.cmd === "rollback");
-  const why = !own ? "of the run in focus only"
+  const why = !own ? (run.session.connected ? `press ${run.name} in the legend first` : `${run.name} is not training`)
     : found === null ? (checkpoints.length === 0 ? "no checkpoint is kept" : `no checkpoint at or below, first at step ${count(Math.min(...checkpoints.map((one) => one.step ?? Infinity)))}`)
       : rollback === undefined ? "no trainer" : rollback.state === "off" || rollback.state === "pending" ? rollback.line : null;
   const trainer = forker(run.session);
@@ -70,7 +70,7 @@ function actsOf(view: View, run: Drawn, step: number): Act[] {
     { name: "samples", icon: "samples", text: "Show the samples", key: "D", shut: false, said: "with their losses, as scanned last", act: () => page.open("samples") },
     {
       name: "note", icon: "note", text: "Add a note…", key: "N", shut: shut !== null || !own,
-      said: shut !== null ? `not possible: ${shut}` : own ? "" : "not possible: of the run in focus only",
+      said: shut !== null ? `not possible: ${shut}` : own ? "" : `not possible: press ${run.name} in the legend first`,
       act: () => page.ask({ kind: "note", step }),
     },
     { name: "link", icon: "link", text: "Copy link to this step", key: "L", shut: false, said: "", act: () => void copy(linkTo(run.key, step)) },

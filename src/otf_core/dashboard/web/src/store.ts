@@ -169,7 +169,7 @@ class Store {
 
   /** One session for each run, newest first: those with a trainer, then the others. */
   sorted(): Session[] {
-    const age = (one: Session): number => (one.state === LEFT ? this.runOf(one)?.created_ts : one.started_ts) ?? 0;
+    const age = (one: Session): number => Math.max(this.runOf(one)?.created_ts ?? 0, one.started_ts ?? 0);
     return [...this.all().values()].sort(
       (a, b) => Number(b.connected) - Number(a.connected) || age(b) - age(a),
     );

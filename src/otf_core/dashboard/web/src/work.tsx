@@ -6,6 +6,7 @@ import { Chart } from "./charts";
 import "./charts.css";
 import { clock, count, plural, sig } from "./format";
 import { Icon, Tag } from "./icons";
+import { inOrder } from "./lanes";
 import type { Lines } from "./lines";
 import { KNOWN, metricOf, shownAtFirst, type Metric } from "./metrics";
 import { page } from "./page";
@@ -173,6 +174,9 @@ function Plot({ metric, large, scene }: { metric: Metric; large: boolean; scene:
   );
 }
 
+/** Where the legend has more runs than this, the one in focus comes first. */
+const LEGEND = 6;
+
 function LargeChart({ view, scene, metric, stale }: { view: View; scene: Scene; metric: Metric; stale: boolean }): JSX.Element {
   const rate = cadence(scene.focus.session, metric.key);
   const none = ![scene.focus, ...scene.others].some((one) => one.lines.has(metric.key));
@@ -185,7 +189,7 @@ function LargeChart({ view, scene, metric, stale }: { view: View; scene: Scene; 
           {metric.key === "loss" && scene.focus.lines.has("val_loss") && <span class="sub"><i class="ringkey" aria-hidden="true" /> validation</span>}
         </div>
         <div class="lrs" role="group" aria-label="Runs: press to focus, with Alt to hide">
-          {scene.runs.map((run) => <Legend key={run.key} run={run} scene={scene} metric={metric} stale={stale} />)}
+          {inOrder(scene.runs, scene.focus.key, LEGEND).map((run) => <Legend key={run.key} run={run} scene={scene} metric={metric} stale={stale} />)}
         </div>
         <MoreRuns scene={scene} />
         <p class="at" aria-hidden="true">
