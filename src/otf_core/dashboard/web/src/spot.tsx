@@ -213,12 +213,3 @@ export function noteHere(view: View): void {
   const step = shared.cursor ?? stepOf(view.session, view.data);
   if (step !== null) page.ask({ kind: "note", step });
 }
-
-/** F: a fork at the cursor, else from where the run is. */
-export function forkHere(view: View, scene: Scene | null): void {
-  if (scene === null) return;
-  const { focus } = scene;
-  const step = shared.cursor ?? focus.lines.lastStep() ?? 0;
-  const fork = actsOf(view, focus, step).find((one) => one.name === "fork");
-  if (fork !== undefined) take(fork);
-}
