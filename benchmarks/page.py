@@ -265,7 +265,7 @@ def _memory(browser: Browser, folder: Path, *, steps: int) -> list[Row]:
 
 def _opening(browser: Browser, folder: Path, *, steps: int) -> list[Row]:
     """A run that is over, from the address to the first large chart that is complete."""
-    _write_journal(folder, steps)
+    write_journal(folder, steps)
     with _dashboard(folder) as (process, url, _):
         _when_read(url, steps)
         sizes: list[int] = []
@@ -306,7 +306,7 @@ def _opening(browser: Browser, folder: Path, *, steps: int) -> list[Row]:
     ]
 
 
-def _write_journal(folder: Path, steps: int) -> None:
+def write_journal(folder: Path, steps: int) -> None:
     """The journal of a run as a trainer writes it."""
     home = folder / "bench" / "long"
     (home / "journal").mkdir(parents=True)
