@@ -9,6 +9,7 @@ import { listed } from "./keys";
 import { controlsNow, give, page } from "./page";
 import { Palette } from "./palette";
 import { nameOf, stepOf, totalSteps, type View } from "./state";
+import { NoteAt } from "./spot";
 import { isSettled, store, type Held } from "./store";
 import { Exactness, Extend, RollBack } from "./turns";
 import type { Session } from "./types";
@@ -29,6 +30,10 @@ export function Dialogs({ view }: { view: View }): JSX.Element | null {
       return <Extend view={view} session={view.session} />;
     case "exactness":
       return <Exactness view={view} session={view.session} />;
+    case "note":
+      return <NoteAt session={view.session} step={dialog.step} />;
+    case "fork":
+      return null;
     case "receipt":
       return <Trace id={dialog.id} session={view.session} />;
   }

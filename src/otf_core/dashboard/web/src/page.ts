@@ -16,6 +16,8 @@ export type Dialog =
   | { kind: "palette" }
   | { kind: "stop" }
   | { kind: "rollback"; to?: Dict }
+  | { kind: "fork"; from?: { checkpoint?: string; step?: number; run_id?: string } }
+  | { kind: "note"; step: number }
   | { kind: "extend" }
   | { kind: "exactness" }
   | { kind: "receipt"; id: string };
@@ -28,7 +30,7 @@ export const drafts = new Map<string, Map<string, string>>();
 class Page {
   panel: Panel | null = PANELS.find((one) => one === kept.get("panel")) ?? null;
   dialog: Dialog | null = null;
-  menu: "runs" | "verbs" | "charts" | "notices" | null = null;
+  menu: "runs" | "verbs" | "charts" | "notices" | "more-runs" | null = null;
   theme: Theme = startTheme();
   singleKeys = kept.get("keys") !== "off";
   /** Said to screen readers as soon as it comes. */

@@ -101,7 +101,7 @@ export function stateOf(view: View): string {
   if (session.state === "finished" || session.state === "failed" || session.state === "interrupted") {
     return session.state;
   }
-  if (session.state === "journal") return "journal";
+  if (session.state === "journal" || session.state === "left") return session.state;
   if (session.state === "lost" || !session.connected) return "trainer-lost";
   if (data !== null && data.stall !== null && session.state !== "paused") return "stalled";
   return session.state;
@@ -223,6 +223,12 @@ export function band(view: View): Band {
         sentence: [v("Interrupted "), R, ...at, t(" — stopped before its end, "), ...kept], facts,
       };
     }
+    case "left":
+      return {
+        state, tone: "mute", glyph: "journal",
+        sentence: [v("Left "), R, ...at, t(" — its process went on with "), b(session.reason ?? "another run"), t("; it stands as it was")],
+        facts: [[t("everything here is recorded")], [t("a fork or a switch goes on from here")]],
+      };
     case "journal": {
       const ago = session.last_ts === null ? "" : `, last written ${span(now_s - session.last_ts)} ago`;
       return {
@@ -379,6 +385,8 @@ export function closed(view: View): string | null {
       return "ended";
     case "journal":
       return "no trainer";
+    case "left":
+      return "not training";
     case "trainer-lost":
       return "trainer lost";
     default:

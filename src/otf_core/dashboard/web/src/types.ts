@@ -73,6 +73,8 @@ export interface Run {
   run_name: string | null;
   session_ids: string[];
   parents: string[];
+  /** Of a fork or a merge: from what it was made. */
+  made?: { kind?: string; from?: string; at_step?: number; init_from?: string; sources?: string[] } | null;
   created_ts: number | null;
   summary: {
     step?: number | null;
@@ -139,7 +141,7 @@ export type FromServer =
     }
   | { kind: "session"; session: Session }
   | { kind: "run"; run: Run }
-  | { kind: "events"; session_id: string; events: OtfEvent[] }
+  | { kind: "events"; session_id: string; events: OtfEvent[]; history?: boolean; left_out?: number }
   | { kind: "receipt"; session_id: string; receipt: Receipt }
   | { kind: "error"; code: string; detail: string }
   | { kind: "pong"; t: number };
