@@ -30,6 +30,11 @@ QUIET = [
 Open = Callable[..., Page]
 
 
+def retry(page: Page) -> None:
+    """Press "Retry now", unless the page has come back by itself meanwhile."""
+    page.evaluate("document.querySelector('.conn button')?.click()")
+
+
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[FakeDashboard]:
     """The page as it is in the sources, served by a fake dashboard."""

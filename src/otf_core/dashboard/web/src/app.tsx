@@ -1,26 +1,39 @@
 /** The page: three bands (state, charts, timeline), the rail and its drawer. */
 
 import type { JSX } from "preact";
+import { useEffect } from "preact/hooks";
 import { BandView } from "./band";
+import { Banner } from "./banner";
 import { Live } from "./announce";
 import { Dialogs } from "./dialogs";
 import { Drawer, Rail } from "./drawers";
 import { count } from "./format";
 import { page } from "./page";
-import { stateOf, totalSteps, type View } from "./state";
+import { stateOf, type View } from "./state";
+import { store } from "./store";
+import { titleOf } from "./title";
 import type { Scene } from "./scene";
 import { Timeline } from "./timeline";
 import { TopBar } from "./top";
-import { Empty, Work } from "./work";
+import { Empty } from "./empty";
+import { Work } from "./work";
 
 export function App({ view, scene }: { view: View; scene: Scene | null }): JSX.Element {
   const state = stateOf(view);
-  document.title = titleOf(view, state);
+  document.title = titleOf(view);
+  useEffect(() => {
+    // Nothing else opens by itself.
+    if (state === "stalled" && innerWidth > 1100 && page.panel !== "health") {
+      page.panel = "health";
+      store.changed();
+    }
+  }, [state === "stalled"]);
   return (
     <>
       <a class="skip" href="#charts" onClick={toCharts}>Skip to the charts</a>
       <TopBar view={view} />
       <main>
+        <Banner />
         <BandView view={view} />
         <div class={`body${page.panel !== null && view.session !== null ? " with-drawer" : ""}`}>
           <div class="work">
@@ -34,7 +47,7 @@ export function App({ view, scene }: { view: View; scene: Scene | null }): JSX.E
             )}
           </div>
           {view.session !== null && page.panel !== null && <Drawer view={view} panel={page.panel} />}
-          {view.session !== null && <Rail />}
+          {view.session !== null && <Rail stalled={state === "stalled"} />}
         </div>
       </main>
       <Dialogs view={view} />
@@ -46,17 +59,6 @@ export function App({ view, scene }: { view: View; scene: Scene | null }): JSX.E
 function toCharts(event: Event): void {
   event.preventDefault();
   document.getElementById("charts")?.focus();
-}
-
-function titleOf(view: View, state: string): string {
-  const { session, data } = view;
-  if (session === null) return "otf";
-  const name = session.run_name || session.run_id || session.session_id;
-  const total = totalSteps(session, data);
-  if (state === "running" && total !== null && session.step !== null) {
-    return `${Math.floor((100 * Math.min(session.step, total.steps)) / total.steps)} % · ${name} · otf`;
-  }
-  return `${state.replace("-", " ")} · ${name} · otf`;
 }
 
 export function stepText(step: number | null): string {

@@ -1,11 +1,13 @@
 /** Band 1: the state sentence, facts, controls, receipts, progress. */
 
 import type { ComponentChildren, JSX } from "preact";
-import { age, plural } from "./format";
+import { resumeLine } from "./checkpoints";
+import { Line } from "./copy";
+import { age, count, plural } from "./format";
 import { Glyph, Icon } from "./icons";
 import { keyOf } from "./keys";
 import { controlsNow, draftsOf, give, page, press } from "./page";
-import { band, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
+import { band, stateOf, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
 import { store, type Held } from "./store";
 import { Menu } from "./top";
 import { reasonsOf } from "./turns";
@@ -165,6 +167,9 @@ function More({ controls }: { controls: Control[] }): JSX.Element {
   );
 }
 
+/** The process is gone: only a command in a terminal lets it go on. */
+const ENDED = new Set(["failed", "interrupted", "journal"]);
+
 const MARK: Record<string, string> = { applied: "ok", refused: "no", unknown: "unknown" };
 
 function Receipts({ view }: { view: View }): JSX.Element {
@@ -175,10 +180,14 @@ function Receipts({ view }: { view: View }): JSX.Element {
   const others = session === null ? [] : session.pending
     .filter((one) => !store.receipts.get(session.session_id)?.has(one.request_id))
     .map(waiting);
-  const list = [...others, ...shown].slice(0, 2);
+  const ended = ENDED.has(stateOf(view)) ? view.checkpoints.find((one) => one.path !== null) : undefined;
+  const list = [...others, ...shown].slice(0, ended === undefined ? 2 : 0);
   return (
     <div class="receipts" role="group" aria-label="Last commands">
-      {list.length === 0 && <p class="hint">No command yet. What is asked from anywhere shows here.</p>}
+      {ended !== undefined && (
+        <Line text={ended.path === null ? "" : resumeLine(ended.path)} hint={`goes on from step ${count(ended.step)}: put it before the command that started the run`} />
+      )}
+      {list.length === 0 && ended === undefined && <p class="hint">No command yet. What is asked from anywhere shows here.</p>}
       {list.map((receipt) => (
         <button
           type="button" class="rc" key={receipt.id} data-id={receipt.id}

@@ -2,6 +2,7 @@
 
 import { clientName } from "./client";
 import { isDict } from "./columns";
+import { notices } from "./notices";
 import { isSettled, store } from "./store";
 import { token } from "./token";
 import type { Dict, FromServer, OtfEvent, Receipt, Reply, Session } from "./types";
@@ -75,6 +76,7 @@ function lost(code: number): void {
 function receive(text: string): void {
   heard_ms = Date.now();
   const message = JSON.parse(text) as FromServer;
+  notices.hear(message);
   switch (message.kind) {
     case "welcome":
       wait_ms = FIRST_WAIT_MS;
@@ -178,7 +180,7 @@ function newId(): string {
 
 /** Give a command. Nothing is queued: without a connection it is not sent, and null comes back. */
 export function command(session_id: string, cmd: string, payload: Dict): string | null {
-  if (store.link.state !== "up") return null;
+  if (store.link.state !== "up" || store.watching) return null;
   const id = newId();
   store.mine.add(id);
   if (!send({ kind: "command", session_id, id, cmd, payload })) return null;

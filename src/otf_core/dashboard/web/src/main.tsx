@@ -10,6 +10,7 @@ import { sceneOf } from "./scene";
 import { noteHere } from "./spot";
 import { store } from "./store";
 import { moveTimeline, toEvent } from "./timeline";
+import { titleOf } from "./title";
 import { shared } from "./view";
 import { goThere } from "./where";
 
@@ -32,6 +33,9 @@ bind("]", () => toEvent(1));
 bind("n", () => noteHere(viewNow()));
 addEventListener("keydown", onKey);
 addEventListener("resize", store.changed);
-setInterval(beat, 1000);
+setInterval(() => {
+  beat();
+  if (document.hidden) document.title = titleOf(viewNow()); // nothing is drawn that would say it
+}, 1000);
 store.changed();
 connect();

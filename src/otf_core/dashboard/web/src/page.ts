@@ -108,6 +108,7 @@ export function viewNow(): View {
     bestStep: run?.summary?.best_val_step ?? null,
     checkpointStep: newest >= 0 ? newest : null,
     checkpoints,
+    watching: store.watching,
     undo: session === null
       ? null
       : undoable(store.receiptsOf(session.session_id), data?.events ?? [], session.session_id, session.params),
@@ -180,8 +181,8 @@ export function giveBack(session_id: string, path: string): void {
   command(session_id, "set_param", { path, release: true });
 }
 
-/** Send what is typed and can be sent; each row then waits for its own answer. */
-export function applyDrafts(): void {
+/** Send what is typed and can be sent, for the next step or a later one; each row then waits for its own answer. */
+export function applyDrafts(at_step?: number): void {
   const view = viewNow();
   const { session } = view;
   if (session === null || closed(view) !== null || stateOf(view) === "stalled") return;
@@ -192,7 +193,7 @@ export function applyDrafts(): void {
     if (param === undefined || receipt?.state === "sent" || receipt?.state === "accepted") continue;
     const reading = readDraft(param, text);
     if (!reading.ok) continue;
-    if (command(session.session_id, "set_param", { path, value: reading.value }) !== null) typed.delete(path);
+    if (command(session.session_id, "set_param", { path, value: reading.value, ...(at_step === undefined ? {} : { at_step }) }) !== null) typed.delete(path);
   }
   store.changed();
 }

@@ -31,6 +31,12 @@ class Store {
   link: Link = { state: "connecting" };
   welcomed = false;
   version: string | null = null;
+  /** What the page that is served now was built from. */
+  served: string | null = null;
+  /** The link only watches. */
+  watching = false;
+  /** What has to be said of the dashboard's store; null where it is whole and its own. */
+  kept: string | null = null;
   /** Server time minus ours, in seconds. */
   skew_s = 0;
   readonly opened_ms = Date.now();
@@ -225,6 +231,9 @@ class Store {
       case "welcome":
         this.welcomed = true;
         this.version = message.version;
+        this.served = message.build ?? null;
+        this.watching = message.read_only === true;
+        this.kept = keptBy(message.store ?? null);
         this.skew_s = message.server_ts - Date.now() / 1000;
         for (const session of message.sessions) this.goOn(session);
         this.sessions.clear();
@@ -314,6 +323,14 @@ class Store {
       if (!this.letters.has(key)) this.letters.set(key, letter(this.letters.size));
     }
   }
+}
+
+function keptBy(told: { mode: string; text?: string | null } | null): string | null {
+  if (told === null || (told.mode === "writer" && !told.text)) return null;
+  if (told.text) return told.text;
+  return told.mode === "reader"
+    ? "Another dashboard keeps the store of this folder; this one shows a read-only copy of it."
+    : "The store of this folder cannot be kept: what is shown is in this dashboard's memory only.";
 }
 
 export function isSettled(state: Receipt["state"]): boolean {

@@ -214,7 +214,8 @@ function Marks({ lanes, x, scene }: { lanes: Lane[]; x: (step: number) => number
   return (
     <>
       {order.map(({ lane, y, group }, i) => {
-        const said = group.texts.join("; ");
+        const many = group.texts.length;
+        const said = `${many > 1 ? `${many}: ` : ""}${group.texts.join("; ")}`;
         return (
           <g
             key={`${lane.run.key} ${group.kind} ${group.step}`} class="mk" data-colour={lane.run.colour} data-kind={group.kind} data-step={group.step}
@@ -227,7 +228,7 @@ function Marks({ lanes, x, scene }: { lanes: Lane[]; x: (step: number) => number
           >
             <circle r="9" class="hit" />
             {group.bad ? REFUSED : SHAPES[group.kind]}
-            {group.texts.length > 1 && <text x="5" y="-4" class="n">{group.texts.length}</text>}
+            {many > 1 && <text x="5" y="-4" class="n">{`${many} `}</text>}
             <title>{group.texts.join("\n")}</title>
           </g>
         );

@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
+import { Bell } from "./bell";
 import { plural, sig } from "./format";
 import { Icon, Tag } from "./icons";
 import { connect } from "./live";
@@ -40,6 +41,7 @@ export function TopBar({ view }: { view: View }): JSX.Element {
         <span class="grow clip">Commands, runs, steps…</span>
         <kbd aria-hidden="true">Ctrl K</kbd>
       </button>
+      <Bell />
       <button type="button" class="icb" aria-label={page.theme === "dark" ? "Light theme" : "Dark theme"} onClick={toggleTheme}>
         <Icon name="theme" />
       </button>

@@ -136,6 +136,8 @@ export type FromServer =
       /** The link only watches: every command would be refused. */
       read_only?: boolean;
       client?: string;
+      /** Whether this dashboard writes the database of its folder, reads another's, or has only its memory. */
+      store?: { mode: string; text?: string | null } | null;
       sessions: Session[];
       runs: Run[];
     }

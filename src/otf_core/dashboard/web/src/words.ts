@@ -22,6 +22,12 @@ const VERBS: Record<string, string> = {
   merge: "Merge",
   undo: "Undo",
   extend: "Extend",
+  cancel: "Cancel",
+  dist_health: "Check ranks",
+  throughput_health: "Check throughput",
+  activations_health: "Check activations",
+  numerics_health: "Check numerics",
+  determinism_health: "Check determinism",
 };
 
 export function verb(cmd: string): string {
@@ -145,6 +151,12 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
     }
     case "set_param":
       return `applied${at}, read back ${setting(data["new"])}`;
+    case "dist_health":
+    case "throughput_health":
+    case "activations_health":
+    case "numerics_health":
+    case "determinism_health":
+      return `${data["ok"] === true ? "nothing found" : "something found, see Health"}${at}`;
     case "pause":
       return `applied${at}${data["ckpt"] ? ", checkpoint saved" : ""}`;
     default:
@@ -211,7 +223,9 @@ export function nearestCheckpoints(receipt: Held): Nearest[] {
 
 const CLI: Record<string, string> = {
   pause: "pause", resume: "resume", save_ckpt: "save", validate_now: "validate", test_now: "test",
-  stop: "stop", note: "note", reset_session: "reset",
+  stop: "stop", note: "note", reset_session: "reset", cancel: "cancel",
+  dist_health: "health dist", throughput_health: "health throughput", activations_health: "health activations",
+  numerics_health: "health numerics", determinism_health: "health determinism",
 };
 
 /** The same command on the command line. */
@@ -221,7 +235,8 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
     const path = shell(String(payload["path"]));
     if (payload["release"] === true) return `otf resume ${path} ${which}`;
     const [value, mul] = "mul" in payload ? [payload["mul"], "--mul "] : [payload["value"], ""];
-    return `otf set ${path} ${shell(setting(value))} ${mul}${which}`;
+    const at = typeof payload["at_step"] === "number" ? `--at-step ${payload["at_step"]} ` : "";
+    return `otf set ${path} ${shell(setting(value))} ${mul}${at}${which}`;
   }
   if (cmd === "rollback" || cmd === "load_ckpt") {
     return `otf rollback ${shell(String(payload["step"] ?? payload["checkpoint"] ?? payload["path"]))} ${which}`;
@@ -239,7 +254,7 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
   return known === undefined ? "" : `otf ${known} ${which}`;
 }
 
-function shell(text: string): string {
+export function shell(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 

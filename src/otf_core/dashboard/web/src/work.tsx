@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { Chart } from "./charts";
 import "./charts.css";
-import { clock, count, plural, sig } from "./format";
+import { count, plural, sig } from "./format";
 import { Icon, Tag } from "./icons";
 import { inOrder } from "./lanes";
 import type { Lines } from "./lines";
@@ -299,26 +299,6 @@ function AddChart({ scene, more }: { scene: Scene; more: Metric[] }): JSX.Elemen
           ))}
         </Menu>
       )}
-    </div>
-  );
-}
-
-const SNIPPET = `from otf_lightning import OnTheFlyCallback
-
-trainer = Trainer(callbacks=[OnTheFlyCallback()])
-trainer.fit(model, data)`;
-
-export function Empty({ state, since_s }: { state: string; since_s: number }): JSX.Element {
-  if (state !== "empty") return <div class="empty" />;
-  return (
-    <div class="empty" id="charts" tabIndex={-1}>
-      <h2>Add one line and start training</h2>
-      <p>The callback finds this dashboard by itself. Nothing in the training changes until you ask for it.</p>
-      <div class="code">
-        <pre>{SNIPPET}</pre>
-        <button type="button" class="btn sm" onClick={() => void navigator.clipboard?.writeText(SNIPPET)}>Copy</button>
-      </div>
-      <p class="listen"><span class="spin" aria-hidden="true" /> Listening since {clock(since_s)}</p>
     </div>
   );
 }
