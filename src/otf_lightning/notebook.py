@@ -160,7 +160,9 @@ def _base_of(dashboard: Client) -> str:
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
     if prefix:
         return f"{prefix.rstrip('/')}/proxy/{urlsplit(dashboard.url).port}/"
-    return dashboard.url
+    # Where Jupyter opens itself: of another site a browser may keep nothing for the tab, and the
+    # page would be without its token when the notebook is loaded anew.
+    return dashboard.url.replace("://127.0.0.1:", "://localhost:", 1)
 
 
 def _dashboard() -> Client | None:
@@ -190,7 +192,7 @@ def _find(asked: OnTheFlyCallback | str | Path | None, folder: Path) -> Path | N
             msg = f"{asked} is no folder of a run: there is no run.json that can be read."
             raise ValueError(msg)
         return Path(asked)
-    found = run_folder.records(folder, "*")
+    found = run_folder.records(folder, None)
     fits = [(d, r) for d, r in found if asked in (None, r.run_id, r.run_name)]
     if not fits and asked is not None:
         known = ", ".join(one_line(record.run_id) for _, record in found[-20:]) or "none"
