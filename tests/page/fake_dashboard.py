@@ -50,6 +50,8 @@ class FakeDashboard:
         routes = [
             WebSocketRoute("/api/live", self._live),
             Route("/api/sessions/{session}/commands/{id}", self._answer),
+            Route("/api/sessions/{session}/events", self._events_of),
+            Route("/api/runs/{run}/metrics", self._curves),
             Route("/api/checkpoints/{session}/{id}/file", self._file),
             Route("/{path:path}", self._page),
         ]
@@ -219,6 +221,31 @@ class FakeDashboard:
             )
         elif message["kind"] == "command":
             self.commands.put(message)
+
+    async def _events_of(self, request: Request) -> Response:
+        events = self.events.get(request.path_params["session"], [])
+        after = int(request.query_params["after"])
+        later = [e for e in events if e["type"] != "trainStep" and e["event_seq"] > after]
+        return JSONResponse({"events": later})
+
+    async def _curves(self, request: Request) -> Response:
+        """Every step of a run: buckets of one."""
+        run = request.path_params["run"]
+        all_events = [event for events in self.events.values() for event in events]
+        steps = [e for e in all_events if e["type"] == "trainStep" and e["run_id"] == run]
+        numbers = [e["step"] for e in steps]
+        series = {
+            name: {
+                "step": [e["step"] for e in steps if e[name] is not None],
+                "value": [e[name] for e in steps if e[name] is not None],
+                "seq": [e["event_seq"] for e in steps if e[name] is not None],
+                "session": [0 for e in steps if e[name] is not None],
+            }
+            for name in ("loss", "val_loss", "accuracy", "epoch")
+        }
+        ends = {"from": min(numbers, default=None), "to": max(numbers, default=None)}
+        about = {"run_id": run, "session_ids": [], "total": len(steps), "thinned": False}
+        return JSONResponse({**about, **ends, "bucket_steps": 1, "series": series})
 
     async def _answer(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":

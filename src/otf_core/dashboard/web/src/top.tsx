@@ -112,10 +112,10 @@ function Switcher({ current, sessions }: { current: Session; sessions: Session[]
             const best = store.runOf(session)?.summary?.best_val_loss ?? null;
             return (
               <button
-                type="button" class="item run" key={session.session_id}
+                type="button" class="item run" key={runKey(session)}
                 aria-current={runKey(session) === runKey(current) ? "true" : undefined}
                 onClick={() => {
-                  store.choose(session.session_id);
+                  store.focus(runKey(session));
                   page.showMenu(null);
                 }}
               >
