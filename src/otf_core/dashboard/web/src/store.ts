@@ -25,7 +25,7 @@ export interface Held extends Receipt {
   mine: boolean;
 }
 
-const READS = new Set(["status", "ping", "list_params", "list_checkpoints"]);
+const READS = new Set(["status", "ping", "list_params", "list_checkpoints", "select", "samples", "show_samples", "results", "cancel"]);
 
 class Store {
   link: Link = { state: "connecting" };
