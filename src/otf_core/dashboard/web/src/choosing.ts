@@ -122,6 +122,25 @@ export async function look(session: Session, on: SetName): Promise<void> {
   store.changed();
 }
 
+export const TIMES = 9;
+const MOST_WEIGHED = 200_000;
+
+/** How often each sample is drawn where those of a range come more often; null where the losses cannot be had. */
+export async function weightsFor(session: Session, range: Range): Promise<number[] | null> {
+  const weights: number[] = [];
+  for (let total = 1; weights.length < total; ) {
+    const reply = await ask(session.session_id, "samples", { on: "train", start: weights.length });
+    const losses = reply?.ok === true && isDict(reply.data) ? reply.data["losses"] : null;
+    if (!Array.isArray(losses) || losses.length === 0) return null;
+    for (const loss of losses) {
+      weights.push(typeof loss === "number" && loss >= range.from && loss <= range.to ? TIMES : 1);
+    }
+    total = Number((reply?.data as Dict)["total"]);
+    if (total > MOST_WEIGHED) return null;
+  }
+  return weights;
+}
+
 /** Have a selection counted. What comes late, when another one is chosen, is not taken. */
 export async function count(session: Session, on: SetName, selection: Dict): Promise<void> {
   const signature = JSON.stringify(selection);

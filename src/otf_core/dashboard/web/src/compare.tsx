@@ -54,7 +54,7 @@ export function Compare({ view, session, members, first }: { view: View; session
   const last = lastOf(session, "compare", (one) => one.state === "applied");
   const payload: Dict = { runs, on, ...(worst ? { selection: { kind: "quantile", from: 0.9, to: 1 } } : {}) };
   return (
-    <div class="sub" data-sub="compare">
+    <div class="lin-sub" data-sub="compare">
       <h3>Compare on the same samples</h3>
       <div class="checks" role="group" aria-label="Runs">
         {able.map((one) => (
@@ -185,7 +185,7 @@ export function Results({ view, session, members }: { view: View; session: Sessi
   }, [goes.session_id, session.run_id, done, shut === null]);
   const letters = new Map(members.map((one) => [one.run_id, one.letter]));
   return (
-    <div class="sub" data-sub="results">
+    <div class="lin-sub" data-sub="results">
       <h3>Tests and validations of this run and its relatives</h3>
       {shut !== null && rows === null && <p class="hint">Nothing can be asked now: {shut}.</p>}
       {refused !== null && <p class="hint">{refused}</p>}

@@ -5,15 +5,14 @@ import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import { Box, Cli } from "./box";
 import { checkpointsOf, KINDS } from "./checkpoints";
-import { choiceOf, countedOf, lookedAt, selectionOf } from "./choosing";
+import { choiceOf, countedOf, lookedAt, selectionOf, TIMES } from "./choosing";
 import { selectionWords } from "./family";
-import { age, count, plural, setting, sig, span } from "./format";
+import { age, brief, count, plural, span } from "./format";
 import { Icon } from "./icons";
 import { command } from "./live";
 import { controlsNow, page } from "./page";
 import { membersOf, trainerOf } from "./relatives";
 import { nameOf, speedOf, stepOf, type View } from "./state";
-import { store } from "./store";
 import type { Checkpoint, Dict, Session } from "./types";
 import { cli } from "./words";
 
@@ -27,6 +26,7 @@ interface Samples {
   label: string;
   hint: string;
   selection: Dict | null;
+  weights?: number[];
 }
 
 type Budget = "parent" | "steps" | "epochs";
@@ -38,8 +38,8 @@ function read(text: string, whole: boolean): number | null | "bad" {
   return Number.isFinite(value) && value > 0 && (!whole || Number.isInteger(value)) ? value : "bad";
 }
 
-export function Fork({ view, session, from, selection, selected }: {
-  view: View; session: Session; from: ForkFrom; selection: Dict | null; selected: number | null;
+export function Fork({ view, session, from, selection, selected, weights }: {
+  view: View; session: Session; from: ForkFrom; selection: Dict | null; selected: number | null; weights: number[] | null;
 }): JSX.Element {
   const member = membersOf(session).find((one) => one.run_id === (from.run_id ?? session.run_id));
   const isHere = member === undefined || member.run_id === session.run_id;
@@ -48,8 +48,8 @@ export function Fork({ view, session, from, selection, selected }: {
   const named = kept.find((one) => one.id === from.checkpoint)
     ?? (from.step === undefined || from.step === now ? undefined : kept.find((one) => (one.step ?? Infinity) <= (from.step as number)));
   const [start, setStart] = useState<string | null>(named?.id ?? null);
-  const options = samplesOf(session, selection, selected);
-  const [which, setWhich] = useState(selection === null ? 0 : options.length - 1);
+  const options = samplesOf(session, selection, selected, weights);
+  const [which, setWhich] = useState(selection === null && weights === null ? 0 : options.length - 1);
   const [typed, type] = useState({ name: "", batch: "", lr: "", length: "" });
   const [budget, setBudget] = useState<Budget>("parent");
   const chosen = kept.find((one) => one.id === start);
@@ -60,6 +60,7 @@ export function Fork({ view, session, from, selection, selected }: {
     ...(start === null ? {} : { checkpoint: start }),
     ...(isHere ? {} : { parent_run_id: member.run_id }),
     ...(on === null ? {} : { selection: on }),
+    ...(options[which]?.weights === undefined ? {} : { weights: options[which].weights }),
     ...(read_.batch === null ? {} : { batch_size: read_.batch }),
     ...(read_.lr === null ? {} : { hparams: { lr: read_.lr } }),
     ...(budget === "parent" || read_.length === null ? {} : { [budget]: read_.length }),
@@ -82,7 +83,7 @@ export function Fork({ view, session, from, selection, selected }: {
   );
   return (
     <Box
-      title={on === null ? `Fork ${name}` : `Fork ${name} on ${options[which]?.label.toLowerCase() ?? "samples"}`}
+      title={which === 0 ? `Fork ${name}` : `Fork ${name} on ${options[which]?.label.toLowerCase() ?? "samples"}`}
       foot={
         <>
           <Cli line={wrong ? "" : cli("fork", payload, nameOf(session))} />
@@ -137,7 +138,7 @@ export function Fork({ view, session, from, selection, selected }: {
       </fieldset>
       <fieldset class="fs fl-row">
         <legend>Change at the start</legend>
-        {input("lr", "Learning rate", lr === undefined ? "as it is" : `${setting(lr)} now`, read_.lr === "bad")}
+        {input("lr", "Learning rate", lr === undefined ? "as it is" : `${brief(lr)} now`, read_.lr === "bad")}
         {input("batch", "Batch size", "as it is", read_.batch === "bad")}
         {input("name", "Name", "fork1, fork2 …", false)}
       </fieldset>
@@ -157,7 +158,7 @@ export function Fork({ view, session, from, selection, selected }: {
 }
 
 /** All samples, the presets, and last what was chosen in Samples. */
-function samplesOf(session: Session, asked: Dict | null, selected: number | null): Samples[] {
+function samplesOf(session: Session, asked: Dict | null, selected: number | null, weights: number[] | null): Samples[] {
   const looked = lookedAt(session, "train");
   const known = looked?.figures != null;
   const fresh = known && looked.run_id === session.run_id && looked.first_step === looked.last_step && looked.last_step === session.step && session.state === "paused";
@@ -177,6 +178,12 @@ function samplesOf(session: Session, asked: Dict | null, selected: number | null
         ? `${words}, by the scan of this very state; a fixed list, not chosen again later`
         : `${words}, counted at step ${count(looked?.last_step ?? null)}; the losses are found anew first, so it may be a few more or less`,
       selection: choice,
+    });
+  }
+  if (weights !== null) {
+    options.push({
+      label: `All, ${plural(selected ?? 0, "sample")} ${TIMES} times as often`,
+      hint: `by the losses of step ${count(looked?.last_step ?? null)}; a fixed list, not weighed again later`, selection: null, weights,
     });
   }
   return options;

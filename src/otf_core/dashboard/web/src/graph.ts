@@ -23,10 +23,10 @@ export interface Edge {
   from: string;
   to: string;
   label: string;
-  x1: number;
-  y1: number;
-  x2: number;
-  y2: number;
+  /** From its parent to it; where rows lie between, past what stands there. */
+  points: [x: number, y: number][];
+  /** Where its label stands. */
+  at: [x: number, y: number];
 }
 
 export interface Graph {
@@ -36,64 +36,110 @@ export interface Graph {
   height: number;
 }
 
+/** What takes room in a row: a run, or a line that passes by. */
+interface Slot {
+  key: string;
+  width: number;
+  above: string[];
+  at: number;
+}
+
+const PASSING = 8;
+
 /** Each run below all of its parents; a row lies as near below them as its neighbours let it. */
 export function layOut(items: Item[], size: Size, least = 0): Graph {
+  const layers = layersOf(items);
+  const depth = Math.max(0, ...layers.values());
+  const rows: Slot[][] = Array.from({ length: depth + 1 }, () => []);
+  const passing = new Map<string, string[]>();
+  for (const item of items) {
+    const layer = layers.get(item.id) as number;
+    const above = item.parents.flatMap((parent, i) => {
+      const from = layers.get(parent.id);
+      if (from === undefined || from >= layer) return [];
+      let last = parent.id;
+      const by: string[] = [];
+      for (let between = from + 1; between < layer; between += 1) {
+        const key = `${item.id}\n${i}\n${between}`;
+        rows[between]?.push({ key, width: PASSING, above: [last], at: 0 });
+        by.push(key);
+        last = key;
+      }
+      passing.set(`${item.id}\n${i}`, by);
+      return [last];
+    });
+    rows[layer]?.push({ key: item.id, width: size.width, above, at: 0 });
+  }
+  const centre = new Map<string, number>();
+  for (const row of rows) place(row, centre, size.gapX);
+
+  const lefts = rows.flat().map((slot) => slot.at - slot.width / 2);
+  const rights = rows.flat().map((slot) => slot.at + slot.width / 2);
+  const span = items.length === 0 ? 0 : Math.max(...rights) - Math.min(...lefts);
+  const width = Math.max(span, least);
+  const origin = (items.length === 0 ? 0 : Math.min(...lefts)) - (width - span) / 2;
+  const pitch = size.height + size.gapY;
+  const x = (key: string): number => (centre.get(key) ?? 0) - origin;
+  const nodes = items.map((item) => {
+    const layer = layers.get(item.id) as number;
+    return { id: item.id, layer, x: x(item.id) - size.width / 2, y: layer * pitch };
+  });
+  const edges = items.flatMap((item) => item.parents.flatMap((parent, i): Edge[] => {
+    const by = passing.get(`${item.id}\n${i}`);
+    if (by === undefined) return [];
+    const [from, to] = [layers.get(parent.id) as number, layers.get(item.id) as number];
+    // Two parents come in beside each other, without crossing, and so do two checkpoints of one run.
+    const comes = (other: { id: string }, n: number): number => x(passing.get(`${item.id}\n${n}`)?.at(-1) ?? other.id);
+    const rank = item.parents.filter((other, n) => comes(other, n) < comes(parent, i) || (comes(other, n) === comes(parent, i) && n < i)).length;
+    const aside = item.parents.length < 2 ? 0 : (rank / (item.parents.length - 1) - 0.5) * size.width * 0.6;
+    const [start, end] = [x(parent.id), x(item.id) + aside];
+    const leaves = start + Math.sign((by[0] === undefined ? end : x(by[0])) - start) * size.width * 0.12;
+    const points: [number, number][] = [
+      [leaves, from * pitch + size.height],
+      ...by.flatMap((key, n): [number, number][] => {
+        const top = (from + 1 + n) * pitch;
+        return [[x(key), top], [x(key), top + size.height]];
+      }),
+      [end, to * pitch],
+    ];
+    const before = points.at(-2) as [number, number];
+    return [{ from: parent.id, to: item.id, label: parent.label, points, at: [(before[0] + end) / 2, to * pitch - size.gapY / 2] }];
+  }));
+  return { nodes, edges, width, height: (depth + 1) * pitch - size.gapY };
+}
+
+/** The longest way from a run that has no parent here; what is its own ancestor has none. */
+function layersOf(items: Item[]): Map<string, number> {
   const known = new Map(items.map((item) => [item.id, item]));
   const layers = new Map<string, number>();
-  const layerOf = (id: string, above: Set<string>): number => {
+  const layerOf = (id: string, below: Set<string>): number => {
     const found = layers.get(id);
     if (found !== undefined) return found;
-    above.add(id);
-    const parents = (known.get(id)?.parents ?? []).filter((one) => known.has(one.id) && !above.has(one.id));
-    const layer = parents.reduce((deepest, one) => Math.max(deepest, layerOf(one.id, above) + 1), 0);
-    above.delete(id);
+    below.add(id);
+    const parents = (known.get(id)?.parents ?? []).filter((one) => known.has(one.id) && !below.has(one.id));
+    const layer = parents.reduce((deepest, one) => Math.max(deepest, layerOf(one.id, below) + 1), 0);
+    below.delete(id);
     layers.set(id, layer);
     return layer;
   };
   for (const item of items) layerOf(item.id, new Set());
+  return layers;
+}
 
-  const pitch = size.width + size.gapX;
-  const centre = new Map<string, number>();
-  const depth = Math.max(0, ...layers.values());
-  for (let layer = 0; layer <= depth; layer += 1) {
-    const row = items.filter((item) => layers.get(item.id) === layer);
-    const wanted = (item: Item): number => {
-      const above = item.parents.map((one) => centre.get(one.id)).filter((at) => at !== undefined);
-      return above.length === 0 ? 0 : above.reduce((sum, at) => sum + at, 0) / above.length;
-    };
-    const placed = row.map((item) => ({ id: item.id, want: wanted(item), at: 0 })).sort((a, b) => a.want - b.want);
-    let edge = -Infinity;
-    for (const one of placed) {
-      one.at = Math.max(one.want, edge);
-      edge = one.at + pitch;
-    }
-    // They were pushed to the right; the row as a whole goes back below where it belongs.
-    const shift = placed.reduce((sum, one) => sum + one.at - one.want, 0) / Math.max(1, placed.length);
-    for (const one of placed) centre.set(one.id, one.at - shift);
+function place(row: Slot[], centre: Map<string, number>, gap: number): void {
+  const wanted = (slot: Slot): number => slot.above.reduce((sum, key) => sum + (centre.get(key) ?? 0), 0) / Math.max(1, slot.above.length);
+  const order = row.map((slot) => ({ slot, want: wanted(slot) })).sort((a, b) => a.want - b.want);
+  let edge = -Infinity;
+  for (const { slot, want } of order) {
+    slot.at = Math.max(want, edge + slot.width / 2);
+    edge = slot.at + slot.width / 2 + gap;
   }
-  const centres = [...centre.values()];
-  const left = Math.min(...centres, 0);
-  const span = (centres.length === 0 ? 0 : Math.max(...centres) - Math.min(...centres)) + size.width;
-  const width = Math.max(span, least);
-  const origin = (centres.length === 0 ? left : Math.min(...centres)) - size.width / 2 - (width - span) / 2;
-  const nodes = items.map((item) => {
-    const layer = layers.get(item.id) ?? 0;
-    return { id: item.id, layer, x: (centre.get(item.id) ?? 0) - size.width / 2 - origin, y: layer * (size.height + size.gapY) };
-  });
-  const at = new Map(nodes.map((node) => [node.id, node]));
-  const edges = items.flatMap((item) => item.parents.flatMap((one, i): Edge[] => {
-    const [from, to] = [at.get(one.id), at.get(item.id)];
-    if (from === undefined || to === undefined || from.layer >= to.layer) return [];
-    // Two parents come in beside each other, and so do two checkpoints of one run.
-    const aside = item.parents.length < 2 ? 0 : (i / (item.parents.length - 1) - 0.5) * size.width * 0.5;
-    const order = Math.sign(to.x - from.x);
-    return [{
-      from: from.id, to: to.id, label: one.label,
-      x1: from.x + size.width / 2 + order * size.width * 0.12, y1: from.y + size.height,
-      x2: to.x + size.width / 2 + aside, y2: to.y,
-    }];
-  }));
-  return { nodes, edges, width, height: (depth + 1) * (size.height + size.gapY) - size.gapY };
+  // They were pushed to the right; the row as a whole goes back below where it belongs.
+  const shift = order.reduce((sum, { slot, want }) => sum + slot.at - want, 0) / Math.max(1, order.length);
+  for (const { slot } of order) {
+    slot.at -= shift;
+    centre.set(slot.key, slot.at);
+  }
 }
 
 /** Where a key leads from a run: up and down along the lines, aside within its row. */

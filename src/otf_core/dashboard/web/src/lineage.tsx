@@ -17,7 +17,6 @@ import { store } from "./store";
 import type { Session } from "./types";
 
 const SIZE: Size = { width: 130, height: 66, gapX: 13, gapY: 56 };
-const PADDING = 32;
 
 let picked: string | null = null;
 
@@ -75,7 +74,7 @@ function Tree({ members, chosen, here }: { members: Member[]; chosen: Member; he
   return (
     <div class="dag" ref={box}>
       <div class="dag-in" role="listbox" aria-label="Lineage of runs" style={{ width: `${graph.width}px`, height: `${graph.height}px` }} onKeyDown={onKey}>
-        <svg aria-hidden="true">{graph.edges.map((edge) => <Line key={`${edge.from} ${edge.to} ${edge.x2}`} edge={edge} letter={letters.get(edge.to) ?? "A"} />)}</svg>
+        <svg aria-hidden="true">{graph.edges.map((edge) => <Line key={`${edge.from} ${edge.to} ${edge.at[0]}`} edge={edge} letter={letters.get(edge.to) ?? "A"} />)}</svg>
         {members.map((one) => {
           const node = at.get(one.run_id);
           const from = one.parents.map((parent) => `${parent.run_id}${parent.step === null ? "" : ` at step ${count(parent.step)}`}`).join(" and ");
@@ -99,12 +98,18 @@ function Tree({ members, chosen, here }: { members: Member[]; chosen: Member; he
 }
 
 function Line({ edge, letter }: { edge: Edge; letter: string }): JSX.Element {
-  const { x1, y1, x2, y2 } = edge;
-  const bend = Math.min(30, (y2 - y1) / 2);
+  const [start, ...rest] = edge.points as [[number, number], ...[number, number][]];
+  let [fromX, fromY] = start;
+  const way = rest.map(([x, y]) => {
+    const bend = Math.min(30, (y - fromY) / 2);
+    const piece = x === fromX ? `L${x} ${y}` : `C${fromX} ${fromY + bend} ${x} ${y - bend} ${x} ${y}`;
+    [fromX, fromY] = [x, y];
+    return piece;
+  });
   return (
     <>
-      <path data-colour={colourOf(letter)} d={`M${x1} ${y1}C${x1} ${y1 + bend} ${x2} ${y2 - bend} ${x2} ${y2}`} />
-      <text x={(x1 + x2) / 2} y={(y1 + y2) / 2 + 4}>{edge.label}</text>
+      <path data-colour={colourOf(letter)} d={`M${start[0]} ${start[1]}${way.join("")}`} />
+      <text x={edge.at[0]} y={edge.at[1] + 4}>{edge.label}</text>
     </>
   );
 }

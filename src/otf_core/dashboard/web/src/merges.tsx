@@ -216,7 +216,7 @@ function Candidates({ session, preview, settled, chosen, choose, monitor, nameFo
       <tbody>
         {preview.parents.map((one, i) => (
           <tr key={i} data-parent={one.run_id}>
-            <td><span class="nd-h"><Tag letter={letter(one.run_id)} /><span>{nameFor(one.run_id)}, as it is</span></span></td>
+            <td><span class="mg-par"><Tag letter={letter(one.run_id)} /><span>{nameFor(one.run_id)}, as it is</span></span></td>
             {dot(one.score, colourOf(letter(one.run_id)))}
             <td class="num">{sig(one.score)}</td>
             <td class="num">{best === null || one === best || one.score === null || best.score === null ? "–" : signed(one.score - best.score)}</td>

@@ -15,7 +15,7 @@ export function runsCli(cmd: string, payload: Dict, which: string, quote: Quote)
   const rates = isDict(payload["hparams"]) ? (payload["hparams"] as Dict) : {};
   switch (cmd) {
     case "fork":
-      return `otf fork ${options([["checkpoint", "--from"], ["parent_run_id", "--of"]], payload)}${chosen(payload["selection"], quote)}${options([["lr", "--lr"], ["lr_mul", "--lr-mul"]], rates)}${options([["batch_size", "--batch-size"], ["steps", "--steps"], ["epochs", "--epochs"], ["run_name", "--name"]], payload)}${which}`;
+      return `otf fork ${options([["checkpoint", "--from"], ["parent_run_id", "--of"]], payload)}${chosen(payload["selection"], quote)}${Array.isArray(payload["weights"]) ? "--weights FILE " : ""}${options([["lr", "--lr"], ["lr_mul", "--lr-mul"]], rates)}${options([["batch_size", "--batch-size"], ["steps", "--steps"], ["epochs", "--epochs"], ["run_name", "--name"]], payload)}${which}`;
     case "merge":
     case "merge_preview": {
       const parents = Array.isArray(payload["parents"]) ? payload["parents"].map(String) : [];

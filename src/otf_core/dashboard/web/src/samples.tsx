@@ -5,7 +5,7 @@ import type { JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { fetchSamples, shownSample, type Shown } from "./asking";
 import {
-  choiceOf, choose, count as countSelection, countedOf, look, lookedAt, selectionOf, setShown, showSet,
+  choiceOf, choose, count as countSelection, countedOf, look, lookedAt, selectionOf, setShown, showSet, weightsFor,
   type Choice, type Figures, type Looked, type SetName, type Worst,
 } from "./choosing";
 import { selectionWords } from "./family";
@@ -203,9 +203,35 @@ function Losses({ view, session, on, known, figures, shut }: {
             Leave these out…
           </button>
         )}
+        {on === "train" && choice.kind === "range" && <Often session={session} range={choice.range} n={n} all={figures.count} shut={shut} />}
         <Export view={view} session={session} on={on} selection={selection} n={n} shut={shut} />
       </div>
       <WorstTable session={session} on={on} rows={current?.worst ?? null} n={n} most={figures.histogram.edges.at(-1) ?? 1} shut={shut} known={known} />
+    </>
+  );
+}
+
+/** Drawing hard samples more often keeps what the others teach. */
+function Often({ session, range, n, all, shut }: { session: Session; range: Range | null; n: number | null; all: number; shut: string | null }): JSX.Element {
+  const [problem, setProblem] = useState("");
+  const part = session.status?.["data"] != null ? "it trains on chosen samples" : null;
+  const off = shut !== null || part !== null || range === null || n === null || n === 0 || n === all;
+  return (
+    <>
+      <button
+        type="button" class="btn sm" aria-disabled={off ? "true" : undefined} title={part ?? undefined}
+        onClick={() => {
+          if (off || range === null || n === null) return;
+          setProblem("");
+          void weightsFor(session, range).then((weights) => {
+            if (weights === null) setProblem("the losses could not be had");
+            else page.ask({ kind: "fork", weights, selected: n });
+          });
+        }}
+      >
+        Draw these more often…
+      </button>
+      {problem !== "" && <span class="hint bad">{problem}</span>}
     </>
   );
 }

@@ -27,6 +27,11 @@ export interface Held extends Receipt {
 
 const READS = new Set(["status", "ping", "list_params", "list_checkpoints", "select", "samples", "show_samples", "results", "cancel"]);
 
+/** A command that only reads changes nothing that anybody has to be told of. */
+export function isRead(cmd: string): boolean {
+  return READS.has(cmd);
+}
+
 class Store {
   link: Link = { state: "connecting" };
   welcomed = false;
@@ -218,7 +223,7 @@ class Store {
     return this.runs.get(runKey(session));
   }
 
-  /** Newest first. A command that only reads changes nothing that anybody has to be told of. */
+  /** Newest first, without those that only read. */
   receiptsOf(session_id: string): Held[] {
     return [...(this.receipts.get(session_id)?.values() ?? [])]
       .filter((one) => !READS.has(one.cmd))
