@@ -1,26 +1,25 @@
-/** Questions that change nothing: asked by REST, answered to who asked and nobody else. */
+/** Questions that change nothing: no receipt is shown of them, the answer comes to who asked. */
 
 import { isDict } from "./columns";
-import { url } from "./live";
+import { command } from "./live";
 import { store } from "./store";
-import { token } from "./token";
 import type { Dict, Reply } from "./types";
 
-const WAIT_S = 20;
+const WAIT_MS = 30_000;
 
 /** The trainer's reply; null where there was none (no connection, or no answer in time). */
-export async function ask(session_id: string, cmd: string, payload: Dict): Promise<Reply | null> {
-  const headers: Record<string, string> = { "Content-Type": "application/json" };
-  if (token !== "") headers["Authorization"] = `Bearer ${token}`;
-  try {
-    const answer = await fetch(url(`api/sessions/${encodeURIComponent(session_id)}/commands`), {
-      method: "POST", headers, body: JSON.stringify({ cmd, payload, wait_s: WAIT_S }),
-    });
-    const said: unknown = await answer.json();
-    return isDict(said) && typeof said["ok"] === "boolean" ? (said as unknown as Reply) : null;
-  } catch {
-    return null; // the socket tells of a lost connection
-  }
+export function ask(session_id: string, cmd: string, payload: Dict): Promise<Reply | null> {
+  const id = command(session_id, cmd, payload);
+  if (id === null) return Promise.resolve(null);
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => answer(null), WAIT_MS);
+    const answer = (reply: Reply | null): void => {
+      clearTimeout(timer);
+      store.asked.delete(id);
+      resolve(reply);
+    };
+    store.asked.set(id, answer);
+  });
 }
 
 /** What a person sees of a sample. */

@@ -82,13 +82,12 @@ function Tree({ members, chosen, here }: { members: Member[]; chosen: Member; he
             <button
               type="button" class="nd" role="option" key={one.run_id} data-run={one.run_id} aria-selected={one === chosen} tabIndex={one === chosen ? 0 : -1}
               aria-current={one.run_id === here ? "true" : undefined}
-              aria-label={`${one.letter} ${one.name}, ${one.state}, ${one.best === null ? "no validation yet" : `best validation loss ${sig(one.best)}`}, step ${count(one.step)}, ${from === "" ? "started new" : `from ${from}`}`}
               style={{ left: `${node?.x ?? 0}px`, top: `${node?.y ?? 0}px`, width: `${size.width}px`, height: `${size.height}px` }}
               onClick={() => pick(one.run_id)}
             >
               <span class="n1"><Tag letter={one.letter} /><span class="clip">{one.name}</span></span>
-              <span class="n2"><span class="clip">{one.state}</span><b>{one.best === null ? "–" : sig(one.best)}</b></span>
-              <span class="n3">step {count(one.step)}</span>
+              <span class="n2"><span class="clip">{one.state}</span><b><span class="sr">{one.best === null ? "no validation yet" : "best validation loss "}</span>{one.best === null ? "–" : sig(one.best)}</b></span>
+              <span class="n3">step {count(one.step)}<span class="sr">, {from === "" ? "started new" : `from ${from}`}</span></span>
             </button>
           );
         })}

@@ -162,7 +162,13 @@ function Losses({ view, session, on, known, figures, shut }: {
       {extent !== null && (
         <Histo
           figures={figures} extent={extent} range={choice.kind === "range" ? choice.range : null}
-          move={(range) => choose(session, on, { kind: "range", range })}
+          move={(which, to) => {
+            // Not the drawn range: keys and pointers are faster than the page draws.
+            const now = choiceOf(session, on);
+            if (now.kind !== "range" || now.range === null) return;
+            const value = typeof to === "number" ? to : byKey(now.range[which], to, extent);
+            if (value !== null) choose(session, on, { kind: "range", range: moved(now.range, which, value, extent) });
+          }}
         />
       )}
       <div class="row-acts" role="group" aria-label="Chosen by">
@@ -278,7 +284,7 @@ function Clusters({ choice, change }: { choice: Choice & { kind: "kmeans" }; cha
 }
 
 function Histo({ figures, extent, range, move }: {
-  figures: Figures; extent: Range; range: Range | null; move: (range: Range) => void;
+  figures: Figures; extent: Range; range: Range | null; move: (which: "from" | "to", to: number | string) => void;
 }): JSX.Element {
   const area = useRef<HTMLDivElement>(null);
   const held = useRef<"from" | "to" | null>(null);
@@ -291,7 +297,7 @@ function Histo({ figures, extent, range, move }: {
     return extent.from + ((event.clientX - box.left) / box.width) * width;
   };
   const drag = (event: PointerEvent): void => {
-    if (held.current !== null && range !== null) move(moved(range, held.current, at(event), extent));
+    if (held.current !== null) move(held.current, at(event));
   };
   const grab = (event: PointerEvent): void => {
     if (range === null || event.button !== 0) return;
@@ -332,10 +338,9 @@ function Histo({ figures, extent, range, move }: {
             aria-valuemin={extent.from} aria-valuemax={extent.to} aria-valuenow={range[which]} aria-valuetext={`loss ${sig(range[which])}`}
             style={{ left: `${place(range[which]).toFixed(2)}%` }}
             onKeyDown={(event) => {
-              const to = byKey(range[which], event.key, extent);
-              if (to === null) return;
+              if (byKey(range[which], event.key, extent) === null) return;
               event.preventDefault();
-              move(moved(range, which, to, extent));
+              move(which, event.key);
             }}
           />
         ))}
