@@ -10,9 +10,9 @@ import { clock, count, plural, sig } from "./format";
 import { Tag } from "./icons";
 import { command } from "./live";
 import { lastOf, openOf } from "./pending";
-import { Going } from "./progress";
-import { letterOfRun, trainerOf } from "./relatives";
-import { closed, stateOf, type View } from "./state";
+import { Going } from "./going";
+import { letterOfRun } from "./relatives";
+import { stateOf, type View } from "./state";
 import { isSettled, store } from "./store";
 import type { Dict, Session } from "./types";
 import { headline } from "./words";
@@ -44,11 +44,10 @@ export function Compare({ view, session, members, first }: { view: View; session
   const [off, setOff] = useState<ReadonlySet<string>>(new Set(able.length > 6 ? able.filter((one) => one !== first && one.run_id !== session.run_id).map((one) => one.run_id) : []));
   const [on, setOn] = useState<SetName>("val");
   const [worst, setWorst] = useState(false);
-  const goes = trainerOf(session);
   const open = openOf(view, "compare");
   const runs = [first, ...able.filter((one) => one !== first)].filter((one) => able.includes(one) && !off.has(one.run_id)).map((one) => one.run_id);
-  const why = closed(view) ?? (stateOf(view) === "stalled" ? "no step end" : null)
-    ?? (goes.capabilities.length > 0 && !goes.capabilities.includes("compare") ? "not in this run" : null)
+  const why = (view.link.state !== "up" ? "offline" : !session.connected ? "no trainer" : null) ?? (stateOf(view) === "stalled" ? "no step end" : null)
+    ?? (session.capabilities.length > 0 && !session.capabilities.includes("compare") ? "not in this run" : null)
     ?? (runs.length < 2 ? "choose two runs" : runs.length > MOST ? `at most ${MOST} runs` : null);
   const shut = why !== null || open !== null;
   const last = lastOf(session, "compare", (one) => one.state === "applied");
@@ -77,13 +76,13 @@ export function Compare({ view, session, members, first }: { view: View; session
           {SETS.map(([key, label]) => <button type="button" key={key} aria-pressed={on === key} onClick={() => setOn(key)}>{label}</button>)}
         </div>
         <label class="hint"><input type="checkbox" checked={worst} onChange={(event) => setWorst(event.currentTarget.checked)} /> only the worst tenth of {first.name}</label>
-        <button type="button" class="btn sm pri" aria-disabled={shut ? "true" : undefined} onClick={() => !shut && command(goes.session_id, "compare", payload)}>
+        <button type="button" class="btn sm pri" aria-disabled={shut ? "true" : undefined} onClick={() => !shut && command(session.session_id, "compare", payload)}>
           Compare {plural(runs.length, "run")}
         </button>
         {why !== null && <span class="hint">{why}</span>}
       </div>
       {open !== null && <Going view={view} open={open} what="Comparing:" unit="losses" />}
-      {last?.reply?.data != null && <Compared session={session} data={last.reply.data} worst={isDict(last.payload?.["selection"])} shut={closed(view) !== null} />}
+      {last?.reply?.data != null && <Compared session={session} data={last.reply.data} worst={isDict(last.payload?.["selection"])} shut={view.link.state !== "up" || !session.connected} />}
     </div>
   );
 }
@@ -168,13 +167,12 @@ interface Result {
 export function Results({ view, session, members }: { view: View; session: Session; members: Member[] }): JSX.Element {
   const [rows, setRows] = useState<Result[] | null>(null);
   const [refused, setRefused] = useState<string | null>(null);
-  const goes = trainerOf(session);
-  const shut = closed(view);
+  const shut = view.link.state !== "up" ? "offline" : !session.connected ? "no trainer" : null;
   const done = [...(store.receipts.get(session.session_id)?.values() ?? [])].filter((one) => /^(test|validate)/.test(one.cmd) && isSettled(one.state)).length;
   useEffect(() => {
     if (shut !== null) return undefined;
     let gone = false;
-    void ask(goes.session_id, "results", {}).then((reply) => {
+    void ask(session.session_id, "results", {}).then((reply) => {
       if (gone || reply === null) return;
       setRefused(reply.ok ? null : (reply.detail ?? "not possible"));
       setRows(Array.isArray(reply.data?.["results"]) ? (reply.data["results"] as unknown as Result[]) : null);
@@ -182,7 +180,7 @@ export function Results({ view, session, members }: { view: View; session: Sessi
     return () => {
       gone = true;
     };
-  }, [goes.session_id, session.run_id, done, shut === null]);
+  }, [session.session_id, session.run_id, done, shut === null]);
   const letters = new Map(members.map((one) => [one.run_id, one.letter]));
   return (
     <div class="lin-sub" data-sub="results">

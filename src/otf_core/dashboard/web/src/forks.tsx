@@ -10,9 +10,10 @@ import { selectionWords } from "./family";
 import { age, brief, count, plural, span } from "./format";
 import { Icon } from "./icons";
 import { command } from "./live";
-import { controlsNow, page } from "./page";
-import { membersOf, trainerOf } from "./relatives";
+import { page } from "./page";
+import { barred, membersOf } from "./relatives";
 import { nameOf, speedOf, stepOf, type View } from "./state";
+import { store } from "./store";
 import type { Checkpoint, Dict, Session } from "./types";
 import { cli } from "./words";
 
@@ -41,10 +42,11 @@ function read(text: string, whole: boolean): number | null | "bad" {
 export function Fork({ view, session, from, selection, selected, weights }: {
   view: View; session: Session; from: ForkFrom; selection: Dict | null; selected: number | null; weights: number[] | null;
 }): JSX.Element {
-  const member = membersOf(session).find((one) => one.run_id === (from.run_id ?? session.run_id));
+  const member = membersOf(session).find((one) => one.run_id === (from.run_id ?? view.session?.run_id));
   const isHere = member === undefined || member.run_id === session.run_id;
-  const kept = isHere ? view.checkpoints : checkpointsOf(member.run, []);
-  const now = isHere ? stepOf(session, view.data) : member.step;
+  const data = store.toldOf(session);
+  const kept = isHere ? checkpointsOf(store.runOf(session), data.events) : checkpointsOf(member.run, []);
+  const now = isHere ? stepOf(session, data) : member.step;
   const named = kept.find((one) => one.id === from.checkpoint)
     ?? (from.step === undefined || from.step === now ? undefined : kept.find((one) => (one.step ?? Infinity) <= (from.step as number)));
   const [start, setStart] = useState<string | null>(named?.id ?? null);
@@ -66,9 +68,7 @@ export function Fork({ view, session, from, selection, selected, weights }: {
     ...(budget === "parent" || read_.length === null ? {} : { [budget]: read_.length }),
     ...(typed.name.trim() === "" ? {} : { run_name: typed.name.trim() }),
   };
-  const goes = trainerOf(session);
-  const control = controlsNow().find((one) => one.cmd === "fork");
-  const why = control === undefined ? "no run" : control.state === "off" || control.state === "pending" ? control.line : null;
+  const why = barred(view, "fork");
   const shut = why !== null || wrong;
   const lr = session.params.find((one) => one.path === "lr")?.value;
   const name = member?.name ?? nameOf(session);
@@ -93,7 +93,7 @@ export function Fork({ view, session, from, selection, selected, weights }: {
             onClick={() => {
               if (shut) return;
               page.ask(null);
-              command(goes.session_id, "fork", payload);
+              command(session.session_id, "fork", payload);
             }}
           >
             Fork

@@ -9,11 +9,11 @@ import { count, sig } from "./format";
 import { layOut, walk, type Edge, type Size } from "./graph";
 import { colourOf, Icon, Tag } from "./icons";
 import { command } from "./live";
-import { controlsNow, page } from "./page";
+import { page } from "./page";
 import { openOf } from "./pending";
-import { letterOfRun, membersOf, trainerOf } from "./relatives";
-import { closed, stateOf, type View } from "./state";
-import { store } from "./store";
+import { barred, letterOfRun, membersOf, trainerOf } from "./relatives";
+import { stateOf, type View } from "./state";
+import { keyOf, store } from "./store";
 import type { Session } from "./types";
 
 const SIZE: Size = { width: 130, height: 66, gapX: 13, gapY: 56 };
@@ -27,9 +27,10 @@ export function pick(run_id: string): void {
 }
 
 export function Lineage({ view }: { view: View }): JSX.Element {
-  const session = view.session as Session;
+  const shown = view.session as Session;
+  const session = trainerOf(shown);
   const members = membersOf(session);
-  const chosen = members.find((one) => one.run_id === picked) ?? members.find((one) => one.run_id === session.run_id) ?? members[0];
+  const chosen = members.find((one) => one.run_id === picked) ?? members.find((one) => one.run_id === shown.run_id) ?? members[0];
   if (chosen === undefined) return <div class="dr-b"><p class="lead">No run has told of itself yet.</p></div>;
   return (
     <div class="dr-b">
@@ -123,16 +124,12 @@ function Details({ view, session, members, member }: { view: View; session: Sess
   const data = trains ? session.status?.["data"] : null;
   const drawn = data !== null && typeof data === "object" && !Array.isArray(data) ? data : null;
   const elsewhere = member.session?.connected === true && member.session.session_id !== session.session_id;
-  const goes = trainerOf(session);
   const pending = openOf(view, "switch_run") !== null;
-  const cannot = closed(view) ?? (stateOf(view) === "stalled" ? "no step end" : null)
+  const cannot = (view.link.state !== "up" ? "offline" : !session.connected ? "no trainer" : stateOf(view) === "stalled" ? "no step end" : null)
     ?? (trains ? "it trains now" : elsewhere ? "another process trains it" : null)
-    ?? (goes.capabilities.length > 0 && !goes.capabilities.includes("switch_run") ? "not in this run" : null)
+    ?? (session.capabilities.length > 0 && !session.capabilities.includes("switch_run") ? "not in this run" : null)
     ?? (newest === undefined ? "it has no checkpoint" : null) ?? (pending ? "a switch is under way" : null);
-  const off = (cmd: string): boolean => {
-    const control = controlsNow().find((one) => one.cmd === cmd);
-    return control === undefined || control.state === "off" || control.state === "pending";
-  };
+  const off = (cmd: string): boolean => barred(view, cmd) !== null;
   return (
     <section aria-label={`Details of ${member.name}`} data-details={member.run_id}>
       <div class="nd-h"><Tag letter={member.letter} /><b class="grow clip">{member.name}</b><span class="pill">{member.state}</span></div>
@@ -149,11 +146,11 @@ function Details({ view, session, members, member }: { view: View; session: Sess
         </dd>
       </dl>
       <div class="nd-acts">
-        <ShowInCharts member={member} session={session} />
+        <ShowInCharts member={member} shown={member.run_id === view.session?.run_id} />
         <button
           type="button" class="btn sm" aria-disabled={cannot !== null ? "true" : undefined} aria-describedby="switch-why"
           onClick={() => {
-            if (cannot === null) command(goes.session_id, "switch_run", { run_id: member.run_id });
+            if (cannot === null) command(session.session_id, "switch_run", { run_id: member.run_id });
           }}
         >
           {pending ? <span class="spin" aria-hidden="true" /> : <Icon name="resume" />} Switch to
@@ -176,16 +173,13 @@ function Details({ view, session, members, member }: { view: View; session: Sess
   );
 }
 
-/** A run that has a session of its own can be looked at as the whole page is. */
-function ShowInCharts({ member, session }: { member: Member; session: Session }): JSX.Element {
-  const own = member.session;
-  const shown = member.run_id === session.run_id;
-  const off = own === null || shown;
+/** The page shows this run, in focus in the charts; what trains goes on training. */
+function ShowInCharts({ member, shown }: { member: Member; shown: boolean }): JSX.Element {
   return (
     <button
-      type="button" class="btn sm" aria-disabled={off ? "true" : undefined} title={shown ? "It is shown" : own === null ? "It has no session of its own" : undefined}
+      type="button" class="btn sm" aria-disabled={shown ? "true" : undefined} title={shown ? "It is shown" : undefined}
       onClick={() => {
-        if (!off) store.choose(own.session_id);
+        if (!shown) store.focus(keyOf(member.run.project, member.run_id));
       }}
     >
       Show in charts

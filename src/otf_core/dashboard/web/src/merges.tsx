@@ -13,11 +13,12 @@ import {
   asked, axisOf, bestCandidate, bestParent, notMergeable, partedAt, placeOn, previewOf, rowsOf,
   type Candidate, type Options, type Preview, type Source,
 } from "./merging";
-import { controlsNow, page } from "./page";
+import { page } from "./page";
 import { lastOf, openOf } from "./pending";
-import { Going } from "./progress";
-import { letterOfRun, membersOf, trainerOf } from "./relatives";
+import { Going } from "./going";
+import { barred, letterOfRun, membersOf } from "./relatives";
 import { nameOf, type View } from "./state";
+import { store } from "./store";
 import type { Checkpoint, Dict, Session } from "./types";
 import { cli, why as whyRefused } from "./words";
 
@@ -29,9 +30,7 @@ export function Merge({ view, session, parents }: { view: View; session: Session
   const [fresh, setFresh] = useState(false);
   const [picked, setPicked] = useState<string | null>(null);
   const [name, setName] = useState("");
-  const goes = trainerOf(session);
-  const control = controlsNow().find((one) => one.cmd === "merge");
-  const closedWhy = control === undefined ? "no run" : control.state === "off" || control.state === "pending" ? control.line : null;
+  const closedWhy = barred(view, "merge");
   const badLimit = limit.trim() !== "" && options.limit_batches === null;
   const cannot = closedWhy ?? notMergeable(sources) ?? (badLimit ? "a whole number of batches is needed" : null);
   const request = asked(sources, options);
@@ -67,7 +66,7 @@ export function Merge({ view, session, parents }: { view: View; session: Session
           {done === null ? (
             <button
               type="button" class="btn pri" data-first aria-disabled={cannot !== null || busy ? "true" : undefined}
-              onClick={() => cannot === null && !busy && command(goes.session_id, "merge_preview", request)}
+              onClick={() => cannot === null && !busy && command(session.session_id, "merge_preview", request)}
             >
               {busy ? "Evaluating" : "Evaluate candidates"}
             </button>
@@ -77,7 +76,7 @@ export function Merge({ view, session, parents }: { view: View; session: Session
               onClick={() => {
                 if (shut || payload === null) return;
                 page.ask(null);
-                command(goes.session_id, "merge", payload);
+                command(session.session_id, "merge", payload);
               }}
             >
               {choice == null ? "No candidate can be had" : `Merge with ${strategyName(choice.strategy)}`}
@@ -91,7 +90,7 @@ export function Merge({ view, session, parents }: { view: View; session: Session
         meanwhile. Nothing is written until you press Merge. The merge trains on in place of {nameOf(session)}; all parents keep their state.
         {cannot !== null && <b> Not possible now: {cannot}.</b>}
       </p>
-      <Parents view={view} session={session} members={members} sources={sources} change={setSources} off={busy} />
+      <Parents session={session} members={members} sources={sources} change={setSources} off={busy} />
       <div class="mg-opts">
         <label><input type="checkbox" checked={options.recalibrate} disabled={busy} onChange={(event) => setOptions({ ...options, recalibrate: event.currentTarget.checked })} /> gather BatchNorm's statistics anew</label>
         <label><input type="checkbox" checked={fresh} onChange={(event) => setFresh(event.currentTarget.checked)} /> begin the optimizer anew</label>
@@ -114,7 +113,7 @@ export function Merge({ view, session, parents }: { view: View; session: Session
         <p class={/was cancelled/.test(whyRefused(last)) ? "lead" : "lead bad"} role="alert"><b>{/was cancelled/.test(whyRefused(last)) ? "Cancelled." : "Refused."}</b> {whyRefused(last)} Nothing changed.</p>
       )}
       {moved && <p class="lead warn">Evaluated at step {count(Number(done?.["step"]))}; {session.run_id} has trained on since.
-        {" "}<button type="button" class="btn sm" onClick={() => cannot === null && command(goes.session_id, "merge_preview", request)}>Evaluate again</button></p>}
+        {" "}<button type="button" class="btn sm" onClick={() => cannot === null && command(session.session_id, "merge_preview", request)}>Evaluate again</button></p>}
       {preview !== null && <Candidates session={session} preview={preview} settled={done !== null} chosen={choice?.strategy ?? null} choose={setPicked} monitor={String(done?.["monitor"] ?? "val_loss")} nameFor={nameFor} />}
       {choice != null && choice.told.length > 0 && <ul class="reasons">{choice.told.map((text) => <li class="hint" key={text}>{text}</li>)}</ul>}
     </Box>
@@ -134,14 +133,14 @@ function firstSources(members: Member[], session: Session, parents: string[]): S
   return known.map((run_id) => ({ run_id, checkpoint: null }));
 }
 
-function Parents({ view, session, members, sources, change, off }: {
-  view: View; session: Session; members: Member[]; sources: Source[]; change: (next: Source[]) => void; off: boolean;
+function Parents({ session, members, sources, change, off }: {
+  session: Session; members: Member[]; sources: Source[]; change: (next: Source[]) => void; off: boolean;
 }): JSX.Element {
   const put = (at: number, source: Source): void => change(sources.map((one, i) => (i === at ? source : one)));
   const [one, other] = sources;
   const parted = one !== undefined && other !== undefined && sources.length === 2 ? partedAt(members, one.run_id, other.run_id) : null;
   const kept = (run_id: string): Checkpoint[] =>
-    run_id === session.run_id ? view.checkpoints : checkpointsOf(members.find((member) => member.run_id === run_id)?.run, []);
+    run_id === session.run_id ? checkpointsOf(store.runOf(session), store.toldOf(session).events) : checkpointsOf(members.find((member) => member.run_id === run_id)?.run, []);
   return (
     <div class="pars" role="group" aria-label="Parents">
       <span>Parents</span>

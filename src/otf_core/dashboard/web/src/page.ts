@@ -3,9 +3,8 @@
 import { checkpointsOf } from "./checkpoints";
 import { command } from "./live";
 import { kept, store, type Held } from "./store";
-import { partnersOf } from "./relatives";
 import { closed, controls, stateOf, type Control, type View } from "./state";
-import type { Dict, Json, Param } from "./types";
+import type { Dict, Json, Param, Session } from "./types";
 import { undoable } from "./undo";
 import { shared } from "./view";
 
@@ -203,4 +202,13 @@ export function applyDrafts(at_step?: number): void {
     if (command(session.session_id, "set_param", { path, value: reading.value, ...(at_step === undefined ? {} : { at_step }) }) !== null) typed.delete(path);
   }
   store.changed();
+}
+
+/** Other runs of the project that have a checkpoint to merge with. */
+function partnersOf(session: Session): number {
+  let n = 0;
+  for (const run of store.runs.values()) {
+    if ((run.project ?? "") === (session.project ?? "") && run.run_id !== session.run_id && run.checkpoints.length > 0) n += 1;
+  }
+  return n;
 }

@@ -1,7 +1,8 @@
 /** A command that takes its time: whether one is open, and how far it is. */
 
 import { isDict } from "./columns";
-import { give } from "./page";
+import { command } from "./live";
+import { trainerOf } from "./relatives";
 import { isSettled, store, type Held } from "./store";
 import type { View } from "./state";
 import type { Dict, Session } from "./types";
@@ -20,15 +21,15 @@ export interface Open {
 
 /** The newest open command of that name, after a reload too: then the server says that it is pending. */
 export function openOf(view: View, cmd: string): Open | null {
-  const { session } = view;
-  if (session === null) return null;
+  if (view.session === null) return null;
+  const session = trainerOf(view.session);
   const receipt = allReceipts(session).find((one) => one.cmd === cmd && !isSettled(one.state));
   const pending = session.pending.find((one) => one.cmd === cmd);
   const id = receipt?.id ?? pending?.request_id;
   if (id === undefined) return null;
   const known = store.receipts.get(session.session_id)?.get(id);
   if (known !== undefined && isSettled(known.state)) return null; // the session is told a moment later
-  const told = (view.data?.events ?? []).filter((event) => event.type === "progress" && event["request_id"] === id);
+  const told = store.toldOf(session).events.filter((event) => event.type === "progress" && event["request_id"] === id);
   const last = told.at(-1);
   return {
     id, payload: receipt?.payload ?? null, waits_for: receipt?.waits_for ?? pending?.waits_for ?? null,
@@ -46,8 +47,8 @@ function allReceipts(session: Session): Held[] {
   return [...(store.receipts.get(session.session_id)?.values() ?? [])].sort((a, b) => b.first_ms - a.first_ms);
 }
 
-export function cancel(open: Open): void {
-  give("cancel", { request_id: open.id });
+export function cancel(view: View, open: Open): void {
+  if (view.session !== null) command(trainerOf(view.session).session_id, "cancel", { request_id: open.id });
 }
 
 export function numberOf(value: unknown): number | null {

@@ -1,6 +1,8 @@
 /** The family of the run that is shown, from the store. */
 
 import { family, type Member } from "./family";
+import { controlsNow } from "./page";
+import type { View } from "./state";
 import { store } from "./store";
 import type { Run, Session } from "./types";
 
@@ -18,11 +20,16 @@ export function trainerOf(session: Session): Session {
   return [...store.sessions.values()].find((one) => one.connected && one.project === session.project) ?? session;
 }
 
-/** Other runs of the project that have a checkpoint to merge with. */
-export function partnersOf(session: Session): number {
-  let n = 0;
-  for (const run of store.runs.values()) {
-    if ((run.project ?? "") === (session.project ?? "") && run.run_id !== session.run_id && run.checkpoints.length > 0) n += 1;
+/** Why a command on runs cannot be given now, else null: also while a run is looked at that does not train. */
+export function barred(view: View, cmd: string): string | null {
+  if (view.session === null) return "no run";
+  const goes = trainerOf(view.session);
+  if (view.session.connected) {
+    const control = controlsNow().find((one) => one.cmd === cmd);
+    if (control === undefined) return "no run";
+    return control.state === "off" || control.state === "pending" ? control.line : null;
   }
-  return n;
+  if (view.link.state !== "up") return "offline";
+  if (!goes.connected) return "no trainer";
+  return goes.capabilities.length > 0 && !goes.capabilities.includes(cmd) ? "not in this run" : null;
 }

@@ -12,10 +12,12 @@ import { selectionWords } from "./family";
 import { count, plural, sig, span } from "./format";
 import { about, byKey, extentOf, heightOf, lossTicks, moved, ticksOf, type Range } from "./histogram";
 import { Icon } from "./icons";
-import { give, page } from "./page";
+import { command } from "./live";
+import { page } from "./page";
 import { lastOf, openOf } from "./pending";
-import { Going } from "./progress";
-import { closed, stateOf, stepOf, type View } from "./state";
+import { Going } from "./going";
+import { trainerOf } from "./relatives";
+import { closed, nameOf, stateOf, stepOf, type View } from "./state";
 import { isSettled, store } from "./store";
 import type { Dict, Session } from "./types";
 
@@ -38,11 +40,14 @@ export function SampleSets(): JSX.Element {
 
 /** Why nothing can be asked of the samples now, else null. */
 function shutOf(view: View): string | null {
+  if (view.session === null || view.link.state !== "up") return "offline";
+  if (!view.session.connected && trainerOf(view.session).connected) return null;
   return closed(view) ?? (stateOf(view) === "stalled" ? "no step end" : stateOf(view) === "starting" ? "the first step has not begun" : null);
 }
 
 export function Samples({ view }: { view: View }): JSX.Element {
-  const session = view.session as Session;
+  const shown = view.session as Session;
+  const session = trainerOf(shown);
   const on = setShown();
   const shut = shutOf(view);
   const scans = [...(store.receipts.get(session.session_id)?.values() ?? [])]
@@ -56,6 +61,7 @@ export function Samples({ view }: { view: View }): JSX.Element {
   const scanning = open !== null && (open.payload === null || (open.payload["on"] ?? "train") === on);
   return (
     <div class="dr-b" data-set={on}>
+      {session.run_id !== shown.run_id && <p class="lead warn" role="note">Of {nameOf(session)}, which trains; the samples of {nameOf(shown)} are looked at when it does.</p>}
       {shut !== null && <p class="lead" role="note">Nothing can be asked now: {shut}.{known?.figures != null && " What was found before stays below."}</p>}
       {open !== null && (
         <Going
@@ -81,13 +87,13 @@ function Scan({ view, session, on, known, name, shut, busy }: {
 }): JSX.Element {
   const [share, setShare] = useState(SHARES[0]?.[0] as number);
   const { figures } = known;
-  const held = ["paused", "pausing"].includes(stateOf(view));
+  const held = ["paused", "pausing"].includes(session.state);
   const off = shut !== null || busy;
   const rate = view.data?.columns.rowOf("throughput") ?? -1;
   const per_s = rate < 0 ? NaN : (view.data?.columns.at("throughput", rate) ?? NaN);
   const cost = known.of !== null && per_s > 0 ? `, less than ${span(Math.max(0.1, known.of / per_s))} at the speed it trains` : "";
   const press = (background: boolean): void => {
-    if (!off) give("scan", background ? { on, background: true, share } : { on });
+    if (!off) command(session.session_id, "scan", background ? { on, background: true, share } : { on });
   };
   return (
     <>
@@ -100,7 +106,7 @@ function Scan({ view, session, on, known, name, shut, busy }: {
         <p class="lead" data-scanned={known.last_step ?? undefined}>
           {plural(figures.count, "sample")}, {when(known)}: mean loss {sig(figures.mean)}
           {figures.accuracy !== null && `, ${sig(100 * figures.accuracy)} % right`}
-          {figures.not_finite > 0 && `, ${count(figures.not_finite)} without a finite loss`}. <Stale view={view} session={session} known={known} />
+          {figures.not_finite > 0 && `, ${count(figures.not_finite)} without a finite loss`}. <Stale session={session} known={known} />
         </p>
       )}
       <div class="setup">
@@ -127,8 +133,8 @@ function when({ first_step, last_step }: Looked): string {
     ? `scanned from step ${count(first_step)} to ${count(last_step)}` : `scanned at step ${count(last_step)}`;
 }
 
-function Stale({ view, session, known }: { view: View; session: Session; known: Looked }): JSX.Element | null {
-  const step = stepOf(session, view.data);
+function Stale({ session, known }: { session: Session; known: Looked }): JSX.Element | null {
+  const step = stepOf(session, store.toldOf(session));
   if (known.run_id !== null && known.run_id !== session.run_id) return <span class="stale-note">Of {known.run_id}; another run trains now.</span>;
   if (step === null || known.last_step === null || step === known.last_step) {
     return known.first_step === known.last_step ? null : <span class="stale-note">Of several states of the model.</span>;
@@ -364,7 +370,7 @@ function Export({ view, session, on, selection, n, shut }: {
       <button
         type="button" class="btn sm" aria-disabled={off ? "true" : undefined}
         onClick={() => {
-          if (!off) give("export_subset", { on, selection, format });
+          if (!off) command(session.session_id, "export_subset", { on, selection, format });
         }}
       >
         <Icon name="download" /> Export these

@@ -24,7 +24,7 @@ export function Going({ view, open, what, unit }: { view: View; open: Open; what
         onClick={() => {
           if (view.link.state !== "up") return;
           store.dismissed.add(open.id); // who cancels knows why it was not done
-          cancel(open);
+          cancel(view, open);
         }}
       >
         Cancel
