@@ -30,8 +30,26 @@ CSP = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 WAIT_S = 10.0
+QUESTIONS = {"select", "samples", "show_samples", "results"}  # asked by a drawer that is opened
 
 Message = dict[str, Any]
+
+
+def _receipt(command: Message, state: str, **more: Any) -> Message:
+    receipt = {
+        "id": command["id"],
+        "cmd": command["cmd"],
+        "payload": command["payload"],
+        "by": "page",
+        "sent_ts": NOW,
+        "accepted_ts": None,
+        "waits_for": None,
+        "answered_ts": None,
+        "reply": None,
+        "state": state,
+        **more,
+    }
+    return {"kind": "receipt", "session_id": command["session_id"], "receipt": receipt}
 
 
 class FakeDashboard:
@@ -98,20 +116,7 @@ class FakeDashboard:
         self.push({"kind": "events", "session_id": session_id, "events": list(events)})
 
     def receipt(self, command: Message, state: str, **more: Any) -> None:
-        receipt = {
-            "id": command["id"],
-            "cmd": command["cmd"],
-            "payload": command["payload"],
-            "by": "page",
-            "sent_ts": NOW,
-            "accepted_ts": None,
-            "waits_for": None,
-            "answered_ts": None,
-            "reply": None,
-            "state": state,
-            **more,
-        }
-        self.push({"kind": "receipt", "session_id": command["session_id"], "receipt": receipt})
+        self.push(_receipt(command, state, **more))
 
     def command(self) -> Message:
         """The next command that the page sends."""
@@ -219,6 +224,11 @@ class FakeDashboard:
             await socket.send_json(
                 {"kind": "events", "session_id": message["session_id"], "events": events}
             )
+        elif message["kind"] == "command" and message["cmd"] in QUESTIONS:
+            detail = "The samples of this run cannot be looked at: its data is the loop's own."
+            reply = {"id": message["id"], "ok": False, "code": "unsupported", "detail": detail}
+            receipt = _receipt(message, "refused", reply=reply)
+            await socket.send_json(receipt)
         elif message["kind"] == "command":
             self.commands.put(message)
 

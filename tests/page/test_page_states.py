@@ -216,7 +216,7 @@ def test_every_state_has_its_sentence_its_controls_and_readable_text(
     dashboard.drop()
     expect(band).to_have_attribute("data-state", "connection-lost")
     expect(page.locator(".conn")).to_contain_text("reconnecting")
-    assert page.locator(".ctl-n").all_text_contents() == ["offline"] * 9
+    assert page.locator(".ctl-n").all_text_contents() == ["offline"] * 11
     sound(page)
     dashboard.refusing = False
     retry(page)

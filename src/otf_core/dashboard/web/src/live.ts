@@ -57,6 +57,7 @@ export function connect(): void {
 
 function lost(code: number): void {
   socket = null;
+  for (const answer of [...store.asked.values()]) answer(null);
   subscribed.clear();
   asked.clear();
   delay_ms = null;

@@ -36,6 +36,8 @@ export interface View {
   bestStep: number | null;
   checkpointStep: number | null;
   checkpoints: Checkpoint[];
+  /** Other runs of the project that have a checkpoint. */
+  partners: number;
   undo: Undoable | null;
   /** This page may look and not command. */
   watching: boolean;
@@ -490,6 +492,11 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
          offered("validate_now") ?? busy ?? (state === "testing" ? "after this" : state === "validating" ? "running" : null)),
     make("test_now", "Test", "Testing", data?.lastTest == null ? "not run yet" : `last: ${sig(data.lastTest)}`,
          offered("test_now") ?? busy ?? (state === "validating" ? "after this" : state === "testing" ? "running" : null)),
+    make("fork", "Fork…", "Forking", view.checkpoints.length === 0 ? "from here" : `here, ${count(view.checkpoints.length)} kept`,
+         offered("fork") ?? busy ?? (state === "starting" ? "not begun" : evaluating ? "after this" : null)),
+    make("merge", "Merge…", "Merging", view.partners > 0 ? plural(view.partners, "partner") : "own checkpoints",
+         offered("merge") ?? busy ?? (state === "starting" ? "not begun" : evaluating ? "after this"
+           : view.partners === 0 && view.checkpoints.length < 2 ? "needs another run" : null)),
     make("rollback", "Roll back…", "Rolling back", `${count(view.checkpoints.length)} kept`,
          offered("rollback") ?? busy ?? (evaluating ? "after this" : view.checkpoints.length === 0 ? "none kept yet" : null)),
     {

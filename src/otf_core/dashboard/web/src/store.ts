@@ -7,7 +7,7 @@
 import { isDict } from "./columns";
 import { Lines } from "./lines";
 import { Joined, SessionData, type Told } from "./told";
-import type { FromServer, Receipt, Run, Session } from "./types";
+import type { FromServer, Receipt, Reply, Run, Session } from "./types";
 
 const RECEIPTS_KEPT = 100;
 
@@ -25,7 +25,12 @@ export interface Held extends Receipt {
   mine: boolean;
 }
 
-const READS = new Set(["status", "ping", "list_params", "list_checkpoints"]);
+const READS = new Set(["status", "ping", "list_params", "list_checkpoints", "select", "samples", "show_samples", "results", "cancel"]);
+
+/** A command that only reads changes nothing that anybody has to be told of: it has no receipt here. */
+export function isRead(cmd: string): boolean {
+  return READS.has(cmd);
+}
 
 class Store {
   link: Link = { state: "connecting" };
@@ -53,6 +58,8 @@ class Store {
   /** Ids of the commands that were given on this page. */
   readonly mine = new Set<string>();
   readonly dismissed = new Set<string>();
+  /** Who waits for the answer to a question, by its id. */
+  readonly asked = new Map<string, (reply: Reply | null) => void>();
   /** The run in focus; once shown, it stays on the page until another is chosen. */
   private chosen: string | null = null;
   /** Sessions whose steps are here only from some event on; the server has the others. */
@@ -218,10 +225,9 @@ class Store {
     return this.runs.get(runKey(session));
   }
 
-  /** Newest first. A command that only reads changes nothing that anybody has to be told of. */
+  /** Newest first. */
   receiptsOf(session_id: string): Held[] {
     return [...(this.receipts.get(session_id)?.values() ?? [])]
-      .filter((one) => !READS.has(one.cmd))
       .sort((a, b) => b.first_ms - a.first_ms);
   }
 
@@ -276,6 +282,10 @@ class Store {
   }
 
   takeReceipt(session_id: string, receipt: Receipt): void {
+    if (READS.has(receipt.cmd)) {
+      if (isSettled(receipt.state)) this.asked.get(receipt.id)?.(receipt.reply);
+      return;
+    }
     let known = this.receipts.get(session_id);
     if (known === undefined) this.receipts.set(session_id, (known = new Map()));
     const before = known.get(receipt.id);

@@ -73,8 +73,8 @@ export interface Run {
   run_name: string | null;
   session_ids: string[];
   parents: string[];
-  /** Of a fork or a merge: from what it was made. */
-  made?: { kind?: string; from?: string; at_step?: number; init_from?: string; sources?: string[] } | null;
+  /** Of a fork or a merge: from what it was made, as `newRun` has it. */
+  made?: { kind?: string; from?: string; at_step?: number; init_from?: string; sources?: string[]; [more: string]: Json | undefined } | null;
   created_ts: number | null;
   summary: {
     step?: number | null;

@@ -3,6 +3,7 @@
 import { isDict } from "./columns";
 import { count, setting, brief, plural, sig, span } from "./format";
 import type { Json, Param } from "./types";
+import { runsCli, runsOutcome, runsWhat } from "./runwords";
 import type { Held } from "./store";
 
 const VERBS: Record<string, string> = {
@@ -79,10 +80,6 @@ export function what(receipt: Held, params: Param[]): string {
       : `${name} ${brief(now)} → ${brief(payload["value"])}`;
   }
   if (receipt.cmd === "switch_run" && typeof payload["run_id"] === "string") return `Switch to ${payload["run_id"]}`;
-  if (receipt.cmd === "fork") {
-    const data = receipt.reply?.data;
-    return isDict(data) ? `Fork ${String(data["new_run"])}` : "Fork";
-  }
   if (receipt.cmd === "rollback" || receipt.cmd === "load_ckpt") return `Roll back to ${target(payload)}`;
   if (receipt.cmd === "extend") return `Extend to ${totals(payload) ?? "more"}`;
   if (receipt.cmd === "undo") {
@@ -90,7 +87,7 @@ export function what(receipt: Held, params: Param[]): string {
     return isDict(data) ? `Undo ${verb(String(data["cmd"])).toLowerCase()}` : "Undo";
   }
   if (receipt.cmd === "stop") return payload["save"] === false ? "Stop without saving" : "Stop and save";
-  return verb(receipt.cmd);
+  return runsWhat(receipt) ?? verb(receipt.cmd);
 }
 
 /** "step 400", "400-ring", "best.ckpt". */
@@ -115,7 +112,7 @@ export function waits(waits_for: string | null): string {
 
 /** What came of a command, for its receipt. `connected`: the page has a connection now. */
 export function outcome(receipt: Held, connected: boolean, now_ms: number): string {
-  if (receipt.state === "refused") return "refused: see why";
+  if (receipt.state === "refused") return / was cancelled/.test(receipt.reply?.detail ?? "") ? "cancelled, the run is as it was" : "refused: see why";
   if (receipt.state === "unknown") return "no answer, and the dashboard has no record of it";
   if (receipt.state !== "applied") {
     if (!connected) return "sent, no answer — unknown until reconnected";
@@ -157,10 +154,12 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
     case "numerics_health":
     case "determinism_health":
       return `${data["ok"] === true ? "nothing found" : "something found, see Health"}${at}`;
+    case "switch_run":
+      return `${String(data["run_id"])} stands${at}`;
     case "pause":
       return `applied${at}${data["ckpt"] ? ", checkpoint saved" : ""}`;
     default:
-      return `applied${at}`;
+      return runsOutcome(receipt.cmd, data, at) ?? `applied${at}`;
   }
 }
 
@@ -250,6 +249,8 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
     return `otf undo ${typeof id === "string" ? `${shell(id)} ` : ""}${payload["restore"] === true ? "--restore " : ""}${which}`;
   }
   if (cmd === "stop") return `otf stop ${payload["save"] === false ? "--no-save " : ""}${which}`;
+  const told = runsCli(cmd, payload, which, shell);
+  if (told !== null) return told;
   const known = CLI[cmd];
   return known === undefined ? "" : `otf ${known} ${which}`;
 }
