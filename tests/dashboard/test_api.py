@@ -208,6 +208,7 @@ async def test_only_a_checkpoint_of_the_run_can_be_fetched(tmp_path: Path) -> No
     for run_dir in (str(folder), None):
         trainer = TrainerDouble(token=TOKEN, run_dir=run_dir)
         trainer.begin()
+        (runs / "dashboard.sqlite").unlink(missing_ok=True)
         async with dashboard(runs) as bench, trainer.on(bench.port):
             await bench.until_has("sess-1", 2)
             assert (await bench.http.get("api/checkpoints/sess-1/good/file")).status_code == 404

@@ -69,8 +69,9 @@ async def test_a_dashboard_that_restarts_has_the_history_from_the_trainer(tmp_pa
     for _ in range(2):
         async with dashboard(tmp_path) as bench, trainer.on(bench.port):
             trainer.train(5)
-            session = await bench.until_has("sess-1", len(trainer.events))
-            kept = [event["type"] for event in session.events]
+            await bench.until_has("sess-1", len(trainer.events))
+            found = (await bench.get("api/sessions/sess-1/events"))["events"]
+            kept = [event["type"] for event in found]
             assert kept == ["session_started", "newRun"]
     assert len(trainer.events) == 12
 

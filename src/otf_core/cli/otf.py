@@ -188,6 +188,8 @@ def _command_of(verb: Verb) -> click.Command:
 @click.option("--share", is_flag=True, help="Print a second link, which only watches.")
 @click.option("--url", "ask_url", is_flag=True, help="Print the link of the one that runs.")
 @click.option("--read-only", is_flag=True, help="With --url: the link that only watches.")
+@click.option("--max-db", type=click.FloatRange(0.01), default=2.0, metavar="GB",
+              help="What the folder's database may take; the rest stays in journals.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Start beside one that runs; new runs find this one.")
 def dashboard(**given: Any) -> None:
     """Start the dashboard's process, or say where it is."""
@@ -213,6 +215,7 @@ def dashboard(**given: Any) -> None:
         host=given["host"], port=given["port"], control_port=given["control_port"],
         folder=given["folder"], allow_hosts=given["allow_host"], tls=tls, share=given["share"],
         root_path=_root_path_of(given["root_path"]),
+        max_db_bytes=int(given["max_db"] * 1e9),
     )  # fmt: skip
     sys.exit(serve.run(options))
 

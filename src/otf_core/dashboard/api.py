@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from otf_core.dashboard import columns, peaks
+from otf_core.dashboard import columns, peaks, reading
 from otf_core.dashboard.hub import Hub, NotConnectedError
 from otf_core.dashboard.live import Live
 from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
@@ -281,7 +281,9 @@ class Api:
         return None
 
     async def health(self, request: Request) -> Response:
-        return await _json(request, {"ok": True, "version": self._version})
+        return await _json(
+            request, {"ok": True, "version": self._version, "store": self._store.kept}
+        )
 
     async def ticket(self, request: Request) -> Response:
         token = bearer(request.headers.get("authorization"))
@@ -314,8 +316,7 @@ class Api:
         points = _integer(request, "points", 6000, 2, columns.MAX_ROWS)
         if "buckets" in request.query_params:
             return await self._curves(request, run, names)
-        held = run.in_order()
-        views = [column.view(names) for _, column in held]
+        session_ids, views = await reading.views(self._store, run, names)
         picked = await asyncio.to_thread(
             columns.pick,
             views,
@@ -328,10 +329,10 @@ class Api:
             request,
             {
                 "run_id": run.run_id,
-                "session_ids": [key for key, _ in held],
+                "session_ids": session_ids,
                 "columns": picked.columns,
                 "total": picked.total,
-                "thinned": picked.thinned or any(column.thinned for _, column in held),
+                "thinned": picked.thinned or any(view.thinned for view in views),
             },
         )
 
@@ -341,8 +342,7 @@ class Api:
             _integer(request, bound, 0, 0, 2**62) if bound in request.query_params else None
             for bound in ("from", "to")
         )
-        held = run.in_order()
-        views = [column.view(names) for _, column in held]
+        session_ids, views = await reading.views(self._store, run, names)
         found = await asyncio.to_thread(
             peaks.curves, views, names, low=low, high=high, buckets=buckets
         )
@@ -350,13 +350,13 @@ class Api:
             request,
             {
                 "run_id": run.run_id,
-                "session_ids": [key for key, _ in held],
+                "session_ids": session_ids,
                 "total": found.total,
                 "from": found.first,
                 "to": found.last,
                 "bucket_steps": found.bucket_steps,
                 "series": found.series,
-                "thinned": any(column.thinned for _, column in held),
+                "thinned": any(view.thinned for view in views),
             },
         )
 
@@ -378,12 +378,12 @@ class Api:
         asked = _names(request, "types")
         types = frozenset(asked) if asked is not None else None
         wait_s = _poll_s(request)
-        found = self._find_events(sessions, after, types, run_id, limit)
+        found = await self._find_events(sessions, after, types, run_id, limit)
         if not found and wait_s:
             found = await self._await_events(sessions, after, types, run_id, limit, wait_s)
         return await _json(request, {"events": found})
 
-    def _find_events(
+    async def _find_events(
         self,
         sessions: list[Session],
         after: int,
@@ -393,9 +393,10 @@ class Api:
     ) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for session in sessions:
-            found += self._store.events(
-                session, after=after, types=types, run_id=run_id, limit=limit - len(found)
-            )
+            found += await reading.events(
+                self._store, session, after=after, types=types, run_id=run_id,
+                limit=limit - len(found),
+            )  # fmt: skip
         return found
 
     async def _await_events(
@@ -420,7 +421,7 @@ class Api:
                 while True:
                     await happened.wait()
                     happened.clear()
-                    found = self._find_events(sessions, after, types, run_id, limit)
+                    found = await self._find_events(sessions, after, types, run_id, limit)
                     if found:
                         return found
         except TimeoutError:

@@ -9,6 +9,8 @@ generation (``run_gen``) that begins at its step or before, by a checkpoint that
 a later session; it stays in its column and is left out by ``pick``.
 Rule 4: the event loop alone writes. A ``View`` may be read by another thread meanwhile: arrays only
 grow, and thinning or sorting puts new ones in their place.
+Rule 5: rows that the database has may be missing here (``partial``): whoever reads puts the two
+together (``reading.py``). Rows that it has not are here, or wait in blocks to be written.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, compress
+from itertools import chain, compress, islice, pairwise
+from operator import le
 from typing import Any, Final, TypeGuard
 
 MAX_ROWS: Final = 1_000_000
@@ -36,7 +39,87 @@ def is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and -(2**62) < value < 2**62
 
 
+MAX_UNSAVED_ROWS: Final = 200_000  # of one session in one run; over it, it is kept in memory alone
 Cut = tuple[int, int]  # event_seq, step: earlier events from that step on are superseded
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some rows; any thread may read it. A name that is not there had no value in them.
+
+    Attributes:
+        rises: they are known to be in order of event_seq.
+    """
+
+    seq: array[int]
+    step: array[int]
+    ts: array[float]
+    gen: array[int]
+    values: Mapping[str, array[float]]
+    rises: bool = False
+
+    def __len__(self) -> int:
+        return len(self.seq)
+
+    def events(
+        self, rows: Iterable[int], stamps: Mapping[str, Any], logged: frozenset[str]
+    ) -> list[dict[str, Any]]:
+        """Rows as trainStep events again: numbers only, null where there was none."""
+        made = []
+        for row in rows:
+            event: dict[str, Any] = {"type": "trainStep", "step": self.step[row], "metrics": {}}
+            for name, column in self.values.items():
+                value = column[row]
+                into = event["metrics"] if name in logged else event
+                into[name] = None if value != value else value
+            if event.get("epoch") is not None:
+                event["epoch"] = int(event["epoch"])
+            ts, gen = self.ts[row], self.gen[row]
+            made.append({**event, **stamps, "run_gen": gen, "ts": ts, "event_seq": self.seq[row]})
+        return made
+
+
+def joined(blocks: Sequence[Block], names: Iterable[str]) -> Block:
+    """One block of several, in order of event_seq; every name has a column."""
+    seq = _end_to_end("q", [block.seq for block in blocks])
+    step = _end_to_end("q", [block.step for block in blocks])
+    ts = _end_to_end("d", [block.ts for block in blocks])
+    gen = _end_to_end("q", [block.gen for block in blocks])
+    values = {}
+    for name in names:
+        parts = [b.values.get(name) or array("d", [NAN]) * len(b) for b in blocks]
+        values[name] = _end_to_end("d", parts)
+    if not _follow(blocks):
+        order = sorted(range(len(seq)), key=seq.__getitem__)
+        seq, step, ts, gen = (_picked(column, order) for column in (seq, step, ts, gen))
+        values = {name: _picked(column, order) for name, column in values.items()}
+    return Block(seq, step, ts, gen, values, rises=True)
+
+
+def _follow(blocks: Sequence[Block]) -> bool:
+    """Whether event_seq rises from block to block and in each of them."""
+    held = [block for block in blocks if len(block)]
+    return all(a.seq[-1] <= b.seq[0] for a, b in pairwise(held)) and all(
+        block.rises or rises(block.seq) for block in held
+    )
+
+
+def _end_to_end(code: str, parts: Sequence[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    whole: Any = array(code)
+    for part in parts:
+        whole.extend(part)
+    return whole
+
+
+def _picked(column: Any, rows: Iterable[int]) -> Any:
+    return array(column.typecode, map(column.__getitem__, rows))
+
+
+def rises(numbers: array[int]) -> bool:
+    """Whether no number is less than the one before it."""
+    return all(map(le, numbers, islice(numbers, 1, None)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +138,19 @@ class View:
     values: Mapping[str, array[float]]
     cuts: Sequence[Cut] = ()
     lowest: int | None = None
+    thinned: bool = False
 
 
 class Columns:
     """See the module; event loop only."""
 
-    def __init__(self, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, max_rows: int = MAX_ROWS, *, saves: bool = False) -> None:
         self._max_rows = max_rows
+        self.saves = saves  # somebody writes the rows into a database
+        self.saved = 0  # rows that the database has
+        self.shelved = 0  # of them, those that are not here
+        self._taken = 0  # rows here that are saved, or wait to be
+        self._waiting: list[Block] = []
         self._seq: array[int] = array("q")
         self._step: array[int] = array("q")
         self._ts: array[float] = array("d")
@@ -71,11 +160,32 @@ class Columns:
         self._sorted = True
         self._first_of: dict[int, Cut] = {}  # run_gen -> where it begins
         self._turns: list[Cut] = []  # what else supersedes
+        self._last: tuple[int, int, int] | None = None  # event_seq, step, run_gen of the newest
         self.lowest: int | None = None
         self.thinned = False
 
     def __len__(self) -> int:
+        return self.shelved + len(self._seq)
+
+    @property
+    def in_memory(self) -> int:
+        """Rows that are here."""
         return len(self._seq)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the database has rows that are not here."""
+        return self.shelved > 0 or (self.thinned and self.saved > 0)
+
+    @property
+    def unsaved_rows(self) -> int:
+        """Rows that the database has not, as far as is known."""
+        return sum(map(len, self._waiting)) + len(self._seq) - self._taken
+
+    @property
+    def logged(self) -> frozenset[str]:
+        """Names that came under "metrics"."""
+        return frozenset(self._logged)
 
     @property
     def names(self) -> list[str]:
@@ -97,6 +207,8 @@ class Columns:
         is_turn = self._note_turn(number, step, gen)
         if row and number < self._seq[-1]:
             self._sorted = False
+        if self._last is None or number > self._last[0]:
+            self._last = number, step, gen
         ts = event.get("ts")
         self._seq.append(number)
         self._step.append(step)
@@ -123,7 +235,8 @@ class Columns:
             self._first_of[gen] = (seq, step)
             return True
         # A trainer that knows no generations, turned back: later than all and lower than the last.
-        if self._seq and seq > self._seq[-1] and gen == self._gen[-1] and step < self._step[-1]:
+        last = self._last
+        if last is not None and seq > last[0] and gen == last[2] and step < last[1]:
             self._turns.append((seq, step))
             return True
         return is_turn
@@ -166,6 +279,7 @@ class Columns:
     def thin(self) -> None:
         """Halve the older half; see rule 2."""
         self.sort()
+        self._take()
         half = len(self._seq) // 2 // 2 * 2
         filled = [0] * half
         for column in self._values.values():
@@ -182,19 +296,86 @@ class Columns:
         for name, column in self._values.items():
             self._values[name] = array("d", compress(column[:half], keep)) + column[half:]
         self.thinned = True
+        self._taken = len(self._seq)
 
     def sort(self) -> None:
         """Rows in order of event_seq; new arrays if they were not."""
         if self._sorted:
             return
+        self._take()
         order = sorted(range(len(self._seq)), key=self._seq.__getitem__)
-        self._seq = array("q", map(self._seq.__getitem__, order))
-        self._step = array("q", map(self._step.__getitem__, order))
-        self._ts = array("d", map(self._ts.__getitem__, order))
-        self._gen = array("q", map(self._gen.__getitem__, order))
+        self._seq, self._step = _picked(self._seq, order), _picked(self._step, order)
+        self._ts, self._gen = _picked(self._ts, order), _picked(self._gen, order)
         for name, column in self._values.items():
-            self._values[name] = array("d", map(column.__getitem__, order))
+            self._values[name] = _picked(column, order)
         self._sorted = True
+
+    # -- what a database keeps --------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Set rows aside that nobody has taken to be saved, before they change their places."""
+        if self.saves and self._taken < len(self._seq):
+            self._waiting.append(self._rows_from(self._taken))
+            if sum(map(len, self._waiting)) > MAX_UNSAVED_ROWS:
+                self.saves = False
+                self._waiting.clear()
+        self._taken = len(self._seq)
+
+    def _rows_from(self, row: int) -> Block:
+        values = {name: column[row:] for name, column in self._values.items()}
+        return Block(self._seq[row:], self._step[row:], self._ts[row:], self._gen[row:], values)
+
+    def unsaved(self) -> tuple[Block, ...]:
+        """The rows that the database has not; ``note_saved`` when it has them."""
+        self._take()
+        return tuple(self._waiting)
+
+    def note_saved(self, blocks: Sequence[Block]) -> None:
+        """Those of ``unsaved`` are in the database."""
+        self.saved += sum(map(len, blocks))
+        del self._waiting[: len(blocks)]
+
+    def note_lost(self) -> None:
+        """The database is gone; what is here is all there is."""
+        self.saved = self.shelved = self._taken = 0
+        self._waiting.clear()
+
+    def shelve(self, keep_rows: int) -> None:
+        """Let go of all but the newest rows, of those that the database has."""
+        self.sort()
+        gone = min(self._taken, len(self._seq) - keep_rows)
+        if self._waiting or not self.saves or gone <= 0:
+            return
+        self._seq, self._step = self._seq[gone:], self._step[gone:]
+        self._ts, self._gen = self._ts[gone:], self._gen[gone:]
+        for name, column in self._values.items():
+            self._values[name] = column[gone:]
+        self._taken -= gone
+        self.shelved = max(1, self.saved - self._taken)
+
+    def meta(self) -> dict[str, Any]:
+        """All but the rows, as JSON."""
+        return {
+            "names": list(self._values),
+            "logged": sorted(self._logged),
+            "first_of": [[gen, *cut] for gen, cut in self._first_of.items()],
+            "turns": [list(cut) for cut in self._turns],
+            "lowest": self.lowest,
+            "last": self._last,
+        }
+
+    @classmethod
+    def shelved_as(cls, meta: Mapping[str, Any], rows: int, max_rows: int) -> Columns:
+        """Those whose rows are all in the database."""
+        made = cls(max_rows, saves=True)
+        made.saved = made.shelved = rows
+        made._values = {name: array("d") for name in meta["names"]}
+        made._logged = set(meta["logged"])
+        made._first_of = {gen: (seq, step) for gen, seq, step in meta["first_of"]}
+        made._turns = [(seq, step) for seq, step in meta["turns"]]
+        made.lowest = meta["lowest"]
+        made._last = tuple(meta["last"]) if meta["last"] else None
+        return made
 
     def view(self, names: Sequence[str] | None = None) -> View:
         """What to read, for any thread; unknown names are left out."""
@@ -202,22 +383,20 @@ class Columns:
         chosen = self._values if names is None else {n: self._values.get(n) for n in names}
         held = {name: column for name, column in chosen.items() if column is not None}
         rows = len(self._seq)
-        return View(rows, self._seq, self._step, self._ts, held, self._cuts(), self.lowest)
+        return View(
+            rows, self._seq, self._step, self._ts, held, self._cuts(), self.lowest, self.thinned
+        )
+
+    def view_of(self, block: Block) -> View:
+        """Rows that were put together elsewhere, as those of these columns."""
+        return View(
+            len(block), block.seq, block.step, block.ts, block.values, self._cuts(), self.lowest
+        )
 
     def events(self, rows: Iterable[int], stamps: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows as trainStep events again: numbers only, null where there was none."""
-        made = []
-        for row in rows:
-            event: dict[str, Any] = {"type": "trainStep", "step": self._step[row], "metrics": {}}
-            for name, column in self._values.items():
-                value = column[row]
-                into = event["metrics"] if name in self._logged else event
-                into[name] = None if value != value else value
-            if event.get("epoch") is not None:
-                event["epoch"] = int(event["epoch"])
-            ts, gen = self._ts[row], self._gen[row]
-            made.append(event | stamps | {"run_gen": gen, "ts": ts, "event_seq": self._seq[row]})
-        return made
+        block = Block(self._seq, self._step, self._ts, self._gen, self._values)
+        return block.events(rows, stamps, self.logged)
 
     def rows_after(self, seq: int) -> range:
         """The rows with a higher event_seq."""

@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from otf_core.dashboard import reading
 from otf_core.dashboard.hub import Hub
 from otf_core.dashboard.receipts import Receipt
 from otf_core.dashboard.run import Run
@@ -386,6 +387,7 @@ class Page:
                     "kind": "welcome",
                     "server_ts": self._hub.wall(),
                     "version": self._live.version,
+                    "store": self._store.kept,
                     "build": self._live.build(),
                     "read_only": self.reads_only,
                     "client": self.name,
@@ -461,8 +463,8 @@ class Page:
         key = session.session_id
         after = self._seen_seq.get(key, 0)
         limit = HISTORY_STEPS if key in self._subscribed else 0
-        events, left_out = self._store.history(session, after, limit)
         self._cursors[key], self._seen_seq[key] = session.fed, session.have.highest
+        events, left_out = await reading.history(self._store, session, after, limit)
         for at in range(0, max(1, len(events)), LINES_A_MESSAGE):
             await self._post(
                 _text(

@@ -221,7 +221,15 @@ SCHEMAS: Final[dict[str, Schema]] = _PAYLOADS | {
     "Sessions": _closed({"sessions": _list(_ref("Session"))}),
     "Runs": _closed({"runs": _list(_ref("Run"))}),
     "Ticket": _closed({"path": STRING, "expires_s": NUMBER}),
-    "Health": _closed({"ok": {"const": True}, "version": STRING}),
+    "Health": _closed(
+        {
+            "ok": {"const": True},
+            "version": STRING,
+            "store": _closed(
+                {"mode": {"enum": ["writer", "reader", "memory"]}, "text": _maybe("string")}
+            ),
+        }
+    ),
 }
 
 

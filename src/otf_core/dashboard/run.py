@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeGuard
 
-from otf_core.dashboard.columns import MAX_ROWS, Columns, is_count, kept_rows
+from otf_core.dashboard.columns import MAX_ROWS, Columns, View, is_count, kept_rows
 
 
 @dataclasses.dataclass
@@ -30,7 +30,8 @@ class Run:
     checkpoints: dict[tuple[str, str], dict[str, Any]] = dataclasses.field(default_factory=dict)
     columns: dict[str, Columns] = dataclasses.field(default_factory=dict)
     max_rows: int = MAX_ROWS
-    _recount: bool = False  # the summary tells of steps that are superseded
+    saves: bool = False  # somebody writes the columns into a database
+    recount: bool = False  # the summary tells of steps that are superseded
 
     @property
     def key(self) -> tuple[str, str]:
@@ -50,6 +51,39 @@ class Run:
             "checkpoints": list(self.checkpoints.values()),
         }
 
+    def to_row(self) -> dict[str, Any]:
+        """What a database lists."""
+        return {**self.to_json(), "recount": self.recount}
+
+    @classmethod
+    def from_row(
+        cls, row: Mapping[str, Any], columns: Mapping[str, Columns], *, max_rows: int, saves: bool
+    ) -> Run:
+        """A run as a database lists it."""
+        fields = ("project", "run_id", "run_name", "created_ts", "parents", "made", "session_ids",
+                  "summary", "recount")  # fmt: skip
+        made = cls(
+            **{name: row[name] for name in fields},
+            max_rows=max_rows, saves=saves, columns=dict(columns),
+        )  # fmt: skip
+        made.checkpoints = {(c["session_id"], c["id"]): c for c in row["checkpoints"]}
+        return made
+
+    def take_in(self, other: Run) -> None:
+        """The sessions that somebody else knows of this run."""
+        self.session_ids += [key for key in other.session_ids if key not in self.session_ids]
+        self.columns = other.columns | self.columns
+        self.checkpoints = other.checkpoints | self.checkpoints
+        self.recount = True
+
+    def forget(self, session_id: str) -> None:
+        """One of its sessions is no more."""
+        self.session_ids.remove(session_id)
+        self.columns.pop(session_id, None)
+        for key in [key for key in self.checkpoints if key[0] == session_id]:
+            del self.checkpoints[key]
+        self.recount = True
+
     def names(self) -> list[str]:
         """Metrics with a value, in order of appearance."""
         found: dict[str, None] = {}
@@ -65,7 +99,7 @@ class Run:
         """The columns of a session, made if there are none."""
         found = self.columns.get(session_id)
         if found is None:
-            found = self.columns[session_id] = Columns(self.max_rows)
+            found = self.columns[session_id] = Columns(self.max_rows, saves=self.saves)
         return found
 
     def turn_back(self, session_id: str, seq: int, step: int) -> None:
@@ -107,26 +141,30 @@ class Run:
         """From this step on what was told before may be superseded."""
         best = self.summary["best_val_step"]
         if is_count(best) and best >= step:
-            self._recount = True
+            self.recount = True
 
     def counted_summary(self) -> dict[str, Any]:
         """The summary; the best validation is looked for again if its step was undone."""
-        if self._recount:
-            self._recount = False
-            found = list(self._val_losses())
-            best = min(found, default=(None, None))
-            self.summary["best_val_loss"], self.summary["best_val_step"] = best
-            self.summary["val_loss"] = found[-1][0] if found else None
+        if self.recount and not any(columns.partial for columns in self.columns.values()):
+            self.count_again([columns.view(["val_loss"]) for _, columns in self.in_order()])
         return self.summary
 
-    def _val_losses(self) -> Iterator[tuple[float, int]]:
-        views = [columns.view(["val_loss"]) for _, columns in self.in_order()]
-        for view, ranges in kept_rows(views):
-            values = view.values.get("val_loss")
-            if values is not None:
-                for row in chain.from_iterable(ranges):
-                    if not math.isnan(values[row]):
-                        yield values[row], view.step[row]
+    def count_again(self, views: Sequence[View]) -> None:
+        """Look for the best validation; the views are those of its sessions in order."""
+        self.recount = False
+        found = list(_val_losses(views))
+        best = min(found, default=(None, None))
+        self.summary["best_val_loss"], self.summary["best_val_step"] = best
+        self.summary["val_loss"] = found[-1][0] if found else None
+
+
+def _val_losses(views: Sequence[View]) -> Iterator[tuple[float, int]]:
+    for view, ranges in kept_rows(views):
+        values = view.values.get("val_loss")
+        if values is not None:
+            for row in chain.from_iterable(ranges):
+                if not math.isnan(values[row]):
+                    yield values[row], view.step[row]
 
 
 def is_number(value: Any) -> TypeGuard[float]:

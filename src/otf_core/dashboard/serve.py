@@ -30,6 +30,7 @@ from otf_core import rendezvous
 from otf_core.dashboard.api import WEB, make_app
 from otf_core.dashboard.hub import Hub, HubTiming, announce
 from otf_core.dashboard.journals import Journals
+from otf_core.dashboard.keeper import DEFAULT_MAX_BYTES, Keeper
 from otf_core.dashboard.live import Live
 from otf_core.dashboard.security import Access, HostCheck
 from otf_core.dashboard.store import Store
@@ -59,6 +60,7 @@ class Options:
     root_path: str = ""
     tls: tuple[Path, Path] | None = None
     share: bool = False
+    max_db_bytes: int = DEFAULT_MAX_BYTES
 
 
 class Server(uvicorn.Server):
@@ -86,7 +88,11 @@ class Dashboard:
         self.token = token or secrets.token_urlsafe(32)
         self.version = importlib.metadata.version("otf-lightning")
         self.store = Store(runs_dir=options.folder)
-        self.journals = Journals(options.folder, self.store, say)
+        self.keeper = Keeper(
+            options.folder, self.store, say,
+            max_bytes=options.max_db_bytes, tick_s=timing.tick_s,
+        )  # fmt: skip
+        self.journals = Journals(options.folder, self.store, say, self.keeper)
         self.hub = Hub(
             self.store, self.token, timing=timing, say=say,
             load_journal=self.journals.load, load_run=self.journals.load_run,
@@ -133,9 +139,12 @@ class Dashboard:
         listener = _listen(options.host, options.port)
         self.port = int(listener.getsockname()[1])
         try:
+            await self.keeper.open()
+            await self.journals.find()
             self.control_port = await self.hub.start(CONTROL_HOST, options.control_port)
-        except OSError:
+        except BaseException:
             listener.close()
+            await self.keeper.close()
             raise
         config = uvicorn.Config(
             self.app, lifespan="off", log_config=None, access_log=False, server_header=False,
@@ -149,8 +158,8 @@ class Dashboard:
         self._server = Server(config)
         loop = asyncio.get_running_loop()
         serving = loop.create_task(self._server.serve(sockets=[listener]))
-        self.journals.find()
         reading = loop.create_task(self.journals.load_all())
+        keeping = loop.create_task(self.keeper.run())
         try:
             yield self
         finally:
@@ -158,6 +167,8 @@ class Dashboard:
             self._server.should_exit = True
             await self.hub.close()
             await asyncio.gather(serving, reading, return_exceptions=True)
+            await self.keeper.close()
+            await keeping
             listener.close()
 
 

@@ -4,7 +4,9 @@ Rule 1: an event is kept once, by (session_id, event_seq), however often it come
 Rule 2: trainSteps go to columns (``columns.py``); other events are kept as they are, at most
 ``MAX_EVENTS`` and ``MAX_EVENT_BYTES`` a session: over that the oldest ``log`` and ``testStep`` go
 first, then the oldest of all.
-Rule 3: a run belongs to (project, run_id); a resumed run has several sessions, in the order that
+Rule 3: what a database has need not be here (``keeper.py``, ``reading.py``): of a session that
+nobody trains no more than is listed, of one that trains the newest.
+Rule 4: a run belongs to (project, run_id); a resumed run has several sessions, in the order that
 its run.json gives, else by their start. A later one supersedes the earlier from its first step on.
 """
 
@@ -16,13 +18,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from otf_core.dashboard.columns import MAX_ROWS, is_count
+from otf_core.dashboard.columns import MAX_ROWS, Columns, is_count
 from otf_core.dashboard.run import Run, is_number
+
+if TYPE_CHECKING:
+    from otf_core.dashboard.reading import Archive
 
 MAX_EVENTS: Final = 50_000
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+MAX_UNSAVED_EVENTS: Final = 50_000  # of a session; over it, it is kept in memory alone
 MAX_FEED: Final = 20_000  # lines a live page may be behind before it is served from the store
 ENDED: Final = {"completed": "finished", "stopped": "interrupted", "failed": "failed"}
 FINAL: Final = frozenset(ENDED.values())
@@ -69,6 +75,18 @@ class Ranges:
             holes.append((first, last))
         return holes
 
+    def to_json(self) -> list[list[int]]:
+        """First and last of each range."""
+        return [[*pair] for pair in zip(self._starts, self._ends, strict=True)]
+
+    @classmethod
+    def from_json(cls, pairs: Iterable[tuple[int, int]]) -> Ranges:
+        """What ``to_json`` made."""
+        made = cls()
+        for first, last in pairs:
+            made.add(first, last)
+        return made
+
     @property
     def contiguous(self) -> int:
         """The highest n with all of 1 … n held; 0 if 1 is missing."""
@@ -78,6 +96,18 @@ class Ranges:
     def highest(self) -> int:
         """The highest number held, 0 if none."""
         return self._ends[-1] if self._ends else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """How far a journal has been read, and what the file was then."""
+
+    path: str
+    bytes: int = 0
+    lines: int = 0
+    tail_crc: int | None = None  # of the last bytes before; tells a file that was replaced
+    size: int = 0
+    mtime_ns: int = 0
 
 
 @dataclasses.dataclass
@@ -119,6 +149,16 @@ class Session:
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     event_bytes: int = 0
     pending: Callable[[], list[dict[str, Any]]] = list
+    # How far its journal has been read, if it has one that can be.
+    place: Place | None = None
+    half_line: bool = False  # at the end of the journal, when it was read
+    # What a database has of it.
+    saves: bool = False  # somebody writes into one
+    revision: int = 0
+    unsaved: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    shelved: bool = False  # events are there that are not here
+    away: bool = False  # nor there: they are in the journal alone
+    opened_ts: float = 0.0
 
     def __post_init__(self) -> None:
         self._next_seq = 0  # for trainers that stamp none
@@ -150,8 +190,33 @@ class Session:
             "state": self.shown_state,
             "last_seq": last,
             "pending": self.pending(),
-            "journal_complete": self.have.contiguous == last and not self.lines_lost,
+            "journal_complete": self.have.contiguous == last
+            and not self.lines_lost
+            and not self.half_line,
         }
+
+    def to_row(self) -> dict[str, Any]:
+        """What a database lists."""
+        return {
+            **{name: getattr(self, name) for name in _ROW_FIELDS},
+            "run_dir": str(self.run_dir) if self.run_dir is not None else None,
+            "place": self.place,
+            "have": self.have.to_json(),
+            "settled": self.settled.to_json(),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Session:
+        """A session as a database lists it; no trainer has come."""
+        made = cls(row["session_id"], row["started_ts"], source="journal", saves=True, shelved=True)
+        for name in _ROW_FIELDS:
+            setattr(made, name, row[name])
+        made.run_dir = Path(row["run_dir"]) if row["run_dir"] is not None else None
+        made.place = Place(**row["place"]) if row["place"] is not None else None
+        made.have, made.settled = Ranges.from_json(row["have"]), Ranges.from_json(row["settled"])
+        made.revision, made.opened_ts = row["revision"], row["opened_ts"]
+        made._next_seq = made.have.highest
+        return made
 
     def note_last_checkpoint(self, said: dict[str, Any]) -> None:
         """What status says of it; size and kind, which only its event says, are kept."""
@@ -176,6 +241,11 @@ class Session:
             bisect.insort(self.events, event, key=_seq_of)
         else:
             self.events.append(event)
+        if self.saves:
+            self.unsaved.append(event)
+            if len(self.unsaved) > MAX_UNSAVED_EVENTS:
+                self.saves = False
+                self.unsaved.clear()
         self._sizes[event["event_seq"]] = size
         self.event_bytes += size
         if len(self.events) > MAX_EVENTS or self.event_bytes > MAX_EVENT_BYTES:
@@ -186,12 +256,29 @@ class Session:
         count = max(1, len(self.events) // 10)
         chatter = [e["event_seq"] for e in self.events if e["type"] in _CHATTER][:count]
         gone = set(chatter or [e["event_seq"] for e in self.events[:count]])
+        self._let_go(gone)
+
+    def shelve(self) -> None:
+        """Let go of the events that the database has."""
+        held = {event["event_seq"] for event in self.unsaved}
+        self._let_go({e["event_seq"] for e in self.events} - held)
+
+    def _let_go(self, gone: set[int]) -> None:
         self.events = [e for e in self.events if e["event_seq"] not in gone]
+        self.shelved = self.shelved or (self.saves and bool(gone))
         self.event_bytes -= sum(self._sizes.pop(seq, 0) for seq in gone)
 
 
 def _seq_of(event: Mapping[str, Any]) -> int:
     return int(event["event_seq"])
+
+
+_ROW_FIELDS: Final = (
+    "session_id", "started_ts", "run_id", "project", "run_name", "state", "reason", "step", "epoch",
+    "protocol", "pid", "host", "device", "version", "capabilities", "max_steps", "max_epochs",
+    "params", "last_checkpoint", "exactness", "status", "status_ts", "cadence", "finished",
+    "last_ts", "lines_lost", "known_last_seq", "half_line", "away",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,17 +300,20 @@ class Store:
         max_rows: int = MAX_ROWS,
         runs_dir: Path | None = None,
     ) -> None:
-        self._wall, self._max_rows, self.runs_dir = wall, max_rows, runs_dir
+        self._wall, self.max_rows, self.runs_dir = wall, max_rows, runs_dir
         self.sessions: dict[str, Session] = {}
         self.runs: dict[tuple[str, str], Run] = {}
         self._orders: dict[tuple[str, str], list[str]] = {}
         self.watchers: set[Callable[[Session, Change], None]] = set()
+        self.saves = False  # a database is fed from here
+        self.archive: Archive | None = None  # and read
+        self.kept: dict[str, Any] = {"mode": "memory", "text": None}  # by whom; see keeper.py
 
     def session(self, session_id: str, *, source: str = "live") -> Session:
         """The session of that id, made if it is new."""
         found = self.sessions.get(session_id)
         if found is None:
-            found = Session(session_id, self._wall(), source=source)
+            found = Session(session_id, self._wall(), source=source, saves=self.saves)
             self.sessions[session_id] = found
         return found
 
@@ -286,12 +376,53 @@ class Store:
                 self.name_project(session, project)
         run = self.runs.get((session.project, run_id))
         if run is None:
-            run = Run(session.project, run_id, run_id, session.started_ts, max_rows=self._max_rows)
+            run = Run(
+                session.project, run_id, run_id, session.started_ts, max_rows=self.max_rows,
+                saves=self.saves,
+            )  # fmt: skip
             self.runs[run.key] = run
         if session.session_id not in run.session_ids:
             run.session_ids.append(session.session_id)
             self._put_in_order(run)
         return run
+
+    def runs_of(self, session: Session) -> list[Run]:
+        """The runs that a session has told of."""
+        return [run for run in self.runs.values() if session.session_id in run.session_ids]
+
+    def put_back(self, session: Session) -> None:
+        """A session as a database lists it."""
+        self.sessions[session.session_id] = session
+
+    def put_back_run(self, row: Mapping[str, Any], columns: Mapping[str, Columns]) -> None:
+        """A run as a database lists it, with the columns of its sessions."""
+        found = Run.from_row(row, columns, max_rows=self.max_rows, saves=self.saves)
+        found.session_ids = [key for key in found.session_ids if key in self.sessions]
+        run = self.runs.get(found.key)
+        if run is not None:
+            run.take_in(found)
+            self._put_in_order(run)
+        elif any(self.sessions[key].project == found.project for key in found.session_ids):
+            self.runs[found.key] = found
+
+    def forget(self, session: Session) -> list[tuple[str, str]]:
+        """A session is no more; the keys of the runs that were its alone, which are gone too."""
+        del self.sessions[session.session_id]
+        gone = []
+        for run in self.runs_of(session):
+            run.forget(session.session_id)
+            if not run.session_ids:
+                del self.runs[run.key]
+                gone.append(run.key)
+        return gone
+
+    def start_again(self, session: Session) -> None:
+        """Its events and rows are told again from the first; what is listed of it stays."""
+        session.have, session.settled = Ranges(), Ranges()
+        session.events, session.unsaved, session.event_bytes = [], [], 0
+        session.shelved = session.away = False
+        for run in self.runs_of(session):
+            run.columns.pop(session.session_id, None)
 
     def note_order(self, project: str, run_id: str, session_ids: list[str]) -> None:
         """The sessions of a run in their order, as its run.json has them."""
@@ -331,8 +462,8 @@ class Store:
 
     def _bound(self, run: Run) -> None:
         if len(run.columns) > 1:
-            sizes = {key: len(columns) for key, columns in run.in_order()}
-            if sum(sizes.values()) > self._max_rows:
+            sizes = {key: columns.in_memory for key, columns in run.in_order()}
+            if sum(sizes.values()) > self.max_rows:
                 oldest = next((key for key, size in sizes.items() if size >= 4), None)
                 if oldest is not None:
                     run.columns[oldest].thin()
