@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import signal
@@ -113,8 +114,11 @@ async def test_each_verb_says_what_has_happened(tmp_path: Path, runtime: Path) -
 
 @in_loop
 async def test_json_is_the_data_of_the_reply(tmp_path: Path, runtime: Path) -> None:
-    async with training(tmp_path) as (_, trainer):
+    async with training(tmp_path) as (bench, trainer):
         ended = await otf("pause", "--json", "--reason", "look")
+        [receipt] = bench.hub.book("sess-1").newest(1)
+        who = f"{getpass.getuser()}@{socket.gethostname()}"
+        assert (receipt.by, receipt.client) == ("cli", who)
         path = "otf_runs/demo/digits/checkpoints/120-pause.ckpt"
         done = {"status": "paused", "step": 120, "ckpt": path, "applied_step": 120}
         assert ended.json() == done

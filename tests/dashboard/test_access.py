@@ -68,7 +68,10 @@ async def test_a_watcher_sees_everything_and_does_nothing(tmp_path: Path) -> Non
                 assert answer.json()["code"] == "unauthorized"
                 assert "only watches" in answer.json()["detail"]
         assert {e.name for e in ENDPOINTS if e.owner} == {"command", "checkpoint_file"}
-        assert all(e.owner for e in ENDPOINTS if e.method != "GET")
+        assert {e.name for e in ENDPOINTS if e.method != "GET"} - {"ticket"} == {"command"}
+        ticket = (await bench.http.post("api/tickets", headers=WATCHER)).json()
+        opened = await bench.http.get(ticket["path"], headers={"Authorization": ""})
+        assert opened.headers["location"].endswith(f"#token={WATCH}")
         assert trainer.asked("pause") == []
 
 
