@@ -312,3 +312,16 @@ def test_receipts_are_kept_up_to_a_number_and_up_to_a_size(monkeypatch: pytest.M
     assert kept([400, 400, 400]) == ["1", "2"]
     assert kept([400, 5000]) == ["1"]  # the one that has just come is kept whatever its size
     assert kept([10] * 7, answered=False) == ["0", "1", "2", "3", "4", "5", "6"]
+
+
+def test_the_feed_is_bounded_by_lines_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_FEED", 3)
+    monkeypatch.setattr(store, "MAX_FEED_BYTES", 100)
+    session = store.Session("s", 0.0)
+    for n in range(5):
+        session.show(n, b"x" * 10)
+    assert [seq for seq, _, _ in session.feed] == [2, 3, 4]
+    session.show(5, b"x" * 85)
+    assert [seq for seq, _, _ in session.feed] == [4, 5]
+    session.show(6, b"x" * 200)
+    assert (list(session.feed), session.fed) == ([], 7)  # served from the store
