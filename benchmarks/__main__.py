@@ -24,6 +24,7 @@ import torch
 from benchmarks import (
     events,
     going_back,
+    hub,
     merging,
     native,
     opening,
@@ -54,6 +55,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "events_per_s": events.events_per_s,
     "stalled_dashboard": step_cost.stalled_dashboard,
     "stalled_memory": events.stalled_memory,
+    "hub": hub.hub,
     "imports": start_up.imports,
     "checkpoint_block": saving.checkpoint_block,
     "rollback": going_back.rollback,

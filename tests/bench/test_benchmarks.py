@@ -206,3 +206,14 @@ def test_the_losses_of_many_samples_come_to_a_dashboard(tmp_path: Path) -> None:
     assert scan.rivals["plain evaluation, s"] > 0
     assert pages.spread["pages"] == 1
     assert pages.spread["MB of JSON"] > 0.2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+def test_a_crowd_is_heard_by_every_page(tmp_path: Path) -> None:
+    rows = bench._alone("hub", tmp_path, quick=True)
+
+    assert [row.unit for row in rows] == ["%", "ms", "%", "ms"]
+    for cpu, delay in zip(rows[::2], rows[1::2], strict=True):
+        assert cpu.rivals["events a page, least"] > 0
+        assert 0 < delay.spread["p5"] <= delay.ours <= delay.spread["p95"]

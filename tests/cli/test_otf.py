@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +19,9 @@ from typing import Any
 import pytest
 
 from otf_core import rendezvous
+from otf_core.cli.otf import main
 from otf_core.client import Client
+from tests.dashboard import tls
 from tests.dashboard.bench import TOKEN, Bench, dashboard, in_loop
 from tests.dashboard.trainer_double import TrainerDouble
 
@@ -110,8 +114,11 @@ async def test_each_verb_says_what_has_happened(tmp_path: Path, runtime: Path) -
 
 @in_loop
 async def test_json_is_the_data_of_the_reply(tmp_path: Path, runtime: Path) -> None:
-    async with training(tmp_path) as (_, trainer):
+    async with training(tmp_path) as (bench, trainer):
         ended = await otf("pause", "--json", "--reason", "look")
+        [receipt] = bench.hub.book("sess-1").newest(1)
+        who = f"{getpass.getuser()}@{socket.gethostname()}"
+        assert (receipt.by, receipt.client) == ("cli", who)
         path = "otf_runs/demo/digits/checkpoints/120-pause.ckpt"
         done = {"status": "paused", "step": 120, "ckpt": path, "applied_step": 120}
         assert ended.json() == done
@@ -375,7 +382,13 @@ async def test_a_second_dashboard_says_where_the_first_is(tmp_path: Path, runtim
     first, line = await _start(cwd=tmp_path)
     ended = await otf("dashboard", cwd=tmp_path)
     assert (ended.status, ended.out) == (3, "")
-    assert line.strip() in ended.err
+    address, _, token = line.strip().partition("#token=")
+    assert f"runs already at {address};" in ended.err
+    assert token not in ended.err
+    asked = await otf("dashboard", "--url")
+    assert (asked.status, asked.out, asked.err) == (0, line, "")
+    asked = await otf("dashboard", "--url", "--read-only")
+    assert asked.out == f"{address}#token={rendezvous.read_only_token(token)}\n"
     second, other = await _start("--force", cwd=tmp_path)
     found = rendezvous.find()
     assert found is not None
@@ -383,6 +396,64 @@ async def test_a_second_dashboard_says_where_the_first_is(tmp_path: Path, runtim
     assert (await _end(first, signal.SIGTERM)).status == 0
     assert rendezvous.find() == found  # the first leaves the second's file alone
     assert (await _end(second, signal.SIGTERM)).status == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["--host", "0.0.0.0"], 3, ["--tls-cert", "--tls-key", "--insecure", "ssh -L"]),
+        (["--listen", "192.168.0.7"], 3, ["--tls-cert", "--insecure", "ssh -L"]),
+        (["--listen", "::"], 3, ["--tls-cert", "--insecure", "ssh -L"]),
+        (["--tls-cert", "a.pem"], 2, ["--tls-cert and --tls-key go together"]),
+        (["--listen", "0.0.0.0", "--tls-key", "a.pem"], 2, ["go together"]),
+        (["--read-only"], 2, ["--url", "--share"]),
+        (["--root-path", "proxy"], 2, ["a path from the root"]),
+        (["--url"], 4, ["otf dashboard"]),
+        (["--tls-cert", "absent.pem", "--tls-key", "absent.pem"], 3, ["absent.pem", "PEM"]),
+    ],
+)
+def test_a_dashboard_that_would_be_open_to_others_or_cannot_be_is_refused(
+    runtime: Path, capsys: pytest.CaptureFixture[str], args: list[str], status: int, said: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["dashboard", *args])
+    assert ended.value.code == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(words in err for words in said), err
+    assert rendezvous.find() is None
+
+
+@in_loop
+async def test_other_machines_are_served_with_tls_and_a_link_that_only_watches(
+    tmp_path: Path, runtime: Path
+) -> None:
+    cert, key = tls.pair(tmp_path)
+    args = ("--listen", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key), "--share")
+    process, line = await _start(*args, cwd=tmp_path)
+    assert process.stdout is not None
+    shared = (await asyncio.to_thread(process.stdout.readline)).strip()
+    address, _, token = line.strip().partition("#token=")
+    assert address.startswith("https://127.0.0.1:")
+    others, _, watch = shared.partition("#token=")
+    assert others == address.replace("127.0.0.1", socket.gethostname())
+    assert watch == rendezvous.read_only_token(token)
+    assert (await otf("ps")).out == "No run yet — the dashboard listens.\n"  # over TLS
+    ended = await _end(process, signal.SIGTERM)
+    assert ended.status == 0
+    assert token not in ended.err
+    assert watch not in ended.err
+
+
+@in_loop
+async def test_without_tls_it_has_to_be_asked_for_and_is_warned_of(
+    tmp_path: Path, runtime: Path
+) -> None:
+    process, line = await _start("--host", "0.0.0.0", "--insecure", cwd=tmp_path)
+    assert line.startswith("http://127.0.0.1:")
+    ended = await _end(process, signal.SIGTERM)
+    assert ended.status == 0
+    assert "can read the token" in ended.err
 
 
 @in_loop

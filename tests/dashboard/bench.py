@@ -45,7 +45,7 @@ class Bench:
         self.dashboard, self.http, self.said = dashboard, http, said
         self.store, self.hub, self.port = dashboard.store, dashboard.hub, dashboard.control_port
 
-    async def until(self, fits: Callable[[], bool]) -> None:
+    async def until(self, fits: Callable[[], bool], *, within_s: float = 10) -> None:
         """Wait until a change in the store, or a receipt, makes this true."""
         happened = asyncio.Event()
 
@@ -55,7 +55,7 @@ class Bench:
         self.store.watchers.add(watch)
         self.hub.receipt_watchers.add(watch)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(within_s):
                 while not fits():
                     happened.clear()
                     await happened.wait()
@@ -65,7 +65,7 @@ class Bench:
 
     async def until_has(self, session_id: str, seq: int) -> Session:
         """Wait until all events up to a number are there."""
-        await self.until(lambda: self._contiguous(session_id) >= seq)
+        await self.until(lambda: self._contiguous(session_id) >= seq, within_s=60)
         return self.store.sessions[session_id]
 
     def _contiguous(self, session_id: str) -> int:
@@ -112,9 +112,11 @@ class Page:
         await self.say({"token": token, **more})
         return await self.until(lambda m: m["kind"] == "welcome")
 
-    async def until(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async def until(
+        self, fits: Callable[[dict[str, Any]], bool], *, within_s: float = 15
+    ) -> dict[str, Any]:
         """Read until a message fits."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(within_s):
             while True:
                 message: dict[str, Any] = msgspec.json.decode(await self.socket.recv())
                 self.seen.append(message)

@@ -12,9 +12,12 @@ import jsonschema
 import pytest
 from starlette.routing import Route
 
+from otf_core.client.verbs import VERBS
+from otf_core.dashboard import security
 from otf_core.dashboard.api import make_app
 from otf_core.dashboard.openapi import ENDPOINTS, document
 from otf_core.dashboard.security import CSP, MAX_BODY_BYTES
+from otf_core.protocol import COMMANDS, RELAYED
 from tests.dashboard.bench import TOKEN, Bench, dashboard, in_loop
 from tests.dashboard.trainer_double import TrainerDouble
 
@@ -96,7 +99,10 @@ async def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_without_the_token_nothing_is_told_and_nothing_is_done(tmp_path: Path) -> None:
+async def test_without_the_token_nothing_is_told_and_nothing_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "MAX_WRONG", 1000)
     trainer = TrainerDouble(token=TOKEN)
     async with dashboard(tmp_path) as bench, trainer.on(bench.port):
         await bench.until_connected("sess-1")
@@ -315,3 +321,27 @@ async def test_a_large_answer_is_packed_for_who_takes_it(tmp_path: Path) -> None
         )
         assert "content-encoding" not in plain.headers
         assert json.loads(plain.content) == answer.json()
+
+
+@in_loop
+async def test_rest_page_command_line_and_document_have_one_vocabulary(tmp_path: Path) -> None:
+    variants = document("0")["components"]["schemas"]["Command"]["oneOf"]
+    assert [v["properties"]["cmd"]["const"] for v in variants] == sorted(RELAYED)
+    assert {verb.cmd for verb in VERBS} <= RELAYED
+    assert set(COMMANDS) - RELAYED == {"hello", "ack", "resume_from", "enforce_version"}
+    trainer = TrainerDouble(token=TOKEN)
+    trainer.begin()
+    async with dashboard(tmp_path) as bench, bench.page() as page:
+        async with trainer.on(bench.port):
+            await bench.until_has("sess-1", 2)
+        await bench.until_connected("sess-1", connected=False)
+        await page.enter()
+        for cmd in [*COMMANDS, "rewind"]:
+            answer = await bench.command("sess-1", cmd)
+            ask = {"kind": "command", "session_id": "sess-1", "id": cmd, "cmd": cmd, "payload": {}}
+            await page.say(ask)
+            said = await page.until(lambda m, cmd=cmd: m.get("receipt", {}).get("id") == cmd)
+            refusal = said["receipt"]["reply"]
+            for key in ("code", "detail", "field", "allowed"):
+                assert refusal.get(key) == answer.json().get(key), cmd
+            assert (answer.status_code == 503) == (cmd in RELAYED)

@@ -13,6 +13,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 
 from otf_core.dashboard import security
 from otf_core.dashboard.openapi import ENDPOINTS, STRING
@@ -74,6 +75,7 @@ def hold_against_the_document(url: str, token: str, count: int) -> list[str]:
     api = schemathesis.openapi.from_url(f"{url}api/openapi.json", config=config)
     tried = []
     for found in api.get_all_operations():
+        assert isinstance(found, Ok)
         operation = found.ok()
         tried.append(operation.label)
         for mode in GenerationMode:
@@ -104,7 +106,7 @@ def _send(cases: Any, token: str, count: int) -> None:
 def test_what_is_answered_is_what_the_document_says(url: str, who: str) -> None:
     tried = hold_against_the_document(url, TOKENS[who], 4)
     assert "POST /api/sessions/{session_id}/commands" in tried
-    assert len(tried) == 11
+    assert len(tried) == len(ENDPOINTS) - 1  # but the document itself
 
 
 @pytest.mark.long

@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/runner.md",
     "docs/frameworks.md",
     "docs/scripts.md",
+    "docs/dashboard.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

@@ -204,7 +204,10 @@ def dashboard(**given: Any) -> None:
     tls = _tls_of(given["host"], given["tls_cert"], given["tls_key"], insecure=given["insecure"])
     running = None if given["force"] else _running_dashboard()
     if running is not None:
-        detail = f"A dashboard runs already: {running} (another one beside it: --force)"
+        detail = (
+            f"A dashboard runs already at {running}; its link: otf dashboard --url "
+            "(another one beside it: --force)."
+        )
         _fail(EXIT_REFUSED, "not_allowed_now", detail)
     try:
         from otf_core.dashboard import serve
@@ -257,13 +260,13 @@ def _root_path_of(asked: str) -> str:
 
 
 def _running_dashboard() -> str | None:
-    """The URL, token included, of a dashboard that answers."""
+    """The URL, without its token, of a dashboard that answers."""
     try:
         client = Client.from_rendezvous(timeout_s=2.0)
         client.health()
     except NoDashboardError:
         return None
-    return client.page_url
+    return client.url
 
 
 @click.command("top", help="The page in a terminal: see runs, and steer them by single keys.")

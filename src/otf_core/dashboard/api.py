@@ -45,6 +45,7 @@ from otf_core.errors import CommandError, ErrorCode
 WEB: Final = Path(__file__).parent / "web" / "dist"
 MAX_WAIT_S: Final = 600.0
 MAX_POLL_S: Final = 60.0
+DRAIN_S: Final = 2.0
 GZIP_FROM_BYTES: Final = 16 * 1024
 STATUS_OF: Final = {
     ErrorCode.BAD_PAYLOAD: 400,
@@ -153,12 +154,27 @@ class Guard:
             answer = _refusal(400, "bad_payload", "A body needs a Content-Length here.")
             # What follows may be what a proxy in front took for the body: it is not looked at.
             answer.headers["Connection"] = "close"
+            await _drain(receive)  # a client that still writes would not hear the answer
             await answer(scope, receive, send_guarded)
         elif len(length) > 18 or int(length) > MAX_BODY_BYTES:
             detail = f"A body of {length[:20]} bytes was sent; at most {MAX_BODY_BYTES:,} are read."
             await _refusal(413, "bad_payload", detail)(scope, receive, send_guarded)
         else:
             await self._app(scope, receive, send_guarded)
+
+
+async def _drain(receive: Receive) -> None:
+    """Take what there is of a body, up to what one may have, and for ``DRAIN_S`` at most."""
+    size = 0
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while size <= MAX_BODY_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 def _refusal(status: int, code: str, detail: str, **more: Any) -> Response:

@@ -163,8 +163,7 @@ class Hub:
         if trainer is None or not session.connected:
             raise NotConnectedError(session)
         receipt = Receipt(request_id or str(uuid.uuid4()), cmd, payload, by, self.wall(), client)
-        trainer.relay(receipt)
-        book.put(receipt)
+        book.put(receipt, trainer.relay(receipt))
         self.note_receipt(session, receipt)
         return receipt
 
@@ -282,9 +281,11 @@ class Trainer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _write(self, message: dict[str, Any]) -> None:
+    def _write(self, message: dict[str, Any]) -> int:
+        line = encode(message)
         if not self._writer.transport.is_closing():
-            self._writer.write(encode(message))
+            self._writer.write(line)
+        return len(line)
 
     def _ask(
         self, cmd: str, payload: dict[str, Any], then: Callable[[dict[str, Any]], None]
@@ -294,8 +295,8 @@ class Trainer:
         self._write({"id": request_id, "cmd": cmd, "payload": payload})
         return request_id
 
-    def relay(self, receipt: Receipt) -> None:
-        """Send a command of a client.
+    def relay(self, receipt: Receipt) -> int:
+        """Send a command of a client; how many bytes it has.
 
         Raises:
             CommandError: ``busy``, the trainer does not read.
@@ -304,7 +305,7 @@ class Trainer:
         if unsent > MAX_UNSENT_BYTES:
             detail = f"The trainer reads nothing; {unsent:,} bytes wait to be sent to it already."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
-        self._write({"id": receipt.id, "cmd": receipt.cmd, "payload": receipt.payload})
+        return self._write({"id": receipt.id, "cmd": receipt.cmd, "payload": receipt.payload})
 
     def _note_garbage(self, error: Exception) -> None:
         self._garbage += 1
@@ -447,7 +448,7 @@ class Trainer:
             message["type"] = message.pop("event")
             line = encode(message).rstrip()
         if message.get("id") and isinstance(message.get("ok"), bool):
-            self._take_reply(message)
+            self._take_reply(message, len(line))
             return
         kind = message.get("type")
         if not isinstance(kind, str):
@@ -457,7 +458,7 @@ class Trainer:
         else:
             self._take_event(message, line)
 
-    def _take_reply(self, reply: dict[str, Any]) -> None:
+    def _take_reply(self, reply: dict[str, Any], size: int) -> None:
         then = self._own.pop(str(reply["id"]), None)
         if then is not None:
             then(reply)
@@ -467,6 +468,7 @@ class Trainer:
             if not self._speaks_otf1 and not reply["ok"]:
                 reply = _modern_refusal(reply)
             receipt.settle(reply, self._hub.wall())
+            self._hub.book(session.session_id).add_bytes(receipt, size)
             self._hub.note_receipt(session, receipt)
 
     def _receipt_of(self, request_id: str) -> tuple[Session | None, Receipt | None]:

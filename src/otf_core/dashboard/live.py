@@ -443,14 +443,11 @@ class Page:
         session = self._store.sessions.get(session_id)
         if session is None:
             return
-        while True:
-            cursor = self._cursors.get(session_id, 0)
-            behind = session.fed - cursor
-            if cursor < 0 or behind > len(session.feed):
-                await self._send_history(session)
-                continue
-            if behind == 0:
-                return
+        cursor = self._cursors.get(session_id, 0)
+        behind = session.fed - cursor
+        if cursor < 0 or behind > len(session.feed):
+            await self._send_history(session)
+        elif behind > 0:
             steps = session_id in self._subscribed
             chunk = self._live.chunk(session, cursor, steps=steps)
             self._cursors[session_id] = chunk.end
@@ -458,6 +455,11 @@ class Page:
             self._seen_seq[session_id] = max(seen, chunk.highest_seq)
             if chunk.text is not None:
                 await self._post(chunk.text)
+        if self._cursors.get(session_id, 0) < session.fed:
+            # More in the next round, so that no flood stands between a page and a receipt.
+            self._events.add(session_id)
+            self._wake.set()
+            self._urgent.set()
 
     async def _send_history(self, session: Session) -> None:
         key = session.session_id

@@ -16,6 +16,7 @@ from otf_core.protocol import COMMANDS
 
 _QUESTIONS: Final = frozenset(name for name, spec in COMMANDS.items() if not spec.mutates)
 MAX_KEPT: Final = 4096  # as many as a trainer keeps (docs/protocol.md, "same id, same answer")
+MAX_BYTES: Final = 64 * 1024 * 1024  # of a session's requests and replies; samples come as images
 
 
 @dataclasses.dataclass
@@ -39,10 +40,11 @@ class Receipt:
     reply: dict[str, Any] | None = None
     state: str = "sent"  # accepted, applied, refused, unknown
     answered: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
+    size: int = 0  # bytes of its lines
 
     def to_json(self) -> dict[str, Any]:
         """``receipt`` of the live feed."""
-        names = [f.name for f in dataclasses.fields(self) if f.name != "answered"]
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("answered", "size")]
         return {name: getattr(self, name) for name in names}
 
     def accept(self, event: Mapping[str, Any], ts: float) -> None:
@@ -74,6 +76,7 @@ class ReceiptBook:
 
     def __init__(self) -> None:
         self._receipts: dict[str, Receipt] = {}
+        self._bytes = 0
 
     def find(self, request_id: str) -> Receipt | None:
         """The receipt of that id; None also for one that was only ``busy``."""
@@ -82,14 +85,26 @@ class ReceiptBook:
             return None
         return found
 
-    def put(self, receipt: Receipt) -> None:
-        """Keep one; the oldest answered goes when there are too many."""
-        self._receipts.pop(receipt.id, None)
+    def put(self, receipt: Receipt, size: int = 0) -> None:
+        """Keep one, whose request has so many bytes; the oldest answered go when it is too much."""
+        before = self._receipts.pop(receipt.id, None)
+        self._bytes -= before.size if before is not None else 0
         self._receipts[receipt.id] = receipt
-        if len(self._receipts) > MAX_KEPT:
-            for key, kept in self._receipts.items():
-                if kept.reply is not None:
-                    del self._receipts[key]
+        self.add_bytes(receipt, size)
+
+    def add_bytes(self, receipt: Receipt, size: int) -> None:
+        """Note that a kept one has grown, by its reply."""
+        if self._receipts.get(receipt.id) is not receipt:
+            return
+        receipt.size += size
+        self._bytes += size
+        if len(self._receipts) <= MAX_KEPT and self._bytes <= MAX_BYTES:
+            return
+        for key, kept in list(self._receipts.items()):
+            if kept.reply is not None and kept is not receipt:
+                self._bytes -= kept.size
+                del self._receipts[key]
+                if len(self._receipts) <= MAX_KEPT and self._bytes <= MAX_BYTES:
                     return
 
     def newest(self, count: int) -> list[Receipt]:

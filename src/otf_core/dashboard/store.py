@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_EVENTS: Final = 50_000
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 MAX_UNSAVED_EVENTS: Final = 50_000  # of a session; over it, it is kept in memory alone
+MAX_FEED_BYTES: Final = 32 * 1024 * 1024
 MAX_FEED: Final = 20_000  # lines a live page may be behind before it is served from the store
 ENDED: Final = {"completed": "finished", "stopped": "interrupted", "failed": "failed"}
 FINAL: Final = frozenset(ENDED.values())
@@ -164,8 +165,17 @@ class Session:
         self._next_seq = 0  # for trainers that stamp none
         self._sizes: collections.Counter[int] = collections.Counter()
         # Number of the event, whether it is a step, and its line.
-        self.feed: collections.deque[tuple[int, bool, bytes]] = collections.deque(maxlen=MAX_FEED)
+        self.feed: collections.deque[tuple[int, bool, bytes]] = collections.deque()
         self.fed = 0  # lines ever put into the feed
+        self._feed_bytes = 0
+
+    def show(self, seq: int, line: bytes, *, is_step: bool = False) -> None:
+        """Put a line into the feed; the oldest go when it is too long or too large."""
+        self.feed.append((seq, is_step, line))
+        self.fed += 1
+        self._feed_bytes += len(line)
+        while len(self.feed) > MAX_FEED or (self._feed_bytes > MAX_FEED_BYTES and self.feed):
+            self._feed_bytes -= len(self.feed.popleft()[2])
 
     @property
     def shown_state(self) -> str:
@@ -362,8 +372,7 @@ class Store:
                 reduce(session, run, event, newest if kind in _OF_THE_RUN else current)
             change = Change(session=True, run=run, urgent=kind not in _CHATTER)
         if session.source == "live":  # who opens a journal reads the store
-            session.feed.append((event["event_seq"], kind == "trainStep", line))
-            session.fed += 1
+            session.show(event["event_seq"], line, is_step=kind == "trainStep")
         self.changed(session, change)
         return True
 
@@ -456,8 +465,7 @@ class Store:
 
     def feed_only(self, session: Session, line: bytes) -> None:
         """Show a line to the pages that are there now; it is not kept."""
-        session.feed.append((0, False, line))
-        session.fed += 1
+        session.show(0, line)
         self.changed(session, Change(urgent=True))
 
     def _bound(self, run: Run) -> None:
