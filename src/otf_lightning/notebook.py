@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from otf_core.client import Client, ClientError
 from otf_core.client.states import More, state_sentence
@@ -145,7 +145,10 @@ class Shown:
             ticket = self._dashboard.ticket()
         except ClientError:
             return None  # it has ended meanwhile
-        return urljoin(self._base_url or _base_of(self._dashboard), ticket)
+        # The page shows first the run that is drawn here.
+        record = self._run.record if self._run is not None else None
+        run = "?" + urlencode({"run": f"{record.project}/{record.run_id}"}) if record else ""
+        return urljoin(self._base_url or _base_of(self._dashboard), ticket) + run
 
 
 def publish(bundle: dict[str, str]) -> None:
@@ -193,7 +196,9 @@ def _find(asked: OnTheFlyCallback | str | Path | None, folder: Path) -> Path | N
             raise ValueError(msg)
         return Path(asked)
     found = run_folder.records(folder, None)
-    fits = [(d, r) for d, r in found if asked in (None, r.run_id, r.run_name)]
+    # digits-2 was called digits by its script; who asks for digits means the first, if it is there.
+    fits = [(d, r) for d, r in found if asked in (None, r.run_id)]
+    fits = fits or [(d, r) for d, r in found if asked == r.run_name]
     if not fits and asked is not None:
         known = ", ".join(one_line(record.run_id) for _, record in found[-20:]) or "none"
         msg = f"no run {asked!r} in {folder}; there are: {known}."
