@@ -3,6 +3,7 @@ tested in ``tests/examples`` and ``tests/page``."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from otf_core.client import Client, NoDashboardError
 from otf_core.runs import told
 from otf_core.runs.picture import picture
 from otf_lightning import OnTheFlyCallback, notebook, show
+from tests.dashboard.bench import TOKEN, dashboard, in_loop
 from tests.runs.folders import run_folder
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
@@ -150,6 +152,28 @@ def test_a_dashboard_that_has_gone_meanwhile_leaves_the_picture(
     html = show(folder=tmp_path)._repr_mimebundle_()["text/html"]
     assert "<svg" in html
     assert "<object" not in html
+
+
+@in_loop
+async def test_a_long_run_is_drawn_from_what_the_dashboard_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_run(tmp_path / "otf_runs", steps=400)
+    monkeypatch.setattr(notebook, "LONG_BYTES", 1000)
+    async with dashboard(tmp_path / "otf_runs") as bench:
+        await bench.until(lambda: "sess-digits" in bench.store.sessions)
+        await bench.until(lambda: bench.store.sessions["sess-digits"].have.highest == 400)
+        there = Client(bench.dashboard.url, TOKEN)
+        found, _ = await asyncio.to_thread(notebook._read, folder, there)
+    assert found is not None
+    own = told.read(tmp_path / "otf_runs" / "p", "digits").run
+    assert found.step == own.step == 400
+    assert found.last("loss") == own.last("loss")
+    assert set(found.series["loss"].values) <= set(own.series["loss"].values)
+    assert list(found.series["val_loss"].values) == list(own.series["val_loss"].values)
+    gone, _ = notebook._read(folder, there)  # the dashboard has ended: its journal, then
+    assert gone is not None
+    assert list(gone.series["loss"].values) == list(own.series["loss"].values)
 
 
 def test_it_is_a_name_of_the_package() -> None:
