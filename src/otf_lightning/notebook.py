@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from otf_core.client import Client, ClientError
 from otf_core.client.states import More, state_sentence
@@ -22,7 +22,8 @@ from otf_core.client.words import one_line
 from otf_core.runs import told
 from otf_core.runs.archive import ArchiveError
 from otf_core.runs.picture import picture
-from otf_core.runs.told import ToldRun
+from otf_core.runs.report_chart import BUCKETS
+from otf_core.runs.told import Series, ToldRun
 from otf_core.state import run_folder
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 HEIGHT: Final = 640
 ASK_S: Final = 2.0
+LONG_BYTES: Final = 32 * 1024 * 1024  # of a journal: what is read within a second
 _STATES: Final = {"completed": "finished", "stopped": "interrupted", "failed": "failed"}
 _HOW: Final = "otf dashboard --url prints the link with its token; without a browser: otf top"
 
@@ -70,7 +72,7 @@ class Shown:
         self._run_dir, self._dashboard = run_dir, dashboard
         self._height, self._base_url = height, base_url
         self._shown_in: object = None
-        self._run, self._why = _read(run_dir)
+        self._run, self._why = _read(run_dir, dashboard)
 
     @property
     def url(self) -> str | None:
@@ -145,7 +147,10 @@ class Shown:
             ticket = self._dashboard.ticket()
         except ClientError:
             return None  # it has ended meanwhile
-        return urljoin(self._base_url or _base_of(self._dashboard), ticket)
+        # The page shows first the run that is drawn here.
+        record = self._run.record if self._run is not None else None
+        run = "?" + urlencode({"run": f"{record.project}/{record.run_id}"}) if record else ""
+        return urljoin(self._base_url or _base_of(self._dashboard), ticket) + run
 
 
 def publish(bundle: dict[str, str]) -> None:
@@ -193,7 +198,9 @@ def _find(asked: OnTheFlyCallback | str | Path | None, folder: Path) -> Path | N
             raise ValueError(msg)
         return Path(asked)
     found = run_folder.records(folder, None)
-    fits = [(d, r) for d, r in found if asked in (None, r.run_id, r.run_name)]
+    # digits-2 was called digits by its script; who asks for digits means the first, if it is there.
+    fits = [(d, r) for d, r in found if asked in (None, r.run_id)]
+    fits = fits or [(d, r) for d, r in found if asked == r.run_name]
     if not fits and asked is not None:
         known = ", ".join(one_line(record.run_id) for _, record in found[-20:]) or "none"
         msg = f"no run {asked!r} in {folder}; there are: {known}."
@@ -201,15 +208,43 @@ def _find(asked: OnTheFlyCallback | str | Path | None, folder: Path) -> Path | N
     return fits[-1][0] if fits else None
 
 
-def _read(run_dir: Path | None) -> tuple[ToldRun | None, str]:
+def _read(run_dir: Path | None, dashboard: Client | None) -> tuple[ToldRun | None, str]:
     """What it has told; or None and why not."""
     if run_dir is None:
         return None, "No run yet"
+    run_dir = run_dir.resolve()
     try:
-        run: ToldRun = told.read(run_dir.resolve().parent, run_dir.name).run
+        if dashboard is not None and _weight(run_dir) > LONG_BYTES:
+            run = _asked(run_dir, dashboard)
+            if run is not None:
+                return run, ""
+        run = told.read(run_dir.parent, run_dir.name).run
     except (ArchiveError, OSError) as error:
         return None, f"{run_dir.name} cannot be read: {error}"
     return run, ""
+
+
+def _weight(run_dir: Path) -> int:
+    return sum(path.stat().st_size for path in (run_dir / "journal").glob("*.jsonl"))
+
+
+def _asked(run_dir: Path, dashboard: Client) -> ToldRun | None:
+    """The curves of a long run, from the dashboard, which has them thinned; None if it has none."""
+    record = run_folder.record_of(run_dir)
+    if record is None:
+        return None
+    run, names = ToldRun(run_dir, record), (*told.FIELDS,)
+    try:
+        known = dashboard.run(record.run_id, project=record.project)
+        got = dashboard.curves(record.run_id, names, project=record.project, buckets=BUCKETS)
+    except ClientError:
+        return None
+    for name, one in got["series"].items():
+        series = run.series[name] = Series()
+        for step, value in zip(one["step"], one["value"], strict=True):
+            series.add(step, value)
+    run.step = known["summary"]["step"] or record.step
+    return run
 
 
 def _error(run: ToldRun) -> str | None:

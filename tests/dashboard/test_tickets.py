@@ -21,6 +21,7 @@ def test_a_ticket_carries_the_token_once() -> None:
     assert first is not None
     assert first.endswith("#token=s3cret")
     assert again == first.removesuffix("#token=s3cret")
+    assert tickets.use(ticket, "p/a&token=x") == f"{again}#run=p%2Fa%26token%3Dx"
     assert tickets.use("another") is None
     assert tickets.use("") is None
 

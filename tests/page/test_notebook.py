@@ -38,6 +38,7 @@ def a_run(folder: Path, run_id: str = "digits") -> None:
 def folder(tmp_path: Path) -> Path:
     """Of runs, with one in it."""
     a_run(tmp_path / "otf_runs")
+    a_run(tmp_path / "otf_runs", "other")
     return tmp_path / "otf_runs"
 
 
@@ -93,7 +94,7 @@ def live(folder: Path) -> Iterator[Client]:
         process.stdout.close()
 
 
-def _html(folder: Path, run: str | None = None) -> str:
+def _html(folder: Path, run: str = "digits") -> str:
     return show(run, folder=folder)._repr_mimebundle_()["text/html"]
 
 
@@ -105,7 +106,7 @@ def _framed(page: Page) -> Frame:
 
 def test_without_a_dashboard_the_picture_is_there(notebook: Open, tmp_path: Path) -> None:
     a_run(tmp_path, HOSTILE)
-    page = notebook(_html(tmp_path), "localhost")
+    page = notebook(_html(tmp_path, HOSTILE), "localhost")
     picture = page.get_by_role("img")
     expect(picture).to_be_visible()
     box = picture.bounding_box()
@@ -138,8 +139,9 @@ def test_the_live_page_is_in_the_frame_and_stays_in_its_tab(
 def test_of_another_site_the_page_lives_until_the_tab_is_loaded_anew(
     notebook: Open, folder: Path, live: Client
 ) -> None:
-    page = notebook(_html(folder), "127.0.0.1")
-    expect(_framed(page).get_by_text("Journal of").first).to_be_visible()
+    for run in ("other", "digits"):
+        page = notebook(_html(folder, run), "127.0.0.1")
+        expect(_framed(page).locator(".sentence")).to_contain_text(f"Journal of {run}")
     page.reload()
     expect(_framed(page).get_by_text("Not let in").first).to_be_visible()
 

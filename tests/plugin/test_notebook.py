@@ -3,9 +3,8 @@ tested in ``tests/examples`` and ``tests/page``."""
 
 from __future__ import annotations
 
+import asyncio
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from otf_core.client import Client, NoDashboardError
 from otf_core.runs import told
 from otf_core.runs.picture import picture
 from otf_lightning import OnTheFlyCallback, notebook, show
+from tests.dashboard.bench import TOKEN, dashboard, in_loop
 from tests.runs.folders import run_folder
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
@@ -33,13 +33,15 @@ def a_run(folder: Path, run_id: str = "digits", *, steps: int = 120, **record: A
 
 
 def test_the_newest_run_is_shown_or_the_one_that_is_named(tmp_path: Path) -> None:
-    a_run(tmp_path, "old", steps=40, started_ts=10.0)
+    a_run(tmp_path, "old", steps=40, run_name="before", started_ts=10.0)
     folder = a_run(tmp_path, "new", run_name="digits", started_ts=20.0)
     for asked in (None, "new", "digits", folder, str(folder)):
         said = repr(show(asked, folder=tmp_path))
         assert said.startswith("Finished new — 120 steps, best val loss 0.025 at step 120\n"), asked
         assert said.endswith("no dashboard runs; start one with: otf dashboard")
     assert repr(show("old", folder=tmp_path)).startswith("Finished old — 40 steps")
+    a_run(tmp_path, "digits", steps=80, started_ts=5.0)
+    assert repr(show("digits", folder=tmp_path)).startswith("Finished digits — 80 steps")
 
 
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -126,7 +128,10 @@ def test_the_page_is_where_the_browser_reaches_it(
     monkeypatch.setattr(notebook, "_dashboard", lambda: there)
     shown = show(folder=tmp_path, base_url=base_url, height=300)
     html = shown._repr_mimebundle_()["text/html"]
-    assert f'<object data="{address}" type="text/html" width="100%" height="300"' in html
+    assert (
+        f'<object data="{address}?run=p%2Fdigits" type="text/html" width="100%" height="300"'
+        in html
+    )
     assert html.index("<svg") > html.index("<object")
     assert html.index("<svg") < html.index("</object>")
     assert "s3cret" not in html + repr(shown)
@@ -149,12 +154,30 @@ def test_a_dashboard_that_has_gone_meanwhile_leaves_the_picture(
     assert "<object" not in html
 
 
-def test_it_is_loaded_when_it_is_asked_for() -> None:
-    code = (
-        "import otf_lightning, sys; assert 'otf_lightning.notebook' not in sys.modules; "
-        "otf_lightning.show; assert 'otf_lightning.notebook' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=50)
+@in_loop
+async def test_a_long_run_is_drawn_from_what_the_dashboard_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_run(tmp_path / "otf_runs", steps=400)
+    monkeypatch.setattr(notebook, "LONG_BYTES", 1000)
+    async with dashboard(tmp_path / "otf_runs") as bench:
+        await bench.until(lambda: "sess-digits" in bench.store.sessions)
+        await bench.until(lambda: bench.store.sessions["sess-digits"].have.highest == 400)
+        there = Client(bench.dashboard.url, TOKEN)
+        found, _ = await asyncio.to_thread(notebook._read, folder, there)
+    assert found is not None
+    own = told.read(tmp_path / "otf_runs" / "p", "digits").run
+    assert found.step == own.step == 400
+    assert found.last("loss") == own.last("loss")
+    assert set(found.series["loss"].values) <= set(own.series["loss"].values)
+    assert list(found.series["val_loss"].values) == list(own.series["val_loss"].values)
+    gone, _ = notebook._read(folder, there)  # the dashboard has ended: its journal, then
+    assert gone is not None
+    assert list(gone.series["loss"].values) == list(own.series["loss"].values)
+
+
+def test_it_is_a_name_of_the_package() -> None:
+    assert otf_lightning.show is show
     assert "show" in otf_lightning.__all__
     with pytest.raises(AttributeError, match="no attribute 'shew'"):
         otf_lightning.shew  # type: ignore[attr-defined]  # noqa: B018

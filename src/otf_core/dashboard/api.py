@@ -587,7 +587,8 @@ class Pages:
         """Give the page to who has a ticket, once."""
         where = None
         if request.method == "GET":  # who only asks whether it is there does not use it up
-            where = self._tickets.use(request.path_params["ticket"])
+            run = request.query_params.get("run", "")
+            where = self._tickets.use(request.path_params["ticket"], run)
         if where is None:
             raise HTTPException(404, "no such ticket")
         return Response(status_code=303, headers={"Location": f"../{where}"})

@@ -17,9 +17,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlencode
 
 LIFE_S: Final = 60.0
 MAX_KEPT: Final = 1024
+MAX_RUN: Final = 400
 ITSELF: Final = "frame-ancestors 'self'"
 # A notebook's server on this machine; and VS Code, whose schemes no page of the web can have.
 NOTEBOOKS: Final = (
@@ -57,8 +59,10 @@ class Tickets:
                 table.popitem(last=False)
         return ticket
 
-    def use(self, ticket: str) -> str | None:
+    def use(self, ticket: str, run: str = "") -> str | None:
         """Where it leads, from the folder of the page; None for one that is none of ours.
+
+        ``run`` is the key of the run that the page shows first; "" for the newest.
 
         One that was used, or is too old, leads to the page without its token: a tab that has shown
         it before has kept that.
@@ -68,7 +72,8 @@ class Tickets:
             return None
         token, found.token = found.token, None
         fresh = token is not None and self._clock() < found.ends_s
-        return f"?frame={found.frame}" + (f"#token={token}" if fresh else "")
+        said = {**({"token": token} if fresh else {}), **({"run": run[:MAX_RUN]} if run else {})}
+        return f"?frame={found.frame}" + (f"#{urlencode(said)}" if said else "")
 
     def policy(self, csp: str, frame: str | None) -> str:
         """The page's policy where its address names this frame."""

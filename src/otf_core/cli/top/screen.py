@@ -8,6 +8,7 @@ Rule 2: at a given size each part has its place, so nothing moves while numbers 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -41,6 +42,8 @@ FIRST: Final = (
     "gpu_util", "data_wait_frac", "weight_norm", "batches_per_s",
 )  # fmt: skip
 CHART_WIDTH: Final = 26
+LOG: Final = frozenset({"loss", "val_loss", "grad_norm"})
+LOG_FROM: Final = 30.0
 KEYS: Final = "↑↓ run  Tab pane  : command  ? keys  q quit"
 _TONE_STYLES: Final = {
     "live": "cyan", "done": "green", "warn": "yellow", "bad": "red", "mute": "bright_black",
@@ -79,6 +82,8 @@ def screen(board: Board, width: int, height: int, shown: Shown) -> list[Text]:
         *_controls(controls(board, row), width),
         *_receipts(board, row, width, 2 if height >= 20 else 1),
     ]
+    if height >= TALL:
+        head.append(Text(""))
     room = height - len(head) - 1
     body = _body(board, row, width, room, shown)
     hint = "" if board.may_write else "read-only  "
@@ -279,14 +284,17 @@ def _chart(
     unit = UNITS.get(name, "")
     value += unit if cell_len(title) + len(value) + len(unit) < width else ""
     low, high = f"{min(curve.values):.3g}", f"{max(curve.values):.3g}"
-    between = f"{low} to {high}"
+    values, between = curve.values, f"{low} to {high}"
+    # As on the page: a loss that has fallen far would be a line along the bottom.
+    if name in LOG and min(values) > 0 and max(values) / min(values) > LOG_FROM:
+        values, between = [math.log10(value) for value in values], f"{between} log"
     room = width - cell_len(title) - len(value) - 2
     head = Text.assemble((clip(title, max(4, width - len(value) - 1)), ""), " ", (value, "bold"))
     if low != high and len(between) < room:
         head.append(" " * (width - head.cell_len - len(between)))
         head.append(between, _QUIET)
     head.truncate(width, pad=True)
-    body = plot(curve.steps, curve.values, steps, width, height)
+    body = plot(curve.steps, values, steps, width, height)
     return [head, *(Text(line, style="cyan") for line in body)]
 
 
