@@ -206,3 +206,17 @@ def test_the_losses_of_many_samples_come_to_a_dashboard(tmp_path: Path) -> None:
     assert scan.rivals["plain evaluation, s"] > 0
     assert pages.spread["pages"] == 1
     assert pages.spread["MB of JSON"] > 0.2
+
+
+@pytest.mark.web
+@pytest.mark.timeout(180)
+def test_the_page_is_measured_in_a_browser(tmp_path: Path) -> None:
+    rows = bench._alone("page", tmp_path, quick=True)
+
+    assert [row.unit for row in rows] == ["% of a core", "ms", "MB", "ms"]
+    assert [row.limit for row in rows] == [45.0, None, None, None]
+    assert rows[0].what.startswith("browser, 21 charts")
+    assert rows[1].spread["seen, of 1"] > 0.5
+    for row in rows:
+        assert math.isfinite(row.ours)
+        assert row.ours > 0
