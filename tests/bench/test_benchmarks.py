@@ -217,3 +217,17 @@ def test_a_crowd_is_heard_by_every_page(tmp_path: Path) -> None:
     for cpu, delay in zip(rows[::2], rows[1::2], strict=True):
         assert cpu.rivals["events a page, least"] > 0
         assert 0 < delay.spread["p5"] <= delay.ours <= delay.spread["p95"]
+
+
+@pytest.mark.web
+@pytest.mark.timeout(180)
+def test_the_page_is_measured_in_a_browser(tmp_path: Path) -> None:
+    rows = bench._alone("page", tmp_path, quick=True)
+
+    assert [row.unit for row in rows] == ["% of a core", "ms", "MB", "ms"]
+    assert [row.limit for row in rows] == [45.0, None, None, None]
+    assert rows[0].what.startswith("browser, 21 charts")
+    assert rows[1].spread["seen, of 1"] > 0.5
+    for row in rows:
+        assert math.isfinite(row.ours)
+        assert row.ours > 0

@@ -153,8 +153,8 @@ def test_forks_leave_and_merges_join_their_lanes_at_the_true_step(page: Page) ->
 
 def test_stacked_plots_and_the_timeline_share_their_edges(page: Page) -> None:
     page.locator("body").press("g")
-    expect(page.locator(".charts.stack")).to_be_visible()
-    expect(page.locator(".stack .u-over").nth(4)).to_be_attached()
+    expect(page.locator(".charts.stacked")).to_be_visible()
+    expect(page.locator(".stacked .u-over").nth(4)).to_be_attached()
     page.wait_for_function(
         """() => {
           const all = [...document.querySelectorAll('.u-over, .g .axis')];
@@ -164,9 +164,9 @@ def test_stacked_plots_and_the_timeline_share_their_edges(page: Page) -> None:
         }"""
     )
     page.reload()  # the layout is remembered
-    expect(page.locator(".charts.stack")).to_be_visible()
+    expect(page.locator(".charts.stacked")).to_be_visible()
     page.locator("body").press("g")
-    expect(page.locator(".charts.stack")).to_have_count(0)
+    expect(page.locator(".charts.stacked")).to_have_count(0)
 
 
 def test_a_run_is_hidden_with_alt_and_a_small_chart_becomes_the_large_one(page: Page) -> None:

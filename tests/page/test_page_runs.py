@@ -137,6 +137,13 @@ def test_the_menu_rolls_back_to_the_checkpoint_below_and_says_why_where_there_is
     expect(menu.locator("[data-act=rollback]")).to_contain_text(
         "checkpoint 300 + 100 steps (6 s), approximate"
     )
+    menu.press("Escape")
+    for _ in range(10):
+        plot.press("Shift+ArrowLeft")
+    plot.press("Enter")
+    expect(menu.locator("[data-act=rollback]")).to_contain_text(
+        "checkpoint 300, nothing to redo, approximate"
+    )
     menu.press("r")
     page.get_by_role("button", name="Roll back to step 300").click()
     command = dashboard.command()

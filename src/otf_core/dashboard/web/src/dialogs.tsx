@@ -39,8 +39,6 @@ export function Dialogs({ view }: { view: View }): JSX.Element | null {
       return <Exactness view={view} session={view.session} />;
     case "note":
       return <NoteAt session={view.session} step={dialog.step} />;
-    case "fork":
-      return null;
     case "receipt":
       return <Trace id={dialog.id} session={view.session} />;
   }

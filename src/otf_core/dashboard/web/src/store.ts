@@ -205,12 +205,6 @@ class Store {
     return kept ?? this.sorted()[0] ?? null;
   }
 
-  /** Show the run that a session trains. */
-  choose(session_id: string): void {
-    const session = this.sessions.get(session_id);
-    if (session !== undefined) this.focus(runKey(session));
-  }
-
   /** Show a run. */
   focus(key: string): void {
     this.chosen = key;

@@ -30,7 +30,7 @@ export function Work({ view, scene }: { view: View; scene: Scene | null }): JSX.
   return (
     <>
       <Bar planned={scene.total !== null} />
-      <div class={`charts${shared.layout === "stack" ? " stack" : ""}`} id="charts" tabIndex={-1} role="group" aria-label="Charts">
+      <div class={`charts${shared.layout === "stack" ? " stacked" : ""}`} id="charts" tabIndex={-1} role="group" aria-label="Charts">
         <LargeChart key={`${scene.focus.key} ${large}`} view={view} scene={scene} metric={metricOf(large)} stale={stale} />
         {shown.filter((metric) => metric.key !== large).map((metric) => (
           <SmallChart key={`${scene.focus.key} ${metric.key}`} metric={metric} scene={scene} stale={stale} />

@@ -10,8 +10,8 @@ const run = (run_id: string, parents: string[] = [], made: Run["made"] = null): 
 const mark = (kind: Mark["kind"], step: number): Mark => ({ kind, step, text: `${kind} ${step}` });
 
 test("marks nearer than 9 px are one with a count, those at 9 px are two", () => {
-  const groups = gather([mark("checkpoint", 10), mark("note", 18), mark("pause", 27)], (step) => step);
-  expect(groups.map((one) => [one.step, one.texts.length])).toEqual([[10, 2], [27, 1]]);
+  const groups = gather([mark("checkpoint", 10), mark("note", 18), mark("pause", 30), mark("pause", 39)], (step) => step);
+  expect(groups.map((one) => [one.step, one.texts.length])).toEqual([[10, 2], [30, 1], [39, 1]]);
 });
 
 test("of marks that meet the weightiest shows its shape", () => {
@@ -63,7 +63,7 @@ test("a note that was taken back is no mark", () => {
 
 test("a promise that is broken is a mark of health, one that never was is none", () => {
   const said = (seq: number, exact: boolean) => ({ type: "exactness", event_seq: seq, ts: NOW + seq, exact, text: "not exact because x" });
-  expect(marksOf(told(said(1, true), said(2, false)), [], () => 7).map((one) => [one.kind, one.step])).toEqual([["health", 7]]);
+  expect(marksOf(told(said(1, true), said(2, false), said(3, false)), [], () => 7).map((one) => [one.kind, one.step])).toEqual([["health", 7]]);
   expect(marksOf(told(said(1, true)), [], () => 7)).toEqual([]);
 });
 

@@ -31,6 +31,8 @@ test("a session that begins another run takes the page along, but not from a run
   store.focus("cifar/hard");
   store.take({ kind: "session", session: session({ run_id: "soup" }) });
   expect(runKey(store.current() as never)).toBe("cifar/soup");
+  welcome([run("base", 1), run("hard", 2, ["base"]), run("soup", 3)], session({ run_id: "hard" })); // after a lost connection
+  expect(runKey(store.current() as never)).toBe("cifar/hard");
   store.focus("cifar/base");
   store.take({ kind: "session", session: session({ run_id: "hard" }) });
   expect(runKey(store.current() as never)).toBe("cifar/base");
@@ -49,8 +51,8 @@ test("the family is all that is kin, the run itself first; no other project", ()
 test("a run over several sessions is spoken for by the one with a trainer", () => {
   welcome(
     [run("base", 1, [], ["s1", "s2"])],
-    session({ session_id: "s2", state: "paused", started_ts: NOW }), session({ state: "interrupted", connected: false }),
+    session({ session_id: "s2", state: "interrupted", connected: false, started_ts: NOW }), session({ state: "paused" }),
   );
-  expect(store.byKey("cifar/base")?.session_id).toBe("s2");
+  expect(store.byKey("cifar/base")?.session_id).toBe("s1");
   expect(store.sorted()).toHaveLength(1);
 });
