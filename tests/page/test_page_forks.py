@@ -237,16 +237,16 @@ def test_runs_are_compared_switched_and_their_results_listed(browser: Browser, a
 
         # A run is switched to from its node, and its parent's details say what it left.
         page.locator(".dag [data-run=hard]").click()
-        page.get_by_role("button", name="Switch to").press("Enter")
+        page.get_by_role("button", name="Switch to", exact=True).press("Enter")
         is_paused(page, "hard", 180)
         expect(page.locator(".dag [data-run=both]")).to_contain_text("left")
-        expect(page.get_by_role("button", name="Switch to")).to_have_attribute(
+        expect(page.get_by_role("button", name="Switch to", exact=True)).to_have_attribute(
             "aria-disabled", "true"
         )
         expect(page.locator("#switch-why")).to_have_text("Switch to: it trains now.")
         expect(page.locator("[data-details=hard]")).to_contain_text("252 of 1,257; ")
         page.locator(".dag [data-run=both]").click()
-        page.get_by_role("button", name="Switch to").press("Enter")
+        page.get_by_role("button", name="Switch to", exact=True).press("Enter")
         is_paused(page, "both", 240)
 
 
@@ -305,7 +305,7 @@ def test_what_is_chosen_is_left_out_drawn_more_often_and_exported(
         doubtful = rest.asks("select", selection={"kind": "label_noise"})["count"]
         expect(page.locator(f"[data-selected='{doubtful}']")).to_be_visible()
         page.get_by_role("button", name="Range of losses").click()
-        region = page.locator("[data-selected]")
+        region = page.locator("[data-selected]", has_text="Loss")
         expect(region).to_be_visible()
         few = int(str(region.get_attribute("data-selected")))
         page.get_by_role("button", name="Draw these more often…").click()
