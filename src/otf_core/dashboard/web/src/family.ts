@@ -35,7 +35,9 @@ export function family(
     .sort((a, b) => (a.created_ts ?? Infinity) - (b.created_ts ?? Infinity))
     .map((run) => {
       const own = all.filter((one) => one.run_id === run.run_id);
-      const session = own.find((one) => one.connected) ?? own.at(-1) ?? null;
+      // Whoever trained it last may train another one by now.
+      const last = all.find((one) => one.session_id === run.session_ids.at(-1));
+      const session = own.find((one) => one.connected) ?? (last?.run_id === run.run_id ? last : null);
       const state = session === null ? "left" : session.connected || session.finished !== null ? session.state : "on disk";
       return {
         run_id: run.run_id, name: run.run_name || run.run_id, letter: letterOf(run), run, session,
