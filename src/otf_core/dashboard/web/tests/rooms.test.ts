@@ -6,6 +6,7 @@ import { KEYS, bind, bound, keyOf, listed, strike } from "../src/keys";
 import { matching } from "../src/log";
 import { progressOf, remaining, share } from "../src/progress";
 import { titleOf } from "../src/title";
+import { undoable } from "../src/undo";
 import { NOW, session, told, view } from "./facts";
 
 const entry = (label: string, cli?: string, more: Partial<Entry> = {}): Entry =>
@@ -34,13 +35,13 @@ test.each([["step 7420", 7420], ["7,420", 7420], ["Step 12k", 12_000], ["step", 
 test("one table of keys: what is listed acts, and what nobody has bound is not listed", () => {
   const keys = KEYS.flatMap((row) => [...row.keys]);
   expect(new Set(keys).size).toBe(keys.length);
-  expect(bound("m")).toBe(false);
-  expect(listed().some((row) => row.shown === "M")).toBe(false);
-  expect(strike("m")).toBe(false);
+  expect(bound("n")).toBe(false);
+  expect(listed().some((row) => row.shown === "N")).toBe(false);
+  expect(strike("n")).toBe(false);
   let struck = 0;
-  bind("m", () => { struck += 1; });
-  expect(listed().some((row) => row.shown === "M")).toBe(true);
-  expect(strike("m")).toBe(true);
+  bind("n", () => { struck += 1; });
+  expect(listed().some((row) => row.shown === "N")).toBe(true);
+  expect(strike("n")).toBe(true);
   expect(struck).toBe(1);
   expect(keyOf("resume")).toBe("Space");
 });
@@ -77,4 +78,11 @@ test("a checkpoint that is removed vanishes, and a hostile path stays one word",
   expect(checkpointsOf(undefined, [saved]).map((one) => one.id)).toEqual(["300-ring"]);
   expect(checkpointsOf(undefined, [saved, { type: "checkpoint_removed", event_seq: 2, id: "300-ring" }])).toEqual([]);
   expect(resumeLine("/r/a; rm -rf ~.ckpt")).toBe("OTF_RESUME='/r/a; rm -rf ~.ckpt'");
+});
+
+test("what Undo takes back is known from the stream where there are no receipts, of this session only", () => {
+  const set = { type: "param_changed", event_seq: 4, session_id: "s1", path: "lr", old: 0.1, new: 0.06, by: "user", request_id: "r4" };
+  expect(undoable([], [set], "s1", [])?.request_id).toBe("r4");
+  expect(undoable([], [set], "s2", [])).toBeNull();
+  expect(undoable([], [set, { ...set, event_seq: 5, by: "undo", request_id: "r5" }], "s1", [])).toBeNull();
 });
