@@ -63,6 +63,7 @@ class FakeDashboard:
         self.commands: queue.Queue[Message] = queue.Queue()
         self.requests: list[str] = []
         self.refusing = False
+        self.welcome: Message = {}
         self._sockets: set[WebSocket] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         routes = [
@@ -94,6 +95,7 @@ class FakeDashboard:
         self.answers.clear()
         self.requests.clear()
         self.refusing = False
+        self.welcome.clear()
         while not self.commands.empty():
             self.commands.get_nowait()
 
@@ -203,6 +205,7 @@ class FakeDashboard:
                     "kind": "welcome",
                     "server_ts": NOW,
                     "version": "0.2.0",
+                    **self.welcome,
                     "sessions": list(self.sessions.values()),
                     "runs": list(self.runs.values()),
                 }

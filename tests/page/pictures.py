@@ -21,6 +21,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from otf_core.client import Client
+from otf_core.client.client import NoAnswerError
 from tests.page.conftest import QUIET
 
 WIDTHS = {1440: 900, 1024: 768, 360: 740}
@@ -29,7 +30,7 @@ PROJECT = "digits"
 PATIENCE_S = 60.0
 
 TRAIN = """
-import sys, threading, torch
+import os, sys, threading, torch
 import lightning as L
 from otf_lightning import OnTheFlyCallback
 from otf_lightning.digits import Digits, LitDigits
@@ -48,8 +49,8 @@ class Steady(L.Callback):
 
 class Slow(LitDigits):
     def validation_step(self, *args):
-        if self.trainer.global_step > 1 and name == "baseline":
-            threading.Event().wait(1.5)
+        if os.path.exists(os.path.join(save_dir, "slow")):
+            threading.Event().wait(8.0)
         return super().validation_step(*args)
 
 
@@ -84,16 +85,19 @@ def _states(browser: Browser, folder: Path, out: Path) -> None:
             session = _wait(lambda: _at(client, "baseline", 130))["session_id"]
             address = _address(url, "baseline")
             _shoot(browser, address, out, "running", "running")
-            client.command(session, "set_param", {"path": "lr", "mul": 0.5})
-            client.command(session, "save_ckpt", {})
-            client.command(session, "pause", {})
+            client.send(session, "set_param", {"path": "lr", "mul": 0.5})
+            client.send(session, "save_ckpt", {})
+            client.send(session, "pause", {})
             _shoot(browser, address, out, "paused", "paused")
-            client.command(session, "numerics_health", {})
+            client.send(session, "numerics_health", {})
             for panel in ("steer", "checkpoints", "health", "log"):
                 _shoot(browser, address, out, f"panel-{panel}", "paused", _panel(panel))
             _shoot(browser, address, out, "palette", "paused", _palette)
-            client.command(session, "validate_now", {}, wait_s=0)
+            (folder / "slow").touch()
+            with contextlib.suppress(NoAnswerError):
+                client.send(session, "validate_now", {}, 0)
             _shoot(browser, address, out, "validating", "validating")
+            (folder / "slow").unlink()
             _wait(lambda: _state(client, "baseline") == "paused")
             trainer.send_signal(signal.SIGKILL)
             _shoot(browser, address, out, "trainer-lost", "trainer-lost")

@@ -145,6 +145,7 @@ def test_one_cursor_for_all_charts_and_the_timeline(
     assert abs(line["x"] - (box["x"] + box["width"] / 2)) < 12
 
 
+@pytest.mark.web
 def test_charts_have_their_cadence_and_those_without_a_value_are_only_listed(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:
@@ -218,6 +219,7 @@ def test_the_timeline_marks_what_happened(open_page: Open, dashboard: FakeDashbo
     expect(page.locator(".mk")).to_have_count(2)
 
 
+@pytest.mark.web
 def test_the_log_is_newest_first_and_can_be_filtered(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:
@@ -233,6 +235,7 @@ def test_the_log_is_newest_first_and_can_be_filtered(
     expect(page.locator(".drawer")).to_contain_text("No line matches.")
 
 
+@pytest.mark.web
 def test_a_checkpoint_is_downloaded_with_the_token_in_the_header(
     open_page: Open, dashboard: FakeDashboard, tmp_path: Path
 ) -> None:
@@ -284,6 +287,7 @@ def test_script_in_names_and_lines_stays_text(open_page: Open, dashboard: FakeDa
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.web
 def test_values_that_are_not_numbers_leave_a_gap_and_no_error(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:

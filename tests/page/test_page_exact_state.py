@@ -157,6 +157,7 @@ def test_a_checkpoint_that_goes_while_the_dialog_is_open_cannot_be_chosen(
     nothing_sent(dashboard, page)
 
 
+@pytest.mark.web
 def test_the_checkpoints_panel_starts_a_rollback_too(page: Page, dashboard: FakeDashboard) -> None:
     page.locator("body").press("3")
     row = page.locator(".drawer tbody tr").nth(1)
@@ -167,6 +168,7 @@ def test_the_checkpoints_panel_starts_a_rollback_too(page: Page, dashboard: Fake
     expect(dialog.locator(".opt[data-id='20-ring']").get_by_role("radio")).to_be_checked()
 
 
+@pytest.mark.web
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
     page: Page, dashboard: FakeDashboard
 ) -> None:
@@ -219,6 +221,7 @@ def test_undo_says_what_it_takes_back_and_takes_back_that(
     expect(page.locator("dialog code")).to_have_text("otf undo q1 --run resnet18-baseline")
 
 
+@pytest.mark.web
 def test_undo_is_refused_like_any_other(page: Page, dashboard: FakeDashboard) -> None:
     set_lr(dashboard)
     control(page, "undo").get_by_role("button").click()
@@ -228,6 +231,7 @@ def test_undo_is_refused_like_any_other(page: Page, dashboard: FakeDashboard) ->
     expect(page.locator(".refusal")).to_contain_text("its undo point is gone")
 
 
+@pytest.mark.web
 def test_a_dashboard_that_was_started_later_knows_from_the_stream_what_to_undo(
     open_page: Open, dashboard: FakeDashboard, events: list[dict[str, Any]]
 ) -> None:
@@ -270,6 +274,7 @@ def test_a_run_is_extended_by_steps_or_epochs(page: Page, dashboard: FakeDashboa
     )
 
 
+@pytest.mark.web
 def test_a_held_end_can_be_extended_and_says_that_it_is_held(
     page: Page, dashboard: FakeDashboard
 ) -> None:
@@ -326,6 +331,7 @@ def test_hold_at_the_end_is_a_switch_that_shows_what_was_read_back(
     nothing_sent(dashboard, page)
 
 
+@pytest.mark.web
 def test_the_switch_is_there_only_where_the_run_can_be_held(
     page: Page, dashboard: FakeDashboard
 ) -> None:
@@ -335,6 +341,7 @@ def test_the_switch_is_there_only_where_the_run_can_be_held(
     expect(switch).to_have_count(0)
 
 
+@pytest.mark.web
 def test_a_parameter_with_choices_is_chosen_in_steer(page: Page, dashboard: FakeDashboard) -> None:
     page.locator("body").press("1")
     row = page.locator("[data-path=after_fit]")
@@ -355,9 +362,15 @@ def test_a_parameter_with_choices_is_chosen_in_steer(page: Page, dashboard: Fake
 @pytest.mark.parametrize(
     ("text", "reasons", "said", "tone"),
     [
-        ("exact", [], "Resumes bit-exactly", "ok"),
+        pytest.param("exact", [], "Resumes bit-exactly", "ok", marks=pytest.mark.web),
         ("exact except Timer", ["Timer"], "Resumes exactly, 1 exception", "warn"),
-        ("exact except Timer", None, "Resumes exactly, with exceptions", "warn"),
+        pytest.param(
+            "exact except Timer",
+            None,
+            "Resumes exactly, with exceptions",
+            "warn",
+            marks=pytest.mark.web,
+        ),
         ("not exact because …", ["a", "b"], "Resumes approximately: 2 reasons", "warn"),
     ],
 )
@@ -447,6 +460,7 @@ def test_steps_after_a_rollback_supersede_those_that_were_undone(
     assert at_step(page, 21) == pytest.approx(0.21)
 
 
+@pytest.mark.web
 def test_the_undone_part_is_drawn_faint_and_only_where_it_was(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:
@@ -466,6 +480,7 @@ def test_the_undone_part_is_drawn_faint_and_only_where_it_was(
     assert page.evaluate(INK, [0.15, 0.35])[0] > 50
 
 
+@pytest.mark.web
 def test_generations_alone_say_as_much(
     page: Page, dashboard: FakeDashboard, events: list[dict[str, Any]]
 ) -> None:
@@ -520,6 +535,7 @@ def steps_of(
     ]  # fmt: skip
 
 
+@pytest.mark.web
 def test_a_run_of_three_sessions_is_one_run_with_one_curve(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:
@@ -579,6 +595,7 @@ def test_a_run_that_comes_back_goes_on_where_the_page_is(
     assert dashboard.command()["session_id"] == "s2"
 
 
+@pytest.mark.web
 def test_runs_of_one_name_in_two_projects_are_two(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:

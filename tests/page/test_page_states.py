@@ -232,7 +232,7 @@ PANELS = ("steer", "samples", "checkpoints", "lineage", "health", "log")
         pytest.param(
             theme,
             panel,
-            marks=[] if (theme == "light") == (panel in ("steer", "log")) else [pytest.mark.web],
+            marks=[] if f"{theme} {panel}" in ("light steer", "dark health") else [pytest.mark.web],
         )
         for theme in ("light", "dark")
         for panel in PANELS

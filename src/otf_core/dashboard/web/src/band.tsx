@@ -7,6 +7,7 @@ import { age, count, plural } from "./format";
 import { Glyph, Icon } from "./icons";
 import { keyOf } from "./keys";
 import { controlsNow, draftsOf, give, page, press } from "./page";
+import { progressOf, share } from "./progress";
 import { band, stateOf, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
 import { isRead, store, type Held } from "./store";
 import { Menu } from "./top";
@@ -183,11 +184,12 @@ function Receipts({ view }: { view: View }): JSX.Element {
     .filter((one) => !isRead(one.cmd) && !store.receipts.get(session.session_id)?.has(one.request_id))
     .map(waiting);
   const ended = ENDED.has(stateOf(view)) ? view.checkpoints.find((one) => one.path !== null) : undefined;
+  const running = progressOf(view.data);
   const list = [...others, ...shown].slice(0, ended === undefined ? 2 : 0);
   return (
     <div class="receipts" role="group" aria-label="Last commands">
       {ended !== undefined && (
-        <Line text={ended.path === null ? "" : resumeLine(ended.path)} hint={`goes on from step ${count(ended.step)}: put it before the command that started the run`} />
+        <Line text={ended.path === null ? "" : resumeLine(ended.path)} hint={`goes on from step ${count(ended.step)}, ${ended.exact === true ? "exactly" : "approximately"}: put it before the command that started the run`} />
       )}
       {list.length === 0 && ended === undefined && <p class="hint">No command yet. What is asked from anywhere shows here.</p>}
       {list.map((receipt) => (
@@ -198,7 +200,7 @@ function Receipts({ view }: { view: View }): JSX.Element {
         >
           {MARK[receipt.state] === undefined ? <span class="spin" aria-hidden="true" /> : <Icon name={MARK[receipt.state] ?? "ok"} />}
           <span class="what clip">{what(receipt, session?.params ?? [])}</span>
-          <span class="out clip">{outcome(receipt, up, now)}</span>
+          <span class="out clip">{up && running?.request_id === receipt.id ? `running, ${share(running)}` : outcome(receipt, up, now)}</span>
           <span class="age">{age((now - (receipt.settled_ms ?? receipt.first_ms)) / 1000)}</span>
         </button>
       ))}

@@ -1,7 +1,7 @@
 /** What the palette offers and what of it a query finds. Pure functions but for what an entry does. */
 
 import { checkpointLine } from "./checkpoints";
-import { count, setting } from "./format";
+import { brief, count } from "./format";
 import { bound, keyOf, strike } from "./keys";
 import { metricOf, shownAtFirst } from "./metrics";
 import { controlsNow, page, PANELS, press, toggleTheme } from "./page";
@@ -57,7 +57,7 @@ export function entries(view: View): Entry[] {
     }
     for (const param of session.params) {
       all.push({
-        group: "Steer", icon: "steer", label: `Set ${lower(paramName(param.path))}…`, hint: `${setting(param.value)} now`,
+        group: "Steer", icon: "steer", label: `Set ${lower(paramName(param.path))}…`, hint: `${brief(param.value)} now`,
         cli: `otf set ${param.path}`, also: param.path, asked: param.path !== "lr",
         act: () => {
           page.open("steer");

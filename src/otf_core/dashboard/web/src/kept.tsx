@@ -48,7 +48,7 @@ export function Checkpoints({ view }: { view: View }): JSX.Element {
       {problem !== null && <p class="lead bad" role="alert">{problem}</p>}
       <table>
         <thead>
-          <tr><th>step</th><th>why kept</th><th class="num">val loss</th><th class="num size">size</th><th>resume</th><th><span class="sr">actions</span></th></tr>
+          <tr><th>step</th><th>why kept</th><th class="num loss">val loss</th><th class="num size">size</th><th>resume</th><th><span class="sr">actions</span></th></tr>
         </thead>
         <tbody>
           {list.map((one) => {
@@ -57,8 +57,8 @@ export function Checkpoints({ view }: { view: View }): JSX.Element {
             return [
               <tr key={one.id} data-id={one.id} title={one.path ?? undefined}>
                 <td><b>{count(one.step)}</b></td>
-                <td>{KINDS[one.kind ?? ""] ?? one.kind ?? "–"}{one.ts !== null && <small>{age(view.now_s - one.ts)} ago</small>}</td>
-                <td class="num">{lossAt(view, session, one.step)}</td>
+                <td>{KINDS[one.kind ?? ""] ?? one.kind ?? "–"}{one.ts !== null && <small>{age(view.now_s - one.ts)} ago</small>}<small class="narrow">val loss {lossAt(view, session, one.step)}</small></td>
+                <td class="num loss">{lossAt(view, session, one.step)}</td>
                 <td class="num size">{bytes(one.bytes)}</td>
                 <td>{one.exact === true ? <span class="ok">exact</span> : <span class="warn" title="approximate">approx.</span>}</td>
                 <td class="num acts">

@@ -23,7 +23,7 @@ export function lineOf(event: OtfEvent): { level: Level; text: string } {
     case "param_changed":
       return { level: "all", text: `${paramName(String(event["path"]))} ${setting(event["old"])} → ${setting(event["new"])} by ${String(event["by"] ?? "user")}` };
     case "state":
-      return { level: event["state"] === "failed" ? "bad" : "all", text: `state ${String(event["previous"] ?? "–")} → ${String(event["state"])}${event["reason"] ? ` (${String(event["reason"])})` : ""}` };
+      return { level: event["state"] === "failed" ? "bad" : "all", text: `${String(event["previous"] ?? "–")} → ${String(event["state"])}${event["reason"] ? ` (${String(event["reason"])})` : ""}` };
     case "checkpoint_saved":
       return { level: "all", text: `checkpoint ${String(event["kind"] ?? "")} ${typeof event["bytes"] === "number" ? bytes(event["bytes"]) : ""} ${String(event["path"] ?? "")}`.replace(/ +/g, " ") };
     case "checkpoint_loaded":

@@ -69,7 +69,8 @@ class Notices {
     const before = this.states.get(session.session_id);
     this.states.set(session.session_id, session.state);
     const kind = ENDS[session.state];
-    if (before === undefined || before === session.state || kind === undefined || session.state === "journal") return;
+    if (before === undefined || before === session.state || kind === undefined) return;
+    if (kind === "paused" && (before === "validating" || before === "testing")) return; // it was held before
     const step = session.finished?.step ?? session.step;
     const at = step === null ? "" : `at step ${count(step)}`;
     const reason = session.finished?.error ?? (session.state === "paused" && session.reason === "user" ? null : session.reason);

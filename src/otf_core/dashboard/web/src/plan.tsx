@@ -4,7 +4,7 @@
  */
 
 import type { JSX } from "preact";
-import { count, setting, tick } from "./format";
+import { brief, count, tick } from "./format";
 import type { Lines } from "./lines";
 import "./plan.css";
 import { stepOf, totalSteps, type View } from "./state";
@@ -105,13 +105,13 @@ function sentence({ value, proposed, holds, end }: Plan): string {
   const asked = proposed !== null && proposed !== value;
   if (holds) {
     return asked
-      ? `At the next step the rate goes from ${setting(value)} to ${setting(proposed)} and stays there until step ${count(end)}.`
-      : `Nothing schedules the rate: it stays ${setting(value)}.`;
+      ? `At the next step the rate goes from ${brief(value)} to ${brief(proposed)} and stays there until step ${count(end)}.`
+      : `Nothing schedules the rate: it stays ${brief(value)}.`;
   }
   const rest = "What comes after is the schedule's, and the page is not told of it.";
-  if (!asked) return `A schedule writes the rate: ${setting(value)} now. ${rest}`;
+  if (!asked) return `A schedule writes the rate: ${brief(value)} now. ${rest}`;
   const factor = value === 0 ? null : proposed / value;
   return factor === null
-    ? `At the next step the rate goes from 0 to ${setting(proposed)} and holds.`
-    : `At the next step the rate goes from ${setting(value)} to ${setting(proposed)}, and what remains of the schedule is multiplied by ${Number(factor.toPrecision(3))}.`;
+    ? `At the next step the rate goes from 0 to ${brief(proposed)} and holds.`
+    : `At the next step the rate goes from ${brief(value)} to ${brief(proposed)}, and what remains of the schedule is multiplied by ${Number(factor.toPrecision(3))}.`;
 }

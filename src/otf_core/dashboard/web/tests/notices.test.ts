@@ -33,6 +33,9 @@ test("what was so when the page came is no news; what becomes so is, once", () =
   tell({ state: "paused", reason: "user" });
   expect(said()).toEqual(["paused: base is paused"]);
   expect(notices.unread).toBe(1);
+  tell({ state: "validating" });
+  tell({ state: "paused", reason: "user" });
+  expect(notices.unread).toBe(1);
   tell({});
   tell({ state: "failed", finished: { status: "failed", step: 412, error: "out of memory" } });
   expect(said()[0]).toBe("failed: base failed");

@@ -6,6 +6,7 @@ import { KEYS, bind, bound, keyOf, listed, strike } from "../src/keys";
 import { matching } from "../src/log";
 import { progressOf, remaining, share } from "../src/progress";
 import { titleOf } from "../src/title";
+import { undoable } from "../src/undo";
 import { NOW, session, told, view } from "./facts";
 
 const entry = (label: string, cli?: string, more: Partial<Entry> = {}): Entry =>
@@ -77,4 +78,11 @@ test("a checkpoint that is removed vanishes, and a hostile path stays one word",
   expect(checkpointsOf(undefined, [saved]).map((one) => one.id)).toEqual(["300-ring"]);
   expect(checkpointsOf(undefined, [saved, { type: "checkpoint_removed", event_seq: 2, id: "300-ring" }])).toEqual([]);
   expect(resumeLine("/r/a; rm -rf ~.ckpt")).toBe("OTF_RESUME='/r/a; rm -rf ~.ckpt'");
+});
+
+test("what Undo takes back is known from the stream where there are no receipts, of this session only", () => {
+  const set = { type: "param_changed", event_seq: 4, session_id: "s1", path: "lr", old: 0.1, new: 0.06, by: "user", request_id: "r4" };
+  expect(undoable([], [set], "s1", [])?.request_id).toBe("r4");
+  expect(undoable([], [set], "s2", [])).toBeNull();
+  expect(undoable([], [set, { ...set, event_seq: 5, by: "undo", request_id: "r5" }], "s1", [])).toBeNull();
 });
