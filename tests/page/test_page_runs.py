@@ -94,6 +94,18 @@ def test_a_tap_on_a_curve_opens_a_sheet_that_fits_the_phone(
     expect(menu).to_have_count(0)
 
 
+def test_before_the_first_evaluation_its_place_says_when_that_comes(
+    open_page: Open, dashboard: FakeDashboard
+) -> None:
+    steps = [train_step(seq, seq, 1000, val_loss=None) for seq in range(1, 11)]
+    dashboard.add(session(10, max_steps=5_000, max_epochs=10), steps, run())
+    page = open_page()
+    place = page.get_by_role("figure", name="Validation loss")
+    expect(place).to_contain_text("No evaluation yet, first at step 500.")
+    dashboard.emit("s1", train_step(11, 11, 1000, val_loss=0.5))
+    expect(place.locator("canvas")).to_be_visible()
+
+
 def test_a_drag_zooms_and_opens_nothing_and_a_double_click_goes_back(
     open_page: Open, dashboard: FakeDashboard
 ) -> None:

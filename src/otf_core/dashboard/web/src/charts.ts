@@ -116,6 +116,8 @@ export class Chart {
   private readonly rings = new Map<string, HTMLElement>();
   private label: HTMLElement | null = null;
   private wasDrag = false;
+  /** It was made or resized in this frame. */
+  private laid = false;
 
   constructor(
     readonly box: HTMLElement,
@@ -128,6 +130,8 @@ export class Chart {
     sized.observe(box);
     box.addEventListener("pointerdown", this.onDown);
     box.addEventListener("click", this.onClick);
+    box.addEventListener("pointermove", this.onMove);
+    box.addEventListener("pointerleave", this.onLeave);
   }
 
   destroy(): void {
@@ -136,6 +140,8 @@ export class Chart {
     sized.unobserve(this.box);
     this.box.removeEventListener("pointerdown", this.onDown);
     this.box.removeEventListener("click", this.onClick);
+    this.box.removeEventListener("pointermove", this.onMove);
+    this.box.removeEventListener("pointerleave", this.onLeave);
     this.drop();
     if (this.large) shared.plot = null;
   }
@@ -149,6 +155,19 @@ export class Chart {
 
   private readonly onDown = (): void => {
     this.wasDrag = false;
+  };
+
+  /** Not uPlot's own hook, which also tells of the cursors that the page has set. */
+  private readonly onMove = (event: PointerEvent): void => {
+    if (this.plot === null) return;
+    const over = this.plot.over.getBoundingClientRect();
+    const left = event.clientX - over.left;
+    const step = left < 0 || left > over.width ? NaN : Math.round(this.plot.posToVal(left, "x"));
+    shared.setCursor(Number.isFinite(step) ? step : null);
+  };
+
+  private readonly onLeave = (): void => {
+    if (document.activeElement !== this.box) shared.setCursor(null);
   };
 
   private readonly onClick = (event: MouseEvent): void => {
@@ -198,7 +217,7 @@ export class Chart {
     const log = shared.log && this.metric.log;
     const key = `${scene.focus.key} ${scene.focus.colour} ${shared.version} ${log}`;
     if (this.plot !== null && key !== this.key) this.drop();
-    const laid = this.plot === null || width !== this.width || height !== this.height;
+    const laid = this.laid = this.plot === null || width !== this.width || height !== this.height;
     const drawn = `${scene.version} ${scene.from} ${scene.to} ${width} ${height} ${scene.ended ?? ""}`;
     if (this.plot === null || drawn !== this.drawn) {
       this.others = scene.others.map((run) => this.other(run, scene, width, log)).filter((one) => one !== null);
@@ -237,6 +256,11 @@ export class Chart {
     if (plot === null || now === this.pointed) return;
     this.pointed = now;
     const left = cursor === null ? -10 : plot.valToPos(cursor, "x");
+    if (!Number.isFinite(left)) {
+      this.pointed = ""; // it is laid out after this frame
+      if (this.laid) wake();
+      return;
+    }
     plot.setCursor({ left, top: left < 0 ? -10 : 10 }, false);
     for (const [key, ring] of this.rings) ring.hidden = cursor === null || !this.others.some((one) => one.run.key === key);
     for (const one of this.others) {
@@ -391,10 +415,6 @@ export class Chart {
         },
       },
       hooks: {
-        setCursor: [(u) => {
-          const { left } = u.cursor;
-          shared.setCursor(left === undefined || left === null || left < 0 ? null : Math.round(u.posToVal(left, "x")));
-        }],
         setSelect: [(u) => {
           if (u.select.width < 6) return;
           this.wasDrag = true;

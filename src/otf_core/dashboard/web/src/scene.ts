@@ -121,9 +121,10 @@ function limitsOf(session: Session, data: Told): Scene["limits"] {
 }
 
 /** What is said of a chart that has nothing to show yet. */
-export function nothingYet(key: string, data: Told, state: string): string {
+export function nothingYet(key: string, session: Session, state: string): string {
   if (state === "starting") return "The first step has not begun.";
   if (!metricOf(key).sparse) return key === "loss" ? "No step with a loss yet." : "No value yet.";
-  const first = data.columns.epochStarts.get(1);
-  return first === undefined ? "No evaluation yet." : `No evaluation yet, first at step ${count(first - 1)}.`;
+  const { max_steps: steps, max_epochs: epochs } = session;
+  const first = steps !== null && epochs !== null && steps > 0 && epochs > 0 ? Math.floor(steps / epochs) : null;
+  return first === null ? "No evaluation yet." : `No evaluation yet, first at step ${count(first)}.`;
 }

@@ -52,6 +52,8 @@ function actsOf(view: View, run: Drawn, step: number): Act[] {
       : rollback === undefined ? "no trainer" : rollback.state === "off" || rollback.state === "pending" ? rollback.line : null;
   const trainer = forker(run.session);
   const noFork = view.link.state !== "up" ? "offline" : trainer === null ? "no trainer of this project is attached" : null;
+  // Where it stands now a fork needs no checkpoint.
+  const here = own && session.connected && step === stepOf(session, view.data);
   const shut = own ? closed(view) : run.session.connected ? null : "no trainer";
   return [
     {
@@ -61,10 +63,10 @@ function actsOf(view: View, run: Drawn, step: number): Act[] {
     },
     {
       name: "fork", icon: "fork", text: "Fork from here…", key: "F", shut: noFork !== null,
-      said: noFork !== null ? `not possible: ${noFork}` : found === null ? "a new run; from where it is now" : `a new run, from ${costOf(found, step, null)}`,
+      said: noFork !== null ? `not possible: ${noFork}` : found === null || here ? "a new run; from where it is now" : `a new run, from ${costOf(found, step, null)}`,
       act: () => page.ask({
         kind: "fork",
-        from: { step, ...(run.session.run_id === null ? {} : { run_id: run.session.run_id }), ...(found === null ? {} : { checkpoint: found.id }) },
+        from: { step, ...(run.session.run_id === null ? {} : { run_id: run.session.run_id }), ...(found === null || here ? {} : { checkpoint: found.id }) },
       }),
     },
     { name: "samples", icon: "samples", text: "Show the samples", key: "D", shut: false, said: "with their losses, as scanned last", act: () => page.open("samples") },

@@ -14,7 +14,6 @@ import { nothingYet, type Drawn, type Scene } from "./scene";
 import { SpotMenu } from "./spot";
 import { nameOf, stateOf, type View } from "./state";
 import { runKey, store } from "./store";
-import type { Told } from "./told";
 import type { Session } from "./types";
 import { Menu } from "./top";
 import { shared, type RangeName } from "./view";
@@ -33,7 +32,7 @@ export function Work({ view, scene }: { view: View; scene: Scene | null }): JSX.
       <div class={`charts${shared.layout === "stack" ? " stacked" : ""}`} id="charts" tabIndex={-1} role="group" aria-label="Charts">
         <LargeChart key={`${scene.focus.key} ${large}`} view={view} scene={scene} metric={metricOf(large)} stale={stale} />
         {shown.filter((metric) => metric.key !== large).map((metric) => (
-          <SmallChart key={`${scene.focus.key} ${metric.key}`} metric={metric} scene={scene} stale={stale} />
+          <SmallChart key={`${scene.focus.key} ${metric.key}`} metric={metric} scene={scene} stale={stale} state={stateOf(view)} />
         ))}
         <AddChart scene={scene} more={more} />
       </div>
@@ -51,7 +50,9 @@ function chosen(scene: Scene): { shown: Metric[]; more: Metric[] } {
   const shown: Metric[] = [];
   const more: Metric[] = [];
   for (const metric of [...KNOWN, ...extra]) {
-    const on = drawn.some((one) => one.lines.has(metric.key)) && (metric.key === "loss" || (shared.shown.get(metric.key) ?? shownAtFirst(metric.key)));
+    // Evaluations have a place from the first step on.
+    const has = drawn.some((one) => one.lines.has(metric.key)) || (metric.key === "val_loss" && names.has("val_loss"));
+    const on = has && (metric.key === "loss" || (shared.shown.get(metric.key) ?? shownAtFirst(metric.key)));
     (on ? shown : more).push(metric);
   }
   return { shown, more };
@@ -197,7 +198,7 @@ function LargeChart({ view, scene, metric, stale }: { view: View; scene: Scene; 
         </p>
       </figcaption>
       {none ? (
-        <p class="none">{nothingYet(metric.key, view.data as Told, stateOf(view))}</p>
+        <p class="none">{nothingYet(metric.key, scene.focus.session, stateOf(view))}</p>
       ) : (
         <Plot metric={metric} large scene={scene} />
       )}
@@ -249,8 +250,9 @@ function MoreRuns({ scene }: { scene: Scene }): JSX.Element | null {
   );
 }
 
-function SmallChart({ metric, scene, stale }: { metric: Metric; scene: Scene; stale: boolean }): JSX.Element {
+function SmallChart({ metric, scene, stale, state }: { metric: Metric; scene: Scene; stale: boolean; state: string }): JSX.Element {
   const rate = cadence(scene.focus.session, metric.key);
+  const none = ![scene.focus, ...scene.others].some((one) => one.lines.has(metric.key));
   return (
     <figure class="ch" aria-label={metric.title}>
       <figcaption class="ch-h">
@@ -258,7 +260,7 @@ function SmallChart({ metric, scene, stale }: { metric: Metric; scene: Scene; st
         {rate !== null && <span class="hint rate">{rate}</span>}
         <Value metric={metric} lines={scene.focus.lines} stale={stale} />
       </figcaption>
-      <Plot metric={metric} large={false} scene={scene} />
+      {none ? <p class="none">{nothingYet(metric.key, scene.focus.session, state)}</p> : <Plot metric={metric} large={false} scene={scene} />}
     </figure>
   );
 }
