@@ -88,7 +88,7 @@ export function Merge({ view, session, parents }: { view: View; session: Session
       <p class="lead">
         Each candidate is built in memory and validated in the live model, whose own weights come back; the run stands
         meanwhile. Nothing is written until you press Merge. The merge trains on in place of {nameOf(session)}; all parents keep their state.
-        {cannot !== null && <b> Not possible now: {cannot}.</b>}
+        {cannot !== null && !busy && <b> Not possible now: {cannot}.</b>}
       </p>
       <Parents session={session} members={members} sources={sources} change={setSources} off={busy} />
       <div class="mg-opts">
