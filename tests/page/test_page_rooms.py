@@ -318,3 +318,19 @@ def test_a_panel_is_walked_through_by_tab_alone(
     page.locator(".drawer button").first.focus()
     page.keyboard.press("Escape")
     expect(opener).to_be_focused()
+
+
+@pytest.mark.web
+def test_buttons_and_receipts_fit_beside_or_below_each_other_at_any_width(
+    page: Page, dashboard: FakeDashboard
+) -> None:
+    able = [*CAPABILITIES, "fork", "merge"]
+    dashboard.update("s1", capabilities=able)
+    for width in (641, 700, 780, 800, 901, 1024, 1101, 1281, 1361, 1401, 1600, 1601):
+        page.set_viewport_size({"width": width, "height": 900})
+        buttons = page.locator(".ctls").bounding_box()
+        receipts = page.locator(".receipts").bounding_box()
+        assert buttons is not None
+        assert receipts is not None
+        assert buttons["x"] + buttons["width"] <= width, width
+        assert receipts["width"] >= 200, width

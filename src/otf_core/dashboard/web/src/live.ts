@@ -12,6 +12,8 @@ const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8_000;
 /** A server that says nothing for this long, pings included, is as good as gone. */
 const SILENCE_MS = 15_000;
+/** So long a connection that is being made is not begun anew by a press. */
+const PATIENCE_MS = 3_000;
 const UNAUTHORIZED = 4401;
 
 let socket: WebSocket | null = null;
@@ -33,6 +35,7 @@ export function url(path: string): string {
 
 /** Connect, and stay connected for as long as the page is open. */
 export function connect(): void {
+  if (socket?.readyState === WebSocket.CONNECTING && Date.now() - heard_ms < PATIENCE_MS) return; // it is on its way
   clearTimeout(retry);
   const old = socket;
   socket = null;
