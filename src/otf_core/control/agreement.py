@@ -68,7 +68,7 @@ class Place:
         self.reached = -1  # the last boundary that training came to
         self.limit: float = math.inf  # a boundary from which on training has to look
         self._promised: float = math.inf
-        self._meeting: float = math.inf
+        self._meetings: deque[int] = deque()  # rank 0 may be one ahead
         self._inside: int | None = None
 
     def passes(self, boundary: int) -> bool:
@@ -89,14 +89,15 @@ class Place:
         """The meeting is there; None: there will be none."""
         with self.wakeup:
             self._promised = math.inf
-            self._meeting = math.inf if boundary is None else boundary
+            if boundary is not None:
+                self._meetings.append(boundary)
             self._set_limit()
             self.wakeup.notify_all()
 
     def look(self, boundary: int) -> Literal["meet", "go", "wait"]:
         """What training is to do at a boundary from which it has to look; under ``wakeup``."""
         self._inside = boundary
-        if boundary >= self._meeting:
+        if self._meetings and boundary >= self._meetings[0]:
             return "meet"
         if boundary >= self._promised:
             return "wait"
@@ -104,23 +105,21 @@ class Place:
         return "go"
 
     def part(self) -> None:
-        """The meeting is over; training looks again before it goes on.
-
-        In the order of the messages, so that it does not take away the next one.
-        """
+        """The meeting is over; training looks again before it goes on."""
         with self.wakeup:
-            self._meeting = math.inf
+            self._meetings.popleft()
             self._set_limit()
+            self.wakeup.notify_all()  # whoever has asked meanwhile
 
     def _set_limit(self) -> None:
-        self.limit = min(self._promised, self._meeting)
+        self.limit = min(self._promised, self._meetings[0] if self._meetings else math.inf)
 
 
 class StepAgreement:
     """One rank's side.
 
     ``boundary`` is called by the training thread at every passage, on every rank in the same order.
-    On rank 0 ``ask`` has all stand at one, from any thread; ``tell`` and ``part`` are called there.
+    On rank 0 ``ask`` has all stand at one, from any thread; ``tell`` has the others do something.
 
     Args:
         mail: closed with this.
@@ -165,44 +164,58 @@ class StepAgreement:
 
     # Training thread.
 
-    def boundary(self) -> bool:
-        """Pass, or stand; True on rank 0 when all stand here, False when training goes on.
+    def boundary(self, attend: Callable[[], bool] = lambda: False) -> bool:
+        """Pass, or stand with all others; True, on every rank, when the run is to stop here.
 
-        On another rank a meeting is over when this returns.
+        Args:
+            attend: what rank 0 does while all stand; True when the run is to stop.
 
         Raises:
             PeerLostError: while it had to stand.
-            StopHereError: on another rank, rank 0 has ended the run here.
         """
         self._count = at = self._count + 1
         if self._place.passes(at):
             return False
-        return self._stand(at)
+        while self._stands(at):
+            try:
+                if self._meet(attend):
+                    return True
+            finally:
+                self._place.part()
+        return False
 
-    def again(self) -> bool:
-        """Behind a meeting: whether there is another at the same boundary."""
-        return self._stand(self._count)
+    def meet_here(self, attend: Callable[[], bool] = lambda: False) -> bool:
+        """Stand with all others at a place to which all come unasked, as the end of the run."""
+        self.meeting = True
+        return self._meet(attend)
 
-    def _stand(self, at: int) -> bool:
+    def _meet(self, attend: Callable[[], bool]) -> bool:
+        stop = False
+        try:
+            stop = attend() if self.rank == 0 else self._serve()
+        finally:
+            self.meeting = False
+            if self.rank == 0:
+                self._send(["go", stop])
+                with self._wakeup:
+                    self._wakeup.notify_all()
+        return stop
+
+    def _stands(self, at: int) -> bool:
+        """Wait until it is clear whether all meet here."""
         while True:
             with self._wakeup:
                 found = self._place.look(at)
                 if found == "go":
                     return False
-                if found == "wait":
-                    self._check_lost()
-                    if self._leave():
-                        return False
-                    self._wakeup.wait(LOOK_S)
-                    continue
-                self.meeting = True
-                self._asked = False  # what was asked so far is seen to here
-            if self.rank == 0:
-                return True
-            try:
-                self._serve()
-            finally:
-                self.meeting = False
+                if found == "meet":
+                    self.meeting = True
+                    self._asked = False  # what was asked so far is seen to here
+                    return True
+                self._check_lost()
+                if self._leave():
+                    return False
+                self._wakeup.wait(LOOK_S)
 
     def tell(self, name: str, *args: Any) -> int:
         """Have every other rank do something now; rank 0, at a meeting. For ``answers``."""
@@ -230,27 +243,18 @@ class StepAgreement:
                 raise RankError(rank, value)
         return {rank: value for rank, (_, value) in sorted(found.items())}
 
-    def part(self, *, stop: bool = False) -> None:
-        """Let all go; rank 0. With ``stop`` the others end the run here."""
-        self.meeting = False
-        self._place.part()
-        self._send(["go", stop])
-        with self._wakeup:
-            self._wakeup.notify_all()  # whoever has asked meanwhile
-
-    def _serve(self) -> None:
+    def _serve(self) -> bool:
+        """What rank 0 tells, until it lets go; whether the run is to stop."""
         while True:
             with self._wakeup:
                 while not self._todo:
                     self._check_lost()
                     if self._leave():
-                        return
+                        return False
                     self._wakeup.wait(LOOK_S)
                 kind, *rest = self._todo.popleft()
             if kind == "go":
-                if rest[0]:
-                    raise StopHereError
-                return
+                return bool(rest[0])
             number, name, args = rest
             try:
                 answer = [True, self._do(name, args)]
@@ -314,8 +318,6 @@ class StepAgreement:
         elif kind == "commit":
             self._place.commit(rest[0])
         else:
-            if kind == "go":
-                self._place.part()
             with self._wakeup:
                 if kind == "promise" and rest[0] == self._round:
                     self._promises[rest[1]] = rest[2]
@@ -366,10 +368,6 @@ class StepAgreement:
         self._send(["commit", at])
         self._place.commit(at)
         return [] if self._closing else missing
-
-
-class StopHereError(OtfError):
-    """Rank 0 has ended the run at this boundary."""
 
 
 class RankError(OtfError):
