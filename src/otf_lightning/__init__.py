@@ -5,7 +5,21 @@ from otf_lightning import OnTheFlyCallback
 trainer = L.Trainer(max_epochs=3, callbacks=[OnTheFlyCallback()])
 """
 
+from typing import TYPE_CHECKING, Any
+
 from otf_core import __version__
 from otf_lightning.callback import OnTheFlyCallback, attach_lightning
 
-__all__ = ["OnTheFlyCallback", "__version__", "attach_lightning"]
+if TYPE_CHECKING:
+    from otf_lightning.notebook import show
+
+__all__ = ["OnTheFlyCallback", "__version__", "attach_lightning", "show"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "show":  # only notebooks need it
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from otf_lightning.notebook import show
+
+    return show

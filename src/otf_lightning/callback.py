@@ -99,6 +99,7 @@ class OnTheFlyCallback(L.Callback):
         self._test_dataloaders = test_dataloaders
         self._session: Session | None = None
         self._other: OtherRank | None = None
+        self._run_dir: Path | None = None
         self._opened = False
         self._recorder: StepRecorder | None = None  # None also where no step is told
         self._delegate: LightningFrameworkDelegate | None = None
@@ -109,6 +110,11 @@ class OnTheFlyCallback(L.Callback):
     def session(self) -> Session | None:
         """The session of the fit that is under way; None outside of fit and on other ranks."""
         return self._session
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The folder of the run of this fit, or of the one before; None where nothing is saved."""
+        return self._session.run_dir if self._session is not None else self._run_dir
 
     # Life of a fit.
 
@@ -271,6 +277,7 @@ class OnTheFlyCallback(L.Callback):
             self._delegate.detach()
             self._delegate = None
         if self._session is not None:
+            self._run_dir = self._session.run_dir
             self._session.close()
             self._session = self._recorder = None
         if self._other is not None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.loops.loop import _Loop
 
 from otf_core.state import parts
@@ -160,12 +161,23 @@ def apply(trainer: L.Trainer, state: dict[str, Any]) -> tuple[list[str], list[Se
     giving = Giving(trainer, state, exact, Decoder(skip=MODULE_OWN))
     connector: Any = trainer._checkpoint_connector
     connector._loaded_checkpoint = state
+    _make_hyperparameters(trainer)
     try:
         for part in PARTS:
             part.apply(giving, exact.get(part.name))
     finally:
         connector._loaded_checkpoint = {}
     return giving.dec.unknown, giving.differ
+
+
+def _make_hyperparameters(trainer: L.Trainer) -> None:
+    """Lightning makes the attribute when it first looks for them, as it does for a checkpoint.
+
+    The run that was saved has it; a process that has just begun has not.
+    """
+    for holder in (trainer.lightning_module, trainer.datamodule):
+        if isinstance(holder, HyperparametersMixin):
+            holder.hparams  # noqa: B018 -- it is the looking that makes it
 
 
 # What Lightning restores itself, so that the users' hooks have their say.

@@ -16,8 +16,10 @@ from otf_core.dashboard.api import WEB
 from otf_core.dashboard.hub import HubTiming
 from otf_core.dashboard.serve import Dashboard, Options
 from otf_core.dashboard.store import Session
+from otf_core.rendezvous import read_only_token
 
 TOKEN = "s3cret"
+WATCH = read_only_token(TOKEN)
 FAST = HubTiming(hello_wait_s=0.05, tick_s=0.02)
 
 
@@ -87,9 +89,12 @@ class Bench:
         return await self.http.post(f"api/sessions/{session_id}/commands", json=body)
 
     @contextlib.asynccontextmanager
-    async def page(self, **options: Any) -> AsyncIterator[Page]:
-        url = self.dashboard.url.replace("http://", "ws://") + "api/live"
-        async with connect(url, max_size=None, proxy=None, **options) as socket:
+    async def page(self, *, at: str | None = None, **options: Any) -> AsyncIterator[Page]:
+        """A page's socket; ``at`` is the page's address where it is another than our own."""
+        url = (at or self.dashboard.url).replace("http", "ws", 1) + "api/live"
+        # A page that is left with messages unread closes at once all the same.
+        asked = {"max_size": None, "max_queue": None, "proxy": None, **options}
+        async with connect(url, **asked) as socket:
             yield Page(socket)
 
 
@@ -103,8 +108,8 @@ class Page:
     async def say(self, message: dict[str, Any]) -> None:
         await self.socket.send(msgspec.json.encode(message).decode())
 
-    async def enter(self, token: str = TOKEN) -> dict[str, Any]:
-        await self.say({"token": token})
+    async def enter(self, token: str = TOKEN, **more: Any) -> dict[str, Any]:
+        await self.say({"token": token, **more})
         return await self.until(lambda m: m["kind"] == "welcome")
 
     async def until(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

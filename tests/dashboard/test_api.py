@@ -80,7 +80,7 @@ async def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
         assert said == {"id": "other", "state": "unknown", "reply": None}
         refusals = [
             (await post("sess-1", "set_param", payload={"path": "lr", "value": -1}), 400),
-            (await post("sess-1", "merge"), 409),
+            (await post("sess-1", "merge", payload={"parents": ["a", "b"]}), 409),
             (await post("nobody", "merge"), 404),
             (await post("sess-1", "nonsense"), 400),
             (await post("sess-1", "pause", wait_s=-1), 400),

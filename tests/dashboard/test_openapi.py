@@ -24,7 +24,11 @@ POLL_S = 0.01
 THERE = {"session_id": "sess-1", "run": "digits", "ckpt_id": "20-ring", "request_id": "p1"}
 TOKENS = {"owner": TOKEN, "watcher": read_only_token(TOKEN)}
 # Parameters that no operation knows are ignored, as fields are.
-CONFIG = {"generation": {"with-security-parameters": False, "allow-extra-parameters": False}}
+CONFIG = {
+    "generation": {"with-security-parameters": False, "allow-extra-parameters": False},
+    # A command for a session whose trainer is gone.
+    "checks": {"not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", 503]}},
+}
 # Any text is a path; the others have parameters that only some values fit.
 CAN_BE_WRONG = {
     f"{e.method} {e.path}"

@@ -11,8 +11,23 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
+
+from otf_core.errors import CommandError
+from otf_core.protocol import Request, decode_payload
+
 Message = dict[str, Any]
 ANSWERED_AT_ONCE = ("status", "ping", "list_params", "list_checkpoints")
+
+
+def _misfit(cmd: str, payload: Message) -> CommandError | None:
+    """Why a payload is none of its command's, as a trainer finds it."""
+    raw = msgspec.Raw(json.dumps(payload).encode())
+    try:
+        decode_payload(Request(cmd=cmd, payload=raw))
+    except CommandError as error:
+        return error
+    return None
 
 
 class TrainerDouble:
@@ -207,6 +222,8 @@ class TrainerDouble:
                 "list_checkpoints": {"checkpoints": self.checkpoints[::-1]},
             }
             self._reply(request, found.get(cmd, {"t": None, "ts": 1.0, "step": self.step}))
+        elif (error := _misfit(cmd, payload)) is not None:
+            self.write({"id": request["id"], "ok": False, **error.to_wire()})
         else:
             self.write(
                 {

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,12 @@ def test_a_notebook_is_kept_without_what_it_printed(notebook: Path) -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-def _executed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _executed(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after_each: Callable[..., None] | None = None,
+) -> Any:
     """The notebook with its outputs, run by this interpreter in a folder of its own."""
     runtime = tmp_path / "runtime"
     runtime.mkdir(mode=0o700)
@@ -105,6 +111,7 @@ def _executed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )
+    client.on_cell_executed = after_each
     manager = client.create_kernel_manager()
     assert manager.kernel_spec is not None
     # This interpreter, whatever kernel the machine has under that name.
@@ -212,3 +219,41 @@ def test_a_specialist_is_forked_merged_and_goes_on_in_another_process(
     went_on = re.search(r"both at step 300; .*\nwent on to step (\d+)", said)
     assert went_on is not None
     assert int(went_on[1]) >= 310
+
+
+@pytest.mark.timeout(150)
+def test_a_run_is_watched_from_anywhere_and_the_file_holds_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    found = rendezvous.find
+
+    def noted(**_: Any) -> None:
+        said = found(tmp_path / "runtime" / "otf" / "dashboard.json")
+        seen.extend([said.token] if said is not None else [])
+
+    notebook = _executed("05_watch_from_anywhere.ipynb", tmp_path, monkeypatch, noted)
+
+    [token] = set(seen)
+    kept = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
+    assert token not in kept
+    assert rendezvous.read_only_token(token) not in kept
+    shown = [
+        out.data for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out
+    ]
+    assert len(shown) == 2  # each once, though the second is the value of its cell as well
+    live, still = (data["text/html"] for data in shown)
+    assert re.search(r'<object data="http://localhost:\d+/open/[\w-]{43}" ', live)
+    assert 'height="520"' in live
+    for html in (live, still):
+        assert re.search(r"<svg [^>]*aria-label=\"\w+ digits ", html)
+        assert "<script" not in html
+    assert "<object" not in still
+    assert re.match(r"Training digits — step \d+", shown[0]["text/plain"])
+    said = _printed(notebook)
+    assert re.search(r"Training digits — step \d+ of 40,000, epoch \d+", said)
+    assert "Space Pause        at step end" in said
+    assert re.search(r"http://127\.0\.0\.1:\d+/#token=…\n", said)
+    assert "watches digits\n" in said
+    assert "not with a link that only watches" in said
+    assert re.search(r"Stopped digits at step \d+\nno dashboard runs", said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,35 @@ QUIET = [
 ]
 
 Open = Callable[..., Page]
+
+# A run that takes its time.
+RUN = """
+import sys, threading, torch
+import lightning as L
+from otf_lightning import OnTheFlyCallback
+from otf_lightning.digits import Digits, LitDigits
+
+torch.set_num_threads(1)
+L.seed_everything(3, verbose=False)
+
+
+class Steady(L.Callback):
+    def on_train_batch_end(self, *_):
+        threading.Event().wait(0.02)
+
+
+trainer = L.Trainer(
+    max_epochs=50, accelerator="cpu", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False,
+    callbacks=[OnTheFlyCallback("browser", "shown", save_dir=sys.argv[1]), Steady()],
+)
+trainer.fit(LitDigits(), datamodule=Digits())
+"""
+
+
+def retry(page: Page) -> None:
+    """Press "Retry now", unless the page has come back by itself meanwhile."""
+    page.evaluate("document.querySelector('.conn button')?.click()")
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +120,23 @@ def open_page(browser: Browser, dashboard: FakeDashboard) -> Iterator[Open]:
         context.close()
     dashboard.reset()
     assert complaints == []
+
+
+@pytest.fixture
+def real_run(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A dashboard and a training run, each its own process; the URL and the runs' folder."""
+    env = {**os.environ, "OTF_LEGACY": "off"}
+    command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard", "--dir", str(tmp_path)]
+    dashboard = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert dashboard.stdout is not None
+    url = dashboard.stdout.readline().strip()
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tmp_path)], env=env, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield url, tmp_path
+    finally:
+        for process in (run, dashboard):
+            process.terminate()
+            process.wait(20)
+        dashboard.stdout.close()

@@ -30,8 +30,26 @@ CSP = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 WAIT_S = 10.0
+QUESTIONS = {"select", "samples", "show_samples", "results"}  # asked by a drawer that is opened
 
 Message = dict[str, Any]
+
+
+def _receipt(command: Message, state: str, **more: Any) -> Message:
+    receipt = {
+        "id": command["id"],
+        "cmd": command["cmd"],
+        "payload": command["payload"],
+        "by": "page",
+        "sent_ts": NOW,
+        "accepted_ts": None,
+        "waits_for": None,
+        "answered_ts": None,
+        "reply": None,
+        "state": state,
+        **more,
+    }
+    return {"kind": "receipt", "session_id": command["session_id"], "receipt": receipt}
 
 
 class FakeDashboard:
@@ -50,6 +68,8 @@ class FakeDashboard:
         routes = [
             WebSocketRoute("/api/live", self._live),
             Route("/api/sessions/{session}/commands/{id}", self._answer),
+            Route("/api/sessions/{session}/events", self._events_of),
+            Route("/api/runs/{run}/metrics", self._curves),
             Route("/api/checkpoints/{session}/{id}/file", self._file),
             Route("/{path:path}", self._page),
         ]
@@ -96,20 +116,7 @@ class FakeDashboard:
         self.push({"kind": "events", "session_id": session_id, "events": list(events)})
 
     def receipt(self, command: Message, state: str, **more: Any) -> None:
-        receipt = {
-            "id": command["id"],
-            "cmd": command["cmd"],
-            "payload": command["payload"],
-            "by": "page",
-            "sent_ts": NOW,
-            "accepted_ts": None,
-            "waits_for": None,
-            "answered_ts": None,
-            "reply": None,
-            "state": state,
-            **more,
-        }
-        self.push({"kind": "receipt", "session_id": command["session_id"], "receipt": receipt})
+        self.push(_receipt(command, state, **more))
 
     def command(self) -> Message:
         """The next command that the page sends."""
@@ -217,8 +224,38 @@ class FakeDashboard:
             await socket.send_json(
                 {"kind": "events", "session_id": message["session_id"], "events": events}
             )
+        elif message["kind"] == "command" and message["cmd"] in QUESTIONS:
+            detail = "The samples of this run cannot be looked at: its data is the loop's own."
+            reply = {"id": message["id"], "ok": False, "code": "unsupported", "detail": detail}
+            receipt = _receipt(message, "refused", reply=reply)
+            await socket.send_json(receipt)
         elif message["kind"] == "command":
             self.commands.put(message)
+
+    async def _events_of(self, request: Request) -> Response:
+        events = self.events.get(request.path_params["session"], [])
+        after = int(request.query_params["after"])
+        later = [e for e in events if e["type"] != "trainStep" and e["event_seq"] > after]
+        return JSONResponse({"events": later})
+
+    async def _curves(self, request: Request) -> Response:
+        """Every step of a run: buckets of one."""
+        run = request.path_params["run"]
+        all_events = [event for events in self.events.values() for event in events]
+        steps = [e for e in all_events if e["type"] == "trainStep" and e["run_id"] == run]
+        numbers = [e["step"] for e in steps]
+        series = {
+            name: {
+                "step": [e["step"] for e in steps if e[name] is not None],
+                "value": [e[name] for e in steps if e[name] is not None],
+                "seq": [e["event_seq"] for e in steps if e[name] is not None],
+                "session": [0 for e in steps if e[name] is not None],
+            }
+            for name in ("loss", "val_loss", "accuracy", "epoch")
+        }
+        ends = {"from": min(numbers, default=None), "to": max(numbers, default=None)}
+        about = {"run_id": run, "session_ids": [], "total": len(steps), "thinned": False}
+        return JSONResponse({**about, **ends, "bucket_steps": 1, "series": series})
 
     async def _answer(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":

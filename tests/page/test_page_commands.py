@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.page.conftest import Open
+from tests.page.conftest import Open, retry
 from tests.page.fake_dashboard import NOW, PARAMS, FakeDashboard, event, history, run, session
 
 STEPS = 60
@@ -275,7 +275,7 @@ def test_a_lost_connection_leaves_the_command_unknown_until_it_is_settled_by_its
         "data": {"step": 61, "applied_step": 61, "path": "/c"},
     }
     dashboard.refusing = False
-    page.get_by_role("button", name="Retry now").click()
+    retry(page)
     expect(page.locator(".state")).to_have_attribute("data-state", "running")
     expect(page.locator(".rc").first).to_contain_text("written at step 61")
     nothing_sent(dashboard, page)

@@ -42,7 +42,7 @@ def events() -> list[dict[str, Any]]:
 @pytest.fixture
 def page(open_page: Open, dashboard: FakeDashboard, events: list[dict[str, Any]]) -> Page:
     dashboard.add(session(STEPS, max_steps=100), events, run(checkpoints=kept(20, 40)))
-    opened = open_page()
+    opened = open_page(width=1680)  # undo and extend are behind "⋯" in a narrower window
     expect(opened.locator("[data-metric=loss]")).to_have_attribute("data-step", str(STEPS))
     return opened
 

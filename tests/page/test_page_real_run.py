@@ -3,60 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-
-RUN = """
-import sys, threading, torch
-import lightning as L
-from otf_lightning import OnTheFlyCallback
-from otf_lightning.digits import Digits, LitDigits
-
-torch.set_num_threads(1)
-L.seed_everything(3, verbose=False)
-
-
-class Steady(L.Callback):
-    def on_train_batch_end(self, *_):
-        threading.Event().wait(0.02)
-
-
-trainer = L.Trainer(
-    max_epochs=50, accelerator="cpu", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False,
-    callbacks=[OnTheFlyCallback("browser", "shown", save_dir=sys.argv[1]), Steady()],
-)
-trainer.fit(LitDigits(), datamodule=Digits())
-"""
-
-
-@pytest.fixture
-def real_run(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A dashboard and a training run, each its own process; the URL and the runs' folder."""
-    env = {**os.environ, "OTF_LEGACY": "off"}
-    command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard", "--dir", str(tmp_path)]
-    dashboard = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    assert dashboard.stdout is not None
-    url = dashboard.stdout.readline().strip()
-    run = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tmp_path)], env=env, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield url, tmp_path
-    finally:
-        for process in (run, dashboard):
-            process.terminate()
-            process.wait(20)
-        dashboard.stdout.close()
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.axe import findings
-from tests.page.conftest import Open
+from tests.page.conftest import Open, retry
 from tests.page.fake_dashboard import NOW, FakeDashboard, event, history, run, session
 
 STEPS = 400
@@ -216,10 +216,10 @@ def test_every_state_has_its_sentence_its_controls_and_readable_text(
     dashboard.drop()
     expect(band).to_have_attribute("data-state", "connection-lost")
     expect(page.locator(".conn")).to_contain_text("reconnecting")
-    assert page.locator(".ctl-n").all_text_contents() == ["offline"] * 9
+    assert page.locator(".ctl-n").all_text_contents() == ["offline"] * 11
     sound(page)
     dashboard.refusing = False
-    page.get_by_role("button", name="Retry now").click()
+    retry(page)
     expect(band).to_have_attribute("data-state", "journal")
 
 

@@ -52,6 +52,27 @@ def journal_of(callback_dir: Path, place: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
+class PlainData(L.LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return _train()
+
+
+def test_a_data_module_of_which_nobody_asked_hyperparameters_goes_on_exactly(
+    tmp_path: Path,
+) -> None:
+    """Lightning gives it an attribute for them at the first checkpoint, of a class of its own."""
+
+    def fit(**options: Any) -> None:
+        trainer = _trainer([ours(tmp_path, checkpoint_every=4, **options)], max_epochs=1)
+        trainer.fit(Net(), datamodule=PlainData())
+
+    fit()
+    first = next((tmp_path / "p/r/checkpoints").glob("4-ring.ckpt"))
+    fit(resume=first)
+    told = [e for e in journal_of(tmp_path / "p/r", -1) if e["type"] == "exactness"]
+    assert [(e["exact"], e["reasons"]) for e in told] == [(True, [])]
+
+
 def by_auto(path: str, save_dir: Path, monkeypatch: pytest.MonkeyPatch) -> L.Trainer:
     return _fit([ours(save_dir, resume="auto")], Net())
 

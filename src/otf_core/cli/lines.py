@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from otf_core.client.words import number, size
+from otf_core.client.words import number, one_line, size
 
 Say = Callable[[Mapping[str, Any]], str]
 
@@ -60,8 +60,7 @@ def event_line(event: Mapping[str, Any]) -> str:
     if isinstance(ts, int | float):
         clock = datetime.datetime.fromtimestamp(ts).astimezone().strftime("%H:%M:%S")
     say = _SAY.get(str(event.get("type")), _rest)
-    text = f"{clock}  {event.get('type')}  {say(event)}".rstrip()
-    return "".join(c if c.isprintable() else " " for c in text)
+    return one_line(f"{clock}  {event.get('type')}  {say(event)}".rstrip())
 
 
 def _rest(event: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from otf_core.cli.archive import import_runs
+from otf_core.cli.arguments import param_of, settings_of
 from otf_core.cli.export import export_group
 from otf_core.cli.failure import EXIT_NO_RUN, EXIT_REFUSED, EXIT_USAGE, Failure
 from otf_core.client import (
@@ -29,10 +30,9 @@ from otf_core.client import (
     NoDashboardError,
     NotConnectedError,
 )
-from otf_core.client.verbs import VERBS, Arg, UsageError, Verb, request_of
+from otf_core.client.verbs import VERBS, UsageError, Verb, request_of
 
 TAIL_SHOWN: Final = 10
-_KINDS: Final[dict[str, Any]] = {"int": click.INT, "float": click.FLOAT}
 
 
 def _fail(status: int, code: str, detail: str, **more: Any) -> NoReturn:
@@ -136,18 +136,6 @@ def _confirm(verb: Verb, question: str) -> None:
         _fail(EXIT_REFUSED, "not_confirmed", detail)
 
 
-def _param_of(arg: Arg) -> click.Parameter:
-    if not arg.words:
-        shown = arg.shown or arg.key.upper()
-        if arg.kind == "several":
-            return click.Argument([arg.key], metavar=shown, required=arg.required, nargs=-1)
-        return click.Argument([arg.key], metavar=shown, required=arg.required)
-    if arg.kind == "flag":
-        return click.Option([arg.key, *arg.words], is_flag=True, help=arg.help)
-    kind = click.Choice(arg.choices) if arg.choices else _KINDS.get(arg.kind, click.STRING)
-    return click.Option([arg.key, *arg.words], type=kind, help=arg.help)
-
-
 def _json_option() -> click.Option:
     return click.Option(["as_json", "--json"], is_flag=True, help="One JSON object on stdout.")
 
@@ -166,11 +154,10 @@ def _command_of(verb: Verb) -> click.Command:
         ["wait", "--wait"], type=click.FloatRange(0), metavar="SECONDS",
         help="Give up waiting for the answer after so long; the command may yet apply.",
     )  # fmt: skip
-    params = [*map(_param_of, verb.args), _run_option(), wait, _json_option()]
+    params = [*map(param_of, verb.args), _run_option(), wait, _json_option()]
     if verb.asks is not None:
         params.append(click.Option(["yes", "--yes"], is_flag=True, help="Do not ask first."))
-    # "otf set lr -1" is a value, not an option.
-    settings = {"ignore_unknown_options": True} if verb.word == "set" else {}
+    settings = settings_of(verb.word)
     return click.Command(
         verb.word, callback=callback, params=params, help=verb.help, context_settings=settings
     )
@@ -274,6 +261,17 @@ def _running_dashboard() -> str | None:
     except NoDashboardError:
         return None
     return client.page_url
+
+
+@click.command("top", help="The page in a terminal: see runs, and steer them by single keys.")
+@click.option("--once", is_flag=True, help="Print one screen as plain text, and end.")
+@click.option("--url", help="A dashboard's address, as it prints it; else the one that runs here.")
+@click.option("as_json", "--json", is_flag=True, help="The same as one JSON object on stdout.")
+def top(once: bool, url: str | None, as_json: bool) -> None:  # noqa: FBT001 -- click passes by name
+    """Exit 0 when it was left by its key."""
+    from otf_core.cli.top.command import print_once, run
+
+    sys.exit(print_once(url, as_json=as_json) if once or as_json else run(url))
 
 
 @click.command(
@@ -402,6 +400,7 @@ for _command in (
     ps,
     runs,
     tail,
+    top,
     doctor,
     import_runs,
     *map(_command_of, VERBS),

@@ -102,6 +102,11 @@ class Client:
         return cls(url, fragment.removeprefix("token="), timeout_s=timeout_s)
 
     @property
+    def token(self) -> str:
+        """What opens the API; not to be written anywhere that others read."""
+        return self._token
+
+    @property
     def page_url(self) -> str:
         """The page's address, token included."""
         return f"{self.url}#token={self._token}"
@@ -112,6 +117,10 @@ class Client:
         from otf_core.rendezvous import read_only_token
 
         return f"{self.url}#token={read_only_token(self._token)}"
+
+    def ticket(self) -> str:
+        """A path from the page's folder that opens the page once, soon; for what is kept."""
+        return str(self._call("POST", "api/tickets")["path"])
 
     def health(self) -> dict[str, Any]:
         """``{ok, version}``."""
@@ -159,6 +168,13 @@ class Client:
         }
         return self._get(f"api/runs/{_quoted(run_id)}/metrics", query)
 
+    def curves(
+        self, run_id: str, names: Iterable[str], *, project: str | None = None, buckets: int = 600
+    ) -> dict[str, Any]:
+        """Curves as they are drawn: least and greatest value of each bucket, by metric."""
+        query = {"project": project, "names": ",".join(names), "buckets": buckets}
+        return self._get(f"api/runs/{_quoted(run_id)}/metrics", query)
+
     def send(
         self,
         session_id: str,
@@ -201,6 +217,32 @@ class Client:
                 return answer.get("data")
             if end_s is not None and time.monotonic() >= end_s:
                 raise NoAnswerError(request_id, cmd, wait_s or 0.0)
+
+    def submit(
+        self,
+        session_id: str,
+        cmd: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        request_id: str,
+        by: str = "rest",
+        client: str | None = None,
+    ) -> None:
+        """Send a command and do not wait: its receipt comes by the live feed, or by ``answer``.
+
+        Raises:
+            RefusedError: the dashboard has refused it at once; nothing has changed.
+            NotConnectedError, NoDashboardError: it was not sent, or nobody can tell.
+        """
+        path = f"api/sessions/{_quoted(session_id)}/commands"
+        given = {"cmd": cmd, "payload": dict(payload or {}), "id": request_id, "wait_s": 0}
+        who = {"by": by} if client is None else {"by": by, "client": client}
+        self._call("POST", path, body=given | who)
+
+    def answer(self, session_id: str, request_id: str) -> dict[str, Any]:
+        """What has become of a command: ``{id, state, reply}``."""
+        path = f"api/sessions/{_quoted(session_id)}/commands/{_quoted(request_id)}"
+        return self._get(path)
 
     def events(
         self,
@@ -252,7 +294,7 @@ class Client:
         connection = self._connection(timeout_s)
         try:
             connection.connect()
-            self._check_certificate(connection)
+            self.believe(connection.sock)  # before anything is said: the token is for it alone
             connection.request(method, target, body=data, headers=headers)
             answer = connection.getresponse()
             status, content = answer.status, answer.read(MAX_ANSWER_BYTES)
@@ -266,19 +308,23 @@ class Client:
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         if not self._tls:
             return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
-        context = None if self._cert_sha256 is None else _unchecked()
         return http.client.HTTPSConnection(
-            self._host, self._port, timeout=timeout_s, context=context
+            self._host, self._port, timeout=timeout_s, context=self.ssl_context()
         )
 
-    def _check_certificate(self, connection: http.client.HTTPConnection) -> None:
-        """Before anything is said: the token goes to this dashboard only."""
-        if not self._tls or self._cert_sha256 is None:
-            return
+    def ssl_context(self) -> Any:
+        """What a connection over TLS is made with; None where there is none."""
+        if not self._tls:
+            return None
         import ssl
 
-        assert isinstance(connection.sock, ssl.SSLSocket)
-        found = hashlib.sha256(connection.sock.getpeercert(binary_form=True) or b"").hexdigest()
+        return ssl.create_default_context() if self._cert_sha256 is None else _unchecked()
+
+    def believe(self, peer: Any) -> None:
+        """Raise ConnectionError if what was reached has another certificate than the one known."""
+        if not self._tls or self._cert_sha256 is None:
+            return
+        found = hashlib.sha256(peer.getpeercert(binary_form=True) or b"").hexdigest()
         if found != self._cert_sha256:
             msg = f"its certificate is another one: SHA-256 {found}"
             raise ConnectionError(msg)

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, Final
 
+from otf_core.client.states import state_sentence
 from otf_core.client.words import columns, number, size, span
 
 WORST_SHOWN: Final = 10
@@ -165,57 +166,6 @@ def _checkpoint_cells(row: Mapping[str, Any], now_ts: float) -> tuple[str, ...]:
 
 def noted(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     return f"Noted at step {number(data.get('step'))} of {name}"
-
-
-_HELD_BY: Final = {"after_fit": "training is done, the process is held"}
-
-
-def state_sentence(session: Mapping[str, Any], now_ts: float) -> str:
-    """The sentence that the page shows for a session, in its words."""
-    name, step = session.get("run_name") or session.get("run_id"), number(session.get("step"))
-    of = session.get("max_steps")
-    place = f"step {step}" + (f" of {number(of)}" if isinstance(of, int) and of > 0 else "")
-    if session.get("epoch") is not None:
-        epochs = session.get("max_epochs")
-        place += f", epoch {number(session['epoch'])}"
-        place += f" of {number(epochs)}" if isinstance(epochs, int) and epochs > 0 else ""
-    state, finished = session.get("state"), session.get("finished") or {}
-    last_ts = session.get("last_ts")
-    ago = span(max(0.0, now_ts - last_ts)) if isinstance(last_ts, int | float) else "some time"
-    match state:
-        case "starting":
-            return f"Starting {name} — attached, training has not begun"
-        case "running":
-            return f"Training {name} — {place}{_left(session)}"
-        case "pausing":
-            return f"Pausing {name} — finishing the batch after step {step}, then it holds there"
-        case "paused":
-            why = _HELD_BY.get(str(session.get("reason")), session.get("reason"))
-            return f"Paused {name} at {place}" + (f" ({why})" if why not in (None, "user") else "")
-        case "validating" | "testing":
-            return f"{str(state).capitalize()} {name} at {place}"
-        case "finished":
-            return f"Finished {name} — {step} steps"
-        case "interrupted":
-            return f"Stopped {name} at step {step}"
-        case "failed":
-            return f"Failed {name} at step {step} — {finished.get('error') or 'no reason given'}"
-        case "lost":
-            return f"Connection lost — {name} was at {place}; it goes on without this dashboard"
-        case "journal":
-            return f"Journal of {name} — last written {ago} ago at step {step}; no trainer attached"
-    return f"{name} is {state} at {place}"
-
-
-def _left(session: Mapping[str, Any]) -> str:
-    status = session.get("status") or {}
-    speed, of, step = status.get("steps_per_s"), session.get("max_steps"), session.get("step")
-    if not isinstance(speed, int | float) or speed <= 0:
-        return ""
-    said = f", {speed:.3g} steps/s"
-    if isinstance(of, int) and isinstance(step, int) and of > step:
-        said += f", {span((of - step) / speed)} left"
-    return said
 
 
 def status(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above

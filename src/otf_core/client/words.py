@@ -42,6 +42,11 @@ def span(seconds: float) -> str:
     return f"{whole // 86400} d" + (f" {whole % 86400 // 3600} h" if whole % 86400 >= 3600 else "")
 
 
+def one_line(text: Any) -> str:
+    """What others wrote, without what a terminal would obey or what turns its letters round."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
 def columns(rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
     """A table as lines, the first row its titles; columns named in ``right`` end together."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from otf_core.dashboard.live import Live
 from otf_core.dashboard.openapi import ENDPOINTS, Endpoint, document
 from otf_core.dashboard.run import Run
 from otf_core.dashboard.security import (
+    CSP,
     HEADERS,
     MAX_BODY_BYTES,
     Access,
@@ -37,6 +39,7 @@ from otf_core.dashboard.security import (
     label,
 )
 from otf_core.dashboard.store import Change, Session
+from otf_core.dashboard.tickets import LIFE_S, Tickets
 from otf_core.errors import CommandError, ErrorCode
 
 WEB: Final = Path(__file__).parent / "web" / "dist"
@@ -82,15 +85,18 @@ def make_app(
     Args:
         root_path: the prefix that a proxy in front may leave on the paths; "" or "/some/where".
     """
-    api = Api(hub, access, version)
+    tickets = Tickets()
+    api = Api(hub, access, version, tickets)
     routes: list[Any] = [
         Route(endpoint.path, api.handler(endpoint), methods=[endpoint.method])
         for endpoint in ENDPOINTS
     ]
     routes.append(WebSocketRoute("/api/live", live.serve))
-    routes.append(Route("/{path:path}", Pages(web).serve, methods=["GET"]))
+    pages = Pages(web, tickets)
+    routes.append(Route("/open/{ticket}", pages.open, methods=["GET"]))
+    routes.append(Route("/{path:path}", pages.serve, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error})
-    return Prefix(Guard(app, check), root_path)
+    return Prefix(Guard(app, check, tickets), root_path)
 
 
 class Prefix:
@@ -116,17 +122,22 @@ class Prefix:
 class Guard:
     """Host, Origin and body size of each request; our headers on each answer."""
 
-    def __init__(self, app: ASGIApp, check: HostCheck) -> None:
-        self._app, self._check = app, check
+    def __init__(self, app: ASGIApp, check: HostCheck, tickets: Tickets) -> None:
+        self._app, self._check, self._tickets = app, check, tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
+        given = dict(HEADERS)
+        if scope["path"] == "/":
+            frame = parse_qs(scope["query_string"].decode("latin-1")).get("frame", [None])[0]
+            given["Content-Security-Policy"] = self._tickets.policy(CSP, frame)
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ours = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                ours = [(k.lower().encode(), v.encode()) for k, v in given.items()]
                 names = {name for name, _ in ours}
                 rest = [pair for pair in message.get("headers", []) if pair[0] not in names]
                 message = {**message, "headers": rest + ours}
@@ -138,13 +149,13 @@ class Guard:
             await _refusal(403, "unauthorized", problem)(scope, receive, send_guarded)
             return
         length = headers.get(b"content-length", "0")
-        if b"transfer-encoding" in headers or not length.isdigit():
+        if b"transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
             answer = _refusal(400, "bad_payload", "A body needs a Content-Length here.")
+            # What follows may be what a proxy in front took for the body: it is not looked at.
+            answer.headers["Connection"] = "close"
             await answer(scope, receive, send_guarded)
-        elif int(length) > MAX_BODY_BYTES:
-            detail = (
-                f"A body of {int(length):,} bytes was sent; at most {MAX_BODY_BYTES:,} are read."
-            )
+        elif len(length) > 18 or int(length) > MAX_BODY_BYTES:
+            detail = f"A body of {length[:20]} bytes was sent; at most {MAX_BODY_BYTES:,} are read."
             await _refusal(413, "bad_payload", detail)(scope, receive, send_guarded)
         else:
             await self._app(scope, receive, send_guarded)
@@ -230,9 +241,9 @@ def _names(request: Request, name: str) -> list[str] | None:
 class Api:
     """The handlers; each is a row of ``ENDPOINTS``."""
 
-    def __init__(self, hub: Hub, access: Access, version: str) -> None:
+    def __init__(self, hub: Hub, access: Access, version: str, tickets: Tickets) -> None:
         self._hub, self._store, self._version = hub, hub.store, version
-        self._access = access
+        self._access, self._tickets = access, tickets
 
     def handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a row, behind the token and with its refusals as answers."""
@@ -272,6 +283,12 @@ class Api:
     async def health(self, request: Request) -> Response:
         return await _json(request, {"ok": True, "version": self._version})
 
+    async def ticket(self, request: Request) -> Response:
+        token = bearer(request.headers.get("authorization"))
+        assert token is not None  # the endpoint is not public
+        path = f"open/{self._tickets.issue(token)}"
+        return await _json(request, {"path": path, "expires_s": LIFE_S})
+
     async def openapi(self, request: Request) -> Response:
         return await _json(request, document(self._version))
 
@@ -294,9 +311,9 @@ class Api:
         names = _names(request, "names") or run.names()
         low = _integer(request, "from", 0, 0, 2**62)
         high = _integer(request, "to", 2**62, 0, 2**62)
-        if request.query_params.get("buckets"):
-            return await self._curves(request, run, names)
         points = _integer(request, "points", 6000, 2, columns.MAX_ROWS)
+        if "buckets" in request.query_params:
+            return await self._curves(request, run, names)
         held = run.in_order()
         views = [column.view(names) for _, column in held]
         picked = await asyncio.to_thread(
@@ -546,8 +563,17 @@ class Api:
 class Pages:
     """The page's built files; what is not below ``web`` does not exist."""
 
-    def __init__(self, web: Path) -> None:
-        self._web = web
+    def __init__(self, web: Path, tickets: Tickets) -> None:
+        self._web, self._tickets = web, tickets
+
+    async def open(self, request: Request) -> Response:
+        """Give the page to who has a ticket, once."""
+        where = None
+        if request.method == "GET":  # who only asks whether it is there does not use it up
+            where = self._tickets.use(request.path_params["ticket"])
+        if where is None:
+            raise HTTPException(404, "no such ticket")
+        return Response(status_code=303, headers={"Location": f"../{where}"})
 
     async def serve(self, request: Request) -> Response:
         asked = request.path_params["path"] or "index.html"

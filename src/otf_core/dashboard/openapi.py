@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Final
 
-from otf_core.protocol import RELAYED
+import msgspec
+
+from otf_core.protocol import COMMANDS, RELAYED, CommandSpec
 
 Schema = dict[str, Any]
 
@@ -72,7 +75,45 @@ _RUN = {
     ),
     "checkpoints": _list(_ref("Checkpoint")),
 }
-SCHEMAS: Final[dict[str, Schema]] = {
+
+
+def _payloads() -> dict[str, Schema]:
+    """A schema of each command's payload, from the structs that a trainer decodes it into."""
+    structs = list(dict.fromkeys(COMMANDS[name].payload for name in sorted(RELAYED)))
+    _, found = msgspec.json.schema_components(
+        structs, ref_template="#/components/schemas/Payload.{name}"
+    )
+    for schema in found.values():
+        for field in schema["properties"].values():
+            if isinstance(field.get("default"), float) and not math.isfinite(field["default"]):
+                del field["default"]  # JSON has no infinity
+    return {f"Payload.{name}": schema for name, schema in found.items()}
+
+
+_PAYLOADS: Final = _payloads()
+
+
+def _command(spec: CommandSpec) -> Schema:
+    payload = f"Payload.{spec.payload.__name__}"
+    needs_one = bool(_PAYLOADS[payload]["required"])
+    return {
+        "type": "object",
+        "properties": {
+            "cmd": {"const": spec.name},
+            "payload": _ref(payload) if needs_one else {"anyOf": [_ref(payload), {"type": "null"}]},
+            "id": {"type": ["string", "null"], "minLength": 1, "maxLength": 200},
+            "wait_s": {"type": ["number", "null"], "minimum": 0, "maximum": 600},
+            "by": {"enum": ["rest", "cli"]},
+            "client": {
+                "type": ["string", "null"],
+                "description": "Who sends it, as all are shown it: one line, cut to 80 characters.",
+            },
+        },
+        "required": ["cmd", "payload"] if needs_one else ["cmd"],
+    }
+
+
+SCHEMAS: Final[dict[str, Schema]] = _PAYLOADS | {
     "Session": _closed(
         {
             "session_id": STRING,
@@ -155,22 +196,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "MetricsOrCurves": {"anyOf": [_ref("Metrics"), _ref("Curves")]},
     "Events": _closed({"events": _list(ANY_OBJECT)}),
-    "Command": {
-        "type": "object",
-        "properties": {
-            "cmd": {"enum": sorted(RELAYED)},
-            "payload": {"type": ["object", "null"]},
-            "id": {"type": ["string", "null"], "minLength": 1, "maxLength": 200},
-            "wait_s": {"type": ["number", "null"], "minimum": 0, "maximum": 600},
-            "by": {"enum": ["rest", "cli"]},
-            "client": {
-                "type": ["string", "null"],
-                "description": "Who sends it, as others are shown it: one line, "
-                "cut to 80 characters.",
-            },
-        },
-        "required": ["cmd"],
-    },
+    "Command": {"oneOf": [_command(COMMANDS[name]) for name in sorted(RELAYED)]},
     "Applied": _closed({"id": STRING, "ok": {"const": True}, "data": {}}),
     "Pended": _closed({"id": STRING, "pending": {"const": True}}),
     "Error": {
@@ -194,6 +220,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Sessions": _closed({"sessions": _list(_ref("Session"))}),
     "Runs": _closed({"runs": _list(_ref("Run"))}),
+    "Ticket": _closed({"path": STRING, "expires_s": NUMBER}),
     "Health": _closed({"ok": {"const": True}, "version": STRING}),
 }
 
@@ -289,6 +316,11 @@ ENDPOINTS: Final = (
         "GET", "/api/runs/{run}/events", "run_events",
         "Kept events of a run; after counts in its newest session, earlier ones come with after=0",
         {200: "Events", 400: "Error", 404: "Error"}, query=_PROJECT | _EVENTS_QUERY,
+    ),
+    Endpoint(
+        "POST", "/api/tickets", "ticket",
+        "A path from the page's folder that opens the page once, with the token of who has asked",
+        {200: "Ticket"},
     ),
     Endpoint(
         "GET", "/api/checkpoints/{session_id}/{ckpt_id}/file", "checkpoint_file",

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from otf_core.errors import ErrorCode
+from otf_core.protocol import COMMANDS
 
+_QUESTIONS: Final = frozenset(name for name, spec in COMMANDS.items() if not spec.mutates)
 MAX_KEPT: Final = 4096  # as many as a trainer keeps (docs/protocol.md, "same id, same answer")
 
 
@@ -91,8 +93,9 @@ class ReceiptBook:
                     return
 
     def newest(self, count: int) -> list[Receipt]:
-        """The last so many, oldest first."""
-        return list(self._receipts.values())[-count:]
+        """The last so many that are more than a question, oldest first."""
+        asked = [r for r in self._receipts.values() if r.cmd not in _QUESTIONS]
+        return asked[-count:]
 
     def open(self) -> list[Receipt]:
         """Those without an answer, oldest first."""

@@ -139,6 +139,7 @@ class Dashboard:
             raise
         config = uvicorn.Config(
             self.app, lifespan="off", log_config=None, access_log=False, server_header=False,
+            log_level="warning",  # below it, frames are logged, and the first is a token
             proxy_headers=False, ws_max_size=MAX_WS_BYTES, ws_max_queue=32,
             ws_per_message_deflate=False,  # a page is mostly on this machine
             timeout_graceful_shutdown=2,

@@ -89,9 +89,9 @@ def chart(
     low = min(min(curve.values) for curve in curves)
     high = max(max(curve.values) for curve in curves)
     log = low > 1e-100 and (high / low > 30 if log is None else log)
-    down, up = _domain(low, high, log=log)
-    scale = _Scale(span, down, up, log=log)
-    ticks = [(scale.y(tick), short(tick)) for tick in _ticks(down, up, log=log)]
+    down, up = domain_of(low, high, log=log)
+    scale = Scale(span, down, up, log=log)
+    ticks = [(scale.y(tick), short(tick)) for tick in ticks_of(down, up, log=log)]
     # The run that it is about lies on top.
     drawn = "".join(
         _curve(c, scale, smooth=smooth) for c in sorted(curves, key=lambda c: (c.main, c.points))
@@ -113,7 +113,9 @@ def chart(
     )
 
 
-class _Scale:
+class Scale:
+    """From steps and values to units of a plot."""
+
     def __init__(self, span: tuple[int, int], down: float, up: float, *, log: bool) -> None:
         self._first, self._steps = span[0], max(1, span[1] - span[0])
         self._log = log
@@ -127,37 +129,37 @@ class _Scale:
         return round(FULL * (self._up - at) / (self._up - self._down))
 
 
-def _curve(curve: Curve, scale: _Scale, *, smooth: bool) -> str:
+def _curve(curve: Curve, scale: Scale, *, smooth: bool) -> str:
     kind = f'class="{text(curve.letter)}{" main" if curve.main else ""}'
     if curve.points:
         steps, values = _few(curve)
         places = [(scale.x(s), scale.y(v)) for s, v in zip(steps, values, strict=True)]
         dots = "".join(f"M{x} {y}h0" for x, y in places)
-        line = f'<path {kind} thin" d="{_line(places)}"/>'
+        line = f'<path {kind} thin" d="{path_of(places)}"/>'
         ring = f'<path {kind} dot" d="{dots}"/><path class="hole" d="{dots}"/>'
         return line + (ring if len(places) <= 60 else "")
     if len(curve.values) < SMOOTH_FROM:
         places = [(scale.x(s), scale.y(v)) for s, v in zip(curve.steps, curve.values, strict=True)]
         alone = f'<path {kind} dot" d="M{places[0][0]} {places[0][1]}h0"/>'
-        return alone if len(places) == 1 else f'<path {kind}" d="{_line(places)}"/>'
+        return alone if len(places) == 1 else f'<path {kind}" d="{path_of(places)}"/>'
     raw, mean = [], []
-    for step, least, greatest, middle in _bucketed(curve.steps, curve.values):
+    for step, least, greatest, middle in buckets_of(curve.steps, curve.values):
         x = scale.x(step)
         raw += [(x, scale.y(value)) for value in dict.fromkeys((least, greatest))]
         mean.append((x, scale.y(middle)))
     if not smooth:
-        return f'<path {kind}" d="{_line(raw)}"/>'
-    return f'<path {kind} raw" d="{_line(raw)}"/><path {kind}" d="{_line(mean)}"/>'
+        return f'<path {kind}" d="{path_of(raw)}"/>'
+    return f'<path {kind} raw" d="{path_of(raw)}"/><path {kind}" d="{path_of(mean)}"/>'
 
 
 def _few(curve: Curve) -> tuple[list[int], list[float]]:
     found = list(zip(curve.steps, curve.values, strict=True))
     if len(found) > BUCKETS:
-        found = [(step, middle) for step, _, _, middle in _bucketed(curve.steps, curve.values)]
+        found = [(step, middle) for step, _, _, middle in buckets_of(curve.steps, curve.values)]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _bucketed(
+def buckets_of(
     steps: Sequence[int], values: Sequence[float]
 ) -> Iterator[tuple[int, float, float, float]]:
     """Middle step, least, greatest, and a running mean."""
@@ -178,11 +180,12 @@ def _bucketed(
         begin = end
 
 
-def _line(places: Sequence[tuple[int, int]]) -> str:
+def path_of(places: Sequence[tuple[int, int]]) -> str:
+    """A line through them, as a path."""
     return "M" + "L".join(f"{x} {y}" for x, y in places)
 
 
-def _domain(low: float, high: float, *, log: bool) -> tuple[float, float]:
+def domain_of(low: float, high: float, *, log: bool) -> tuple[float, float]:
     """A little more than the values have."""
     if log:
         room = max(0.02, 0.06 * math.log10(high / low))
@@ -194,7 +197,7 @@ def _domain(low: float, high: float, *, log: bool) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.2 * high else low - room), high + room
 
 
-def _ticks(down: float, up: float, *, log: bool) -> list[float]:
+def ticks_of(down: float, up: float, *, log: bool) -> list[float]:
     """Round values within, four to six."""
     if log:
         decades = range(math.floor(math.log10(down)), math.ceil(math.log10(up)) + 1)
@@ -209,13 +212,13 @@ def _ticks(down: float, up: float, *, log: bool) -> list[float]:
     return [n * step for n in range(first, math.floor(up / step) + 1)]
 
 
-def _x_labels(scale: _Scale, span: tuple[int, int]) -> Iterator[str]:
-    for tick in _ticks(span[0], max(span[1], span[0] + 1), log=False):
+def _x_labels(scale: Scale, span: tuple[int, int]) -> Iterator[str]:
+    for tick in ticks_of(span[0], max(span[1], span[0] + 1), log=False):
         if tick == int(tick):
             yield f'<i style="left:{scale.x(tick) / 10:g}%">{short(tick)}</i>'
 
 
-def _badges(marks: Sequence[Mark], scale: _Scale) -> Iterator[str]:
+def _badges(marks: Sequence[Mark], scale: Scale) -> Iterator[str]:
     groups: list[list[Mark]] = []
     for mark in sorted(marks, key=lambda mark: (mark.step, mark.number)):
         if groups and (scale.x(mark.step) - scale.x(groups[-1][0].step)) / 10 < MARKS_APART:

@@ -210,9 +210,9 @@ def find_checkpoint(
     return best[1:] if best is not None else None
 
 
-def records(save_dir: Path, project: str) -> list[tuple[Path, RunRecord]]:
-    """The runs of a project that can be read, with their folders, oldest first."""
-    found = _runs(save_dir, glob.escape(project))
+def records(save_dir: Path, project: str | None) -> list[tuple[Path, RunRecord]]:
+    """The runs of a project, or of all, that can be read, with their folders, oldest first."""
+    found = _runs(save_dir, glob.escape(project)) if project is not None else _runs(save_dir)
     return sorted(found, key=lambda each: each[1].started_ts)
 
 

@@ -1,31 +1,39 @@
 /** The page: three bands (state, charts, timeline), the rail and its drawer. */
 
 import type { JSX } from "preact";
+import { useEffect } from "preact/hooks";
 import { BandView } from "./band";
+import { Banner } from "./banner";
 import { Live } from "./announce";
-import type { Scene } from "./charts";
 import { Dialogs } from "./dialogs";
 import { Drawer, Rail } from "./drawers";
-import { count, span } from "./format";
-import { colourOf } from "./icons";
-import { page, viewNow } from "./page";
-import { stateOf, totalSteps, type View } from "./state";
-import { runKey, store } from "./store";
+import { count } from "./format";
+import { page } from "./page";
+import { stateOf, type View } from "./state";
+import { store } from "./store";
+import { titleOf } from "./title";
+import type { Scene } from "./scene";
 import { Timeline } from "./timeline";
-import type { Turn } from "./told";
 import { TopBar } from "./top";
-import { shared } from "./view";
-import { Empty, Work } from "./work";
+import { Empty } from "./empty";
+import { Work } from "./work";
 
-export function App(): JSX.Element {
-  const view = viewNow();
+export function App({ view, scene }: { view: View; scene: Scene | null }): JSX.Element {
   const state = stateOf(view);
-  document.title = titleOf(view, state);
+  document.title = titleOf(view);
+  useEffect(() => {
+    // Nothing else opens by itself.
+    if (state === "stalled" && innerWidth > 1100 && page.panel !== "health") {
+      page.panel = "health";
+      store.changed();
+    }
+  }, [state === "stalled"]);
   return (
     <>
       <a class="skip" href="#charts" onClick={toCharts}>Skip to the charts</a>
       <TopBar view={view} />
       <main>
+        <Banner />
         <BandView view={view} />
         <div class={`body${page.panel !== null && view.session !== null ? " with-drawer" : ""}`}>
           <div class="work">
@@ -33,13 +41,13 @@ export function App(): JSX.Element {
               <Empty state={state} since_s={view.opened_s} />
             ) : (
               <>
-                <Work view={view} />
-                <Timeline view={view} />
+                <Work view={view} scene={scene} />
+                <Timeline scene={scene} />
               </>
             )}
           </div>
           {view.session !== null && page.panel !== null && <Drawer view={view} panel={page.panel} />}
-          {view.session !== null && <Rail />}
+          {view.session !== null && <Rail stalled={state === "stalled"} />}
         </div>
       </main>
       <Dialogs view={view} />
@@ -52,55 +60,6 @@ function toCharts(event: Event): void {
   event.preventDefault();
   document.getElementById("charts")?.focus();
 }
-
-function titleOf(view: View, state: string): string {
-  const { session, data } = view;
-  if (session === null) return "otf";
-  const name = session.run_name || session.run_id || session.session_id;
-  const total = totalSteps(session, data);
-  if (state === "running" && total !== null && session.step !== null) {
-    return `${Math.floor((100 * Math.min(session.step, total.steps)) / total.steps)} % · ${name} · otf`;
-  }
-  return `${state.replace("-", " ")} · ${name} · otf`;
-}
-
-/** What the charts draw in this frame. */
-export function sceneNow(): Scene | null {
-  const view = viewNow();
-  const { session, data } = view;
-  if (session === null || data === null || data.columns.length === 0) return null;
-  const letter = store.letterOf(session);
-  const total = totalSteps(session, data);
-  const state = stateOf(view);
-  return {
-    columns: data.columns,
-    run: runKey(session),
-    letter,
-    colour: colourOf(letter),
-    ...shared.extent(data.columns, total?.steps ?? null),
-    rules: [
-      ...data.pauses.map((pause) => ({
-        step: pause.step,
-        label: pause.to_ts === null ? "paused" : `paused ${span(pause.to_ts - pause.from_ts)}`,
-      })),
-      ...data.turns.map((turn) => ({ step: turn.step, label: ruleOf(turn) })),
-    ].sort((a, b) => a.step - b.step),
-    ended: ENDED[state] ?? null,
-    version: data.eventsVersion,
-  };
-}
-
-function ruleOf(turn: Turn): string {
-  if (turn.kind === "resume") return "resumed";
-  return turn.from === null ? "rolled back" : `rolled back from ${count(turn.from)}`;
-}
-
-const ENDED: Record<string, string> = {
-  stalled: "stalled",
-  failed: "failed here",
-  "connection-lost": "no data",
-  "trainer-lost": "no data",
-};
 
 export function stepText(step: number | null): string {
   return step === null ? "no step yet" : `step ${count(step)}`;

@@ -1,12 +1,14 @@
 /** Band 1: the state sentence, facts, controls, receipts, progress. */
 
 import type { ComponentChildren, JSX } from "preact";
-import { age, plural } from "./format";
+import { resumeLine } from "./checkpoints";
+import { Line } from "./copy";
+import { age, count, plural } from "./format";
 import { Glyph, Icon } from "./icons";
 import { keyOf } from "./keys";
 import { controlsNow, draftsOf, give, page, press } from "./page";
-import { band, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
-import { store, type Held } from "./store";
+import { band, stateOf, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
+import { isRead, store, type Held } from "./store";
 import { Menu } from "./top";
 import { reasonsOf } from "./turns";
 import type { Session } from "./types";
@@ -104,15 +106,17 @@ function HoldSwitch({ view, session }: { view: View; session: Session }): JSX.El
 }
 
 /** Those that a phone keeps in its "⋯" menu, and those that a narrow window keeps there too. */
-const FAR = new Set(["validate_now", "test_now", "rollback", "undo", "extend", "stop"]);
+const FAR = new Set(["validate_now", "test_now", "fork", "merge", "rollback", "undo", "extend", "stop"]);
 const FARTHER = new Set(["undo", "extend"]);
+/** Between the two. */
+const MID = new Set(["rollback"]);
 
 function ControlView({ control }: { control: Control }): JSX.Element {
   const { cmd, label, state, line, hint = line } = control;
   const key = keyOf(cmd);
   const note = `line-${cmd}`;
   return (
-    <div class={`ctl${FAR.has(cmd) ? " far" : ""}${FARTHER.has(cmd) ? " farther" : ""}`} data-cmd={cmd} data-s={state}>
+    <div class={`ctl${FAR.has(cmd) ? " far" : ""}${FARTHER.has(cmd) ? " farther" : MID.has(cmd) ? " mid" : ""}`} data-cmd={cmd} data-s={state}>
       <button
         type="button"
         class={`btn${control.primary ? " pri" : ""}${cmd === "stop" ? " dan" : ""}`}
@@ -146,7 +150,7 @@ function More({ controls }: { controls: Control[] }): JSX.Element {
         <Menu label="More commands">
           {controls.filter((one) => FAR.has(one.cmd)).map((control) => (
             <button
-              type="button" class={`item${FARTHER.has(control.cmd) ? "" : " near"}`} key={control.cmd} data-s={control.state}
+              type="button" class={`item${FARTHER.has(control.cmd) ? "" : MID.has(control.cmd) ? " mid" : " near"}`} key={control.cmd} data-s={control.state}
               aria-disabled={control.state === "off" ? "true" : undefined}
               onClick={() => {
                 page.menu = null;
@@ -165,6 +169,9 @@ function More({ controls }: { controls: Control[] }): JSX.Element {
   );
 }
 
+/** The process is gone: only a command in a terminal lets it go on. */
+const ENDED = new Set(["failed", "interrupted", "journal"]);
+
 const MARK: Record<string, string> = { applied: "ok", refused: "no", unknown: "unknown" };
 
 function Receipts({ view }: { view: View }): JSX.Element {
@@ -173,12 +180,16 @@ function Receipts({ view }: { view: View }): JSX.Element {
   const shown = session === null ? [] : store.receiptsOf(session.session_id).slice(0, 2);
   const now = Date.now();
   const others = session === null ? [] : session.pending
-    .filter((one) => !store.receipts.get(session.session_id)?.has(one.request_id))
+    .filter((one) => !isRead(one.cmd) && !store.receipts.get(session.session_id)?.has(one.request_id))
     .map(waiting);
-  const list = [...others, ...shown].slice(0, 2);
+  const ended = ENDED.has(stateOf(view)) ? view.checkpoints.find((one) => one.path !== null) : undefined;
+  const list = [...others, ...shown].slice(0, ended === undefined ? 2 : 0);
   return (
     <div class="receipts" role="group" aria-label="Last commands">
-      {list.length === 0 && <p class="hint">No command yet. What is asked from anywhere shows here.</p>}
+      {ended !== undefined && (
+        <Line text={ended.path === null ? "" : resumeLine(ended.path)} hint={`goes on from step ${count(ended.step)}: put it before the command that started the run`} />
+      )}
+      {list.length === 0 && ended === undefined && <p class="hint">No command yet. What is asked from anywhere shows here.</p>}
       {list.map((receipt) => (
         <button
           type="button" class="rc" key={receipt.id} data-id={receipt.id}

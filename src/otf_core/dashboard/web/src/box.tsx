@@ -6,7 +6,7 @@ import { Icon } from "./icons";
 import { page } from "./page";
 
 /** A modal dialog; the browser gives the focus back to where it was. */
-export function Box({ title, children, foot }: { title: string; children: ComponentChildren; foot: ComponentChildren }): JSX.Element {
+export function Box({ title, children, foot, wide }: { title: string; children: ComponentChildren; foot: ComponentChildren; wide?: boolean }): JSX.Element {
   const box = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     const opener = document.activeElement;
@@ -17,7 +17,7 @@ export function Box({ title, children, foot }: { title: string; children: Compon
     };
   }, []);
   return (
-    <dialog ref={box} aria-labelledby="dialog-title" onClose={() => page.ask(null)}>
+    <dialog ref={box} class={wide === true ? "wide" : undefined} aria-labelledby="dialog-title" onClose={() => page.ask(null)}>
       <div class="dg-h">
         <h2 id="dialog-title">{title}</h2>
         <button type="button" class="icb" aria-label="Close" onClick={() => page.ask(null)}><Icon name="close" /></button>

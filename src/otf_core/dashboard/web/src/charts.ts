@@ -6,26 +6,12 @@
 
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import { buckets, lowerBound, thin, type Columns } from "./columns";
-import { tick } from "./format";
+import { lowerBound, type Thinned } from "./columns";
+import { count, tick } from "./format";
+import { bucketOf, type Found } from "./lines";
 import type { Metric } from "./metrics";
+import type { Drawn, Scene } from "./scene";
 import { shared } from "./view";
-
-export interface Scene {
-  columns: Columns;
-  /** Which run: another one begins with charts of its own. */
-  run: string;
-  letter: string;
-  colour: string;
-  from: number;
-  to: number;
-  /** Steps at which it stood or was turned back, with their label. */
-  rules: { step: number; label: string }[];
-  /** Why there is nothing after the last step, or null. */
-  ended: string | null;
-  /** Rises with pauses and the like. */
-  version: number;
-}
 
 interface Palette {
   line: string;
@@ -34,15 +20,20 @@ interface Palette {
   grid: string;
   axis: string;
   surface: string;
-  bad: string;
+  text: string;
   onTag: string;
   font: string;
 }
 
-let palette: { version: number; colour: string; colours: Palette } | null = null;
+const palettes = new Map<string, Palette>();
+let painted = -1;
 
+/** The colours of a run, read once for each theme. */
 function coloursOf(colour: string): Palette {
-  if (palette !== null && palette.version === shared.version && palette.colour === colour) return palette.colours;
+  if (painted !== shared.version) palettes.clear();
+  painted = shared.version;
+  const known = palettes.get(colour);
+  if (known !== undefined) return known;
   const style = getComputedStyle(document.documentElement);
   const get = (name: string): string => style.getPropertyValue(name).trim();
   const line = get(`--run-${colour}`);
@@ -53,11 +44,11 @@ function coloursOf(colour: string): Palette {
     grid: get("--grid"),
     axis: get("--axis"),
     surface: get("--surface"),
-    bad: get("--bad"),
+    text: get("--text"),
     onTag: get(`--on-run-${colour}`),
     font: `11px ${get("--font")}`,
   };
-  palette = { version: shared.version, colour, colours };
+  palettes.set(colour, colours);
   return colours;
 }
 
@@ -100,6 +91,17 @@ export function drawCharts(scene: Scene | null): void {
   for (const chart of charts) chart.draw(scene);
 }
 
+/** Another run on a chart, as it was drawn last. */
+interface Other {
+  run: Drawn;
+  x: number[];
+  y: (number | null)[];
+  ring: HTMLElement;
+}
+
+/** A press on a plot that was no drag: which run is nearest to it, and at which step. */
+export type OnPress = (run: string, step: number, at: { x: number; y: number }) => void;
+
 export class Chart {
   visible = true;
   private plot: uPlot | null = null;
@@ -108,44 +110,99 @@ export class Chart {
   private width = 0;
   private height = 0;
   private scene: Scene | null = null;
-  private cursorStep: number | null = null;
-  private changed: number[] = [];
+  private pointed = "";
+  private changed: Found[] = [];
+  private others: Other[] = [];
+  private readonly rings = new Map<string, HTMLElement>();
+  private label: HTMLElement | null = null;
+  private wasDrag = false;
 
   constructor(
     readonly box: HTMLElement,
     readonly metric: Metric,
     readonly large: boolean,
+    private readonly onPress: OnPress,
   ) {
     charts.add(this);
     seen.observe(box);
     sized.observe(box);
+    box.addEventListener("pointerdown", this.onDown);
+    box.addEventListener("click", this.onClick);
   }
 
   destroy(): void {
     charts.delete(this);
     seen.unobserve(this.box);
     sized.unobserve(this.box);
+    this.box.removeEventListener("pointerdown", this.onDown);
+    this.box.removeEventListener("click", this.onClick);
+    this.drop();
+    if (this.large) shared.plot = null;
+  }
+
+  private drop(): void {
     this.plot?.destroy();
     this.plot = null;
-    if (this.large) shared.plot = null;
+    this.rings.clear();
+    this.label = null;
+  }
+
+  private readonly onDown = (): void => {
+    this.wasDrag = false;
+  };
+
+  private readonly onClick = (event: MouseEvent): void => {
+    const { plot, scene } = this;
+    if (plot === null || scene === null || this.wasDrag || event.button !== 0) return;
+    const over = plot.over.getBoundingClientRect();
+    const left = event.clientX - over.left;
+    if (left < 0 || left > over.width) return;
+    const step = Math.round(plot.posToVal(left, "x"));
+    const run = this.nearest(step, event.clientY - over.top);
+    const last = run.lines.lastStep();
+    if (last === null) return;
+    const kept = Math.min(last, Math.max(run.lines.firstStep() ?? 0, step));
+    this.onPress(run.key, kept, { x: event.clientX, y: event.clientY });
+  };
+
+  /** The run whose line passes nearest, the one in focus where none is near. */
+  private nearest(step: number, top: number): Drawn {
+    const { plot, scene } = this;
+    let best = (scene as Scene).focus;
+    if (plot === null) return best;
+    const at = plot.valToIdx(step);
+    const own = plot.data[3]?.[at];
+    let near = own === undefined || own === null ? 24 : Math.abs(plot.valToPos(own, "y") - top);
+    for (const one of this.others) {
+      const i = indexBefore(one.x, step);
+      const value = one.y[i];
+      if (value === undefined || value === null || step > (one.x.at(-1) as number)) continue;
+      const far = Math.abs(plot.valToPos(value, "y") - top);
+      if (far < near - 4) [best, near] = [one.run, far];
+    }
+    return best;
+  }
+
+  /** Where the cursor stands in the window, for a menu that the keyboard opens. */
+  spot(step: number): { x: number; y: number } {
+    const box = (this.plot?.over ?? this.box).getBoundingClientRect();
+    return { x: box.left + (this.plot?.valToPos(step, "x") ?? 0), y: box.top + 30 };
   }
 
   draw(scene: Scene | null): void {
     this.scene = scene;
-    if (scene === null || !this.visible || !scene.columns.has(this.metric.key)) return;
+    if (scene === null || !this.visible || ![scene.focus, ...scene.others].some((one) => one.lines.has(this.metric.key))) return;
     const width = this.box.clientWidth;
     const height = this.box.clientHeight;
     if (width < 40 || height < 30) return;
     const log = shared.log && this.metric.log;
-    const key = `${scene.run} ${scene.colour} ${shared.version} ${log}`;
-    if (this.plot !== null && key !== this.key) {
-      this.plot.destroy();
-      this.plot = null;
-    }
+    const key = `${scene.focus.key} ${scene.focus.colour} ${shared.version} ${log}`;
+    if (this.plot !== null && key !== this.key) this.drop();
     const laid = this.plot === null || width !== this.width || height !== this.height;
-    const drawn = `${scene.columns.version} ${scene.from} ${scene.to} ${width} ${height} ${scene.version} ${scene.ended ?? ""}`;
+    const drawn = `${scene.version} ${scene.from} ${scene.to} ${width} ${height} ${scene.ended ?? ""}`;
     if (this.plot === null || drawn !== this.drawn) {
-      const data = this.thinned(scene, width, log);
+      this.others = scene.others.map((run) => this.other(run, scene, width, log)).filter((one) => one !== null);
+      const data = this.thinned(scene, width, log) ?? (this.others.length > 0 ? [[scene.from], [null], [null], [null]] : null);
       if (data === null) return;
       if (this.plot === null) {
         this.plot = new uPlot(this.options(width, height, log), data as uPlot.AlignedData, this.box);
@@ -161,7 +218,7 @@ export class Chart {
       this.width = width;
       this.height = height;
       this.drawn = drawn;
-      this.cursorStep = null;
+      this.pointed = "";
     }
     if (this.large) {
       // uPlot lays itself out after this frame: a new or resized plot is measured in the next one.
@@ -169,44 +226,113 @@ export class Chart {
       if (laid) wake();
       else if (box.width > 0) shared.plot = { left: box.left, width: box.width };
     }
-    this.point();
+    this.point(drawn);
   }
 
   /** Show the shared cursor in this chart. */
-  private point(): void {
+  private point(drawn: string): void {
     const plot = this.plot;
-    if (plot === null || shared.cursor === this.cursorStep) return;
-    this.cursorStep = shared.cursor;
-    const left = shared.cursor === null ? -10 : plot.valToPos(shared.cursor, "x");
+    const { cursor } = shared;
+    const now = `${cursor ?? ""} ${drawn}`;
+    if (plot === null || now === this.pointed) return;
+    this.pointed = now;
+    const left = cursor === null ? -10 : plot.valToPos(cursor, "x");
     plot.setCursor({ left, top: left < 0 ? -10 : 10 }, false);
+    for (const [key, ring] of this.rings) ring.hidden = cursor === null || !this.others.some((one) => one.run.key === key);
+    for (const one of this.others) {
+      if (one.ring.parentElement === null) plot.over.append(one.ring);
+      const i = cursor === null ? -1 : indexBefore(one.x, cursor);
+      const value = one.y[i];
+      const gone = cursor === null || i < 0 || value === undefined || value === null || cursor > (one.run.lines.lastStep() ?? -1);
+      one.ring.hidden = gone;
+      if (gone) continue;
+      const at = this.metric.sparse ? (one.x[i] as number) : cursor;
+      one.ring.style.transform = `translate(${plot.valToPos(at, "x").toFixed(1)}px, ${plot.valToPos(value, "y").toFixed(1)}px)`;
+    }
+    if (this.large) this.chip(plot, cursor, left);
+  }
+
+  /** "step 7,420" below the cursor of the large chart. */
+  private chip(plot: uPlot, cursor: number | null, left: number): void {
+    if (this.label === null) {
+      this.label = document.createElement("div");
+      this.label.className = "chip";
+      plot.over.append(this.label);
+    }
+    this.label.hidden = cursor === null || left < 0 || left > plot.over.clientWidth;
+    if (this.label.hidden) return;
+    this.label.textContent = `step ${count(cursor)}`;
+    const half = this.label.offsetWidth / 2;
+    this.label.style.left = `${Math.min(plot.over.clientWidth - half, Math.max(half, left)).toFixed(0)}px`;
+  }
+
+  private other(run: Drawn, scene: Scene, width: number, log: boolean): Other | null {
+    const { key, factor, sparse } = this.metric;
+    if (!run.lines.has(key)) return null;
+    let x: number[];
+    let y: (number | null)[];
+    if (sparse) {
+      const found = run.lines.changes(key).filter((one) => !log || one.value > 0);
+      [x, y] = [found.map((one) => one.step), found.map((one) => one.value * factor)];
+    } else {
+      const data = run.lines.thinned(key, scene.from, scene.to, bucketOf(scene.from, scene.to, width), this.alpha(), log);
+      [x, y] = [data[0], factor === 1 ? data[3] : data[3].map((one) => (one === null ? null : one * factor))];
+    }
+    if (x.length === 0) return null;
+    let ring = this.rings.get(run.key);
+    if (ring === undefined) {
+      ring = document.createElement("div");
+      ring.className = "ring other";
+      this.rings.set(run.key, ring);
+    }
+    const colours = coloursOf(run.colour);
+    ring.style.borderColor = colours.line;
+    ring.style.background = colours.surface;
+    return { run, x, y, ring };
+  }
+
+  private alpha(): number {
+    return this.metric.noisy ? shared.smoothing : 0;
   }
 
   private thinned(scene: Scene, width: number, log: boolean): (number | null)[][] | null {
-    const { columns } = scene;
-    const raw = columns.values(this.metric.key);
-    if (raw === undefined) return null;
-    this.changed = this.metric.sparse ? columns.changes(this.metric.key) : this.large ? columns.changes("val_loss") : [];
-    if (this.metric.sparse) {
-      const steps = columns.step.values;
-      let rows = this.changed.filter((row) => !log || (raw[row] as number) > 0);
-      const inside = rows.filter((row) => within(steps[row] as number, scene));
-      if (inside.length > width) rows = inside.filter((_, i) => i % Math.ceil(inside.length / width) === 0);
-      const values = rows.map((row) => (raw[row] as number) * this.metric.factor);
-      return rows.length === 0 ? null : [rows.map((row) => steps[row] as number), values, values, values];
+    const { lines } = scene.focus;
+    const { key, factor, sparse } = this.metric;
+    if (!lines.has(key)) return null;
+    this.changed = sparse ? lines.changes(key) : this.large && key === "loss" ? lines.changes("val_loss") : [];
+    if (sparse) {
+      let found = this.changed.filter((one) => !log || one.value > 0);
+      const inside = found.filter((one) => within(one.step, scene));
+      if (inside.length > width) found = inside.filter((_, i) => i % Math.ceil(inside.length / width) === 0);
+      const values = found.map((one) => one.value * factor);
+      return found.length === 0 ? null : [found.map((one) => one.step), values, values, values];
     }
-    const line = this.metric.noisy ? columns.smoothed(this.metric.key, shared.smoothing) : raw;
-    const grid = buckets(columns, scene.from, scene.to, Math.max(40, Math.floor(width / 8) * 8));
-    const data = thin(columns, raw, line ?? raw, grid, log);
+    const data: Thinned = lines.thinned(key, scene.from, scene.to, bucketOf(scene.from, scene.to, width), this.alpha(), log);
     if (data[0].length === 0) return null;
-    const { factor } = this.metric;
     if (factor === 1) return data;
     return [data[0], ...data.slice(1).map((side) => side.map((value) => (value === null ? null : value * factor)))];
   }
 
+  /** The range of the y axis holds what the other runs have in view. */
+  private reach(min: number | null, max: number | null): [number | null, number | null] {
+    const { scene } = this;
+    let [low, high] = [min ?? Infinity, max ?? -Infinity];
+    for (const one of this.others) {
+      for (let i = 0; i < one.x.length; i += 1) {
+        const value = one.y[i];
+        if (value === null || value === undefined || scene === null || !within(one.x[i] as number, scene)) continue;
+        if (value < low) low = value;
+        if (value > high) high = value;
+      }
+    }
+    return low > high ? [null, null] : [low, high];
+  }
+
   private options(width: number, height: number, log: boolean): uPlot.Options {
     const scene = this.scene as Scene;
-    const colours = coloursOf(scene.colour);
+    const colours = coloursOf(scene.focus.colour);
     const { large, metric } = this;
+    const stacked = shared.layout === "stack" && !large;
     const axis = { stroke: colours.axis, font: colours.font, ticks: { show: false } };
     const y: uPlot.Axis = {
       ...axis,
@@ -231,11 +357,14 @@ export class Chart {
       scales: {
         x: { time: false, min: scene.from, max: scene.to, range: () => [this.scene?.from ?? 0, this.scene?.to ?? 1] },
         y: log
-          ? { distr: 3, log: 10, range: (_u, min, max) => logRange(min, max) }
-          : { range: (_u, min, max) => linearRange(min, max, metric.zero) },
+          ? { distr: 3, log: 10, range: (_u, min, max) => logRange(...this.reach(min, max)) }
+          : { range: (_u, min, max) => linearRange(...this.reach(min, max), metric.zero) },
       },
       axes: [
-        { ...axis, size: 22, gap: 4, grid: { show: false }, border: { show: true, stroke: colours.grid, width: 1 }, space: 60, values: (_, splits) => splits.map(tick), incrs: WHOLE },
+        {
+          ...axis, size: stacked ? 8 : 22, gap: 4, grid: { show: false }, border: { show: true, stroke: colours.grid, width: 1 }, space: 60,
+          values: (_, splits) => splits.map((step) => (stacked ? "" : tick(step))), incrs: WHOLE,
+        },
         y,
       ],
       series: [
@@ -255,6 +384,7 @@ export class Chart {
             return null;
           },
           dblclick: () => () => {
+            shared.openSpot(null);
             shared.setZoom(null);
             return null;
           },
@@ -264,16 +394,19 @@ export class Chart {
         setCursor: [(u) => {
           const { left } = u.cursor;
           shared.setCursor(left === undefined || left === null || left < 0 ? null : Math.round(u.posToVal(left, "x")));
-          this.cursorStep = shared.cursor;
         }],
         setSelect: [(u) => {
           if (u.select.width < 6) return;
+          this.wasDrag = true;
           const from = Math.round(u.posToVal(u.select.left, "x"));
           const to = Math.round(u.posToVal(u.select.left + u.select.width, "x"));
           u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
           if (to - from >= 2) shared.setZoom({ from, to });
         }],
-        drawAxes: [(u) => this.undone(u, colours)],
+        drawAxes: [(u) => {
+          this.undone(u, colours);
+          this.beside(u);
+        }],
         draw: [(u) => this.overlay(u, colours)],
       },
     };
@@ -282,7 +415,9 @@ export class Chart {
   /** Below the curves, faint and dashed: what a rollback, or a later session, has done again. */
   private undone(u: uPlot, colours: Palette): void {
     const { scene, metric } = this;
-    if (scene === null || scene.columns.undone.length === 0) return;
+    if (scene === null) return;
+    const { columns } = scene.focus.lines;
+    if (columns.undone.length === 0) return;
     const { ctx } = u;
     const px = uPlot.pxRatio;
     ctx.save();
@@ -294,17 +429,17 @@ export class Chart {
     ctx.setLineDash([4 * px, 3 * px]);
     const log = shared.log && metric.log;
     const alpha = metric.noisy ? shared.smoothing : 0;
-    const line = metric.noisy ? scene.columns.smoothed(metric.key, alpha) : scene.columns.values(metric.key);
-    for (const part of scene.columns.undone) {
+    const line = metric.noisy ? columns.smoothed(metric.key, alpha) : columns.values(metric.key);
+    for (const part of columns.undone) {
       const values = part.values.get(metric.key);
       const first = part.steps[0];
       if (values === undefined || first === undefined || first > scene.to || (part.steps.at(-1) as number) < scene.from) continue;
-      const row = lowerBound(scene.columns.step.values, scene.columns.length, first) - 1;
+      const row = lowerBound(columns.step.values, columns.length, first) - 1;
       let last = row < 0 ? NaN : (line?.[row] ?? NaN);
       let at = -Infinity;
       ctx.beginPath();
       if (!Number.isNaN(last) && !(log && last <= 0)) {
-        ctx.moveTo(u.valToPos(scene.columns.step.values[row] as number, "x", true), u.valToPos(last * metric.factor, "y", true));
+        ctx.moveTo(u.valToPos(columns.step.values[row] as number, "x", true), u.valToPos(last * metric.factor, "y", true));
       }
       for (let i = 0; i < values.length; i += 1) {
         const value = values[i] as number;
@@ -314,6 +449,35 @@ export class Chart {
         if (left - at < px && i < values.length - 1) continue;
         at = left;
         ctx.lineTo(left, u.valToPos(last * metric.factor, "y", true));
+      }
+      ctx.stroke();
+    }
+    ctx.restore();
+  }
+
+  /** Below the curve of the run in focus: those of the others. */
+  private beside(u: uPlot): void {
+    if (this.others.length === 0) return;
+    const { ctx } = u;
+    const px = uPlot.pxRatio;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+    ctx.clip();
+    ctx.lineWidth = 1.25 * px;
+    ctx.lineJoin = "round";
+    for (const one of this.others) {
+      ctx.strokeStyle = coloursOf(one.run.colour).line;
+      ctx.setLineDash(one.run.dashed ? [5 * px, 3 * px] : []);
+      ctx.beginPath();
+      let open = false;
+      for (let i = 0; i < one.x.length; i += 1) {
+        const value = one.y[i];
+        if (value === null || value === undefined) continue;
+        const [x, y] = [u.valToPos(one.x[i] as number, "x", true), u.valToPos(value, "y", true)];
+        if (open) ctx.lineTo(x, y);
+        else ctx.moveTo(x, y);
+        open = true;
       }
       ctx.stroke();
     }
@@ -332,7 +496,7 @@ export class Chart {
     ctx.beginPath();
     ctx.rect(left, top - 4 * px, width + 14 * px, height + 4 * px);
     ctx.clip();
-    const last = scene.columns.lastStep();
+    const last = scene.focus.lines.lastStep();
     if (scene.ended !== null && last !== null && last < scene.to && this.large) {
       hatch(ctx, x(last), top, left + width - x(last), height, colours, px);
       ctx.fillStyle = colours.axis;
@@ -341,14 +505,32 @@ export class Chart {
       ctx.font = colours.font.replace("11px", `${11 * px}px`);
       if (left + width - x(last) > 70 * px) ctx.fillText(scene.ended, x(last) + 10 * px, top + height - 8 * px);
     }
+    this.limit(u, scene, x, colours, px);
+    if (this.large || shared.layout === "stack") this.rules(ctx, scene, x, top, height, colours, px);
     if (this.large) {
-      this.rules(ctx, scene, x, top, height, colours, px);
-      this.rings(u, scene, x, colours, px);
-      this.letter(u, scene, x, colours, px);
+      if (this.metric.key === "loss") this.marks(u, scene, x, colours, px);
+      this.letters(u, scene, x, px);
     } else {
       this.end(u, scene, x, colours, px);
     }
     ctx.restore();
+  }
+
+  /** A limit that holds for the metric: dashed. */
+  private limit(u: uPlot, scene: Scene, x: (step: number) => number, colours: Palette, px: number): void {
+    const found = scene.limits.get(this.metric.key);
+    const { min, max } = u.scales["y"] ?? {};
+    if (found === undefined || typeof min !== "number" || typeof max !== "number" || found.value < min || found.value > max) return;
+    const { ctx } = u;
+    const y = Math.round(u.valToPos(found.value * this.metric.factor, "y", true)) + 0.5;
+    ctx.strokeStyle = colours.axis;
+    ctx.lineWidth = px;
+    ctx.setLineDash([4 * px, 3 * px]);
+    ctx.beginPath();
+    ctx.moveTo(Math.max(u.bbox.left, x(Math.max(found.from, scene.from))), y);
+    ctx.lineTo(u.bbox.left + u.bbox.width, y);
+    ctx.stroke();
+    ctx.setLineDash([]);
   }
 
   /** A dot at the newest point of a small chart. */
@@ -384,6 +566,10 @@ export class Chart {
       ctx.lineTo(at, top + height);
       ctx.stroke();
     }
+    if (!this.large) {
+      ctx.setLineDash([]);
+      return;
+    }
     const free = [-Infinity, -Infinity]; // a label that would touch the one before goes below it
     for (const rule of rules) {
       const at = Math.round(x(rule.step)) + 0.5;
@@ -400,20 +586,16 @@ export class Chart {
     ctx.setLineDash([]);
   }
 
-  private rings(
+  private marks(
     u: uPlot, scene: Scene, x: (step: number) => number, colours: Palette, px: number,
   ): void {
     const { ctx } = u;
-    const values = scene.columns.values("val_loss");
-    if (values === undefined) return;
     ctx.strokeStyle = colours.line;
     ctx.fillStyle = colours.surface;
     ctx.lineWidth = 1.5 * px;
     let free = -Infinity;
     const [low, high] = [u.scales["y"]?.min ?? 0, u.scales["y"]?.max ?? 0];
-    for (const row of this.changed) {
-      const step = scene.columns.step.values[row] as number;
-      const value = values[row] as number;
+    for (const { step, value } of this.changed) {
       const at = x(step);
       if (!within(step, scene) || value < low || value > high || at < free) continue;
       ctx.beginPath();
@@ -424,28 +606,46 @@ export class Chart {
     }
   }
 
-  private letter(
-    u: uPlot, scene: Scene, x: (step: number) => number, colours: Palette, px: number,
-  ): void {
+  /** The letter of each run at the end of its line: which it is, never by colour alone. */
+  private letters(u: uPlot, scene: Scene, x: (step: number) => number, px: number): void {
     const { ctx } = u;
-    const line = u.data[3];
-    const at = line === undefined ? -1 : line.length - 1;
-    const value = line?.[at];
-    const step = u.data[0][at];
-    if (step === undefined || value === undefined || value === null || !within(step, scene)) return;
     const size = 14 * px;
-    const left = Math.min(x(step) + 5 * px, u.bbox.left + u.bbox.width);
-    const top = u.valToPos(value, "y", true) - size / 2;
-    ctx.fillStyle = colours.line;
-    ctx.beginPath();
-    ctx.roundRect(left, top, size, size, 3 * px);
-    ctx.fill();
-    ctx.fillStyle = colours.onTag;
-    ctx.font = colours.font.replace("11px", `700 ${10 * px}px`);
+    const own = { run: scene.focus, x: u.data[0] as ArrayLike<number>, y: u.data[3] as ArrayLike<number | null> };
+    const ends: { run: Drawn; left: number; top: number }[] = [];
+    for (const one of [own, ...this.others]) {
+      const at = one.x.length - 1;
+      const [step, value] = [one.x[at], one.y[at]];
+      if (step === undefined || value === undefined || value === null || !within(step, scene)) continue;
+      ends.push({ run: one.run, left: Math.min(x(step) + 5 * px, u.bbox.left + u.bbox.width), top: u.valToPos(value, "y", true) - size / 2 });
+    }
     ctx.textAlign = "center";
     ctx.textBaseline = "middle";
-    ctx.fillText(scene.letter, left + size / 2, top + size / 2 + 0.5 * px);
+    const placed: { left: number; top: number }[] = [];
+    for (const one of ends.sort((a, b) => a.top - b.top)) {
+      let top = Math.min(u.bbox.top + u.bbox.height - size, Math.max(u.bbox.top, one.top));
+      for (const other of placed) if (Math.abs(other.left - one.left) < size + 2 * px && Math.abs(other.top - top) < size + px) top = other.top + size + px;
+      placed.push({ left: one.left, top });
+      const colours = coloursOf(one.run.colour);
+      ctx.fillStyle = colours.line;
+      ctx.beginPath();
+      ctx.roundRect(one.left, top, size, size, 3 * px);
+      ctx.fill();
+      ctx.fillStyle = colours.onTag;
+      ctx.font = colours.font.replace("11px", `700 ${10 * px}px`);
+      ctx.fillText(one.run.letter, one.left + size / 2, top + size / 2 + 0.5 * px);
+    }
   }
+}
+
+/** Index of the last x at or before a step, -1 if there is none. */
+function indexBefore(x: number[], step: number): number {
+  let [low, high] = [0, x.length];
+  while (low < high) {
+    const mid = (low + high) >> 1;
+    if ((x[mid] as number) <= step) low = mid + 1;
+    else high = mid;
+  }
+  return low - 1;
 }
 
 const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7];

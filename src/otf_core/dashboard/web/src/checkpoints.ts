@@ -1,5 +1,6 @@
 /** The kept checkpoints of a run. Pure functions. */
 
+import { shell } from "./words";
 import type { Checkpoint, OtfEvent, Run } from "./types";
 
 export const KINDS: Record<string, string> = {
@@ -27,6 +28,11 @@ export function checkpointsOf(run: Run | undefined, events: OtfEvent[]): Checkpo
 /** "kept in turn, exact". */
 export function checkpointLine(one: Checkpoint): string {
   return [KINDS[one.kind ?? ""] ?? one.kind, one.exact === true ? "exact" : "approximate"].filter(Boolean).join(", ");
+}
+
+/** What makes the command that started the run go on from a checkpoint. */
+export function resumeLine(path: string): string {
+  return `OTF_RESUME=${shell(path)}`;
 }
 
 function text(value: unknown): string | null {

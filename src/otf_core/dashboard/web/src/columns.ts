@@ -31,6 +31,9 @@ interface Cut {
   step: number;
 }
 
+/** Runs that are rolled back again and again keep so many faint lines. */
+const UNDONE_KEPT = 24;
+
 let versions = 0;
 
 export class Columns {
@@ -123,6 +126,20 @@ export class Columns {
     this.turns.push(cut);
     const end = lowerBound(this.seq.values, this.length, cut.seq);
     this.remove(lowerBound(this.step.values, end, cut.step), end);
+  }
+
+  /** Forget the rows before a step: the server has them. */
+  forget(step: number): void {
+    const end = lowerBound(this.step.values, this.length, step);
+    if (end === 0) return;
+    for (const column of this.all()) column.remove(0, end, this.length);
+    this.length -= end;
+    for (const [name, last] of this.lastRow) {
+      if (last < end) this.lastRow.delete(name);
+      else this.lastRow.set(name, last - end);
+    }
+    this.undone.splice(0, Math.max(0, this.undone.length - UNDONE_KEPT));
+    this.changedShape();
   }
 
   private remove(start: number, end: number): void {
@@ -231,13 +248,13 @@ export class Columns {
     return rows;
   }
 
-  /** Exponentially smoothed copy, kept up to date by going on where it was left. */
-  smoothed(name: string, alpha: number): Float64Array | undefined {
+  /** Exponentially smoothed copy, kept up to date by going on where it was left; `before` is where it begins. */
+  smoothed(name: string, alpha: number, before = NaN): Float64Array | undefined {
     const raw = this.values(name);
     if (raw === undefined || alpha <= 0) return raw;
     let kept = this.smooth.get(name);
     if (kept === undefined || kept.alpha !== alpha) {
-      kept = { alpha, values: new Float64Array(0), done: 0, last: NaN };
+      kept = { alpha, values: new Float64Array(0), done: 0, last: before };
       this.smooth.set(name, kept);
     }
     if (kept.values.length < raw.length) {
@@ -303,80 +320,8 @@ class Grown {
   }
 }
 
-/** Where each bucket of a plot begins: `starts[i]` to `starts[i+1]` are its rows. */
-export interface Buckets {
-  starts: Int32Array;
-  count: number;
-}
-
-const gridCache = new WeakMap<Columns, Map<string, { version: number; grid: Buckets }>>();
-
-/** The bucket grid of one range and width, shared by all charts, so that peaks line up. */
-export function buckets(columns: Columns, from: number, to: number, width_px: number): Buckets {
-  let kept = gridCache.get(columns);
-  if (kept === undefined) gridCache.set(columns, (kept = new Map()));
-  const key = `${from} ${to} ${width_px}`;
-  const known = kept.get(key);
-  if (known !== undefined && known.version === columns.version) return known.grid;
-  if (kept.size > 24) kept.clear();
-  const steps = columns.step.values;
-  const first = Math.max(0, lowerBound(steps, columns.length, from) - 1);
-  const end = Math.min(columns.length, upperBound(steps, columns.length, to) + 1);
-  const rows = end - first;
-  let grid: Buckets;
-  if (rows <= width_px) {
-    const starts = new Int32Array(rows + 1);
-    for (let i = 0; i <= rows; i += 1) starts[i] = first + i;
-    grid = { starts, count: rows };
-  } else {
-    const size = Math.max(1e-9, (to - from) / width_px);
-    const starts = new Int32Array(width_px + 4);
-    let count = 0;
-    let current = NaN;
-    for (let row = first; row < end; row += 1) {
-      const bucket = Math.floor(((steps[row] as number) - from) / size);
-      if (bucket !== current && count < width_px + 3) {
-        starts[count] = row;
-        count += 1;
-        current = bucket;
-      }
-    }
-    starts[count] = end;
-    grid = { starts, count };
-  }
-  kept.set(key, { version: columns.version, grid });
-  return grid;
-}
-
-/** x, highest, lowest and line of one metric on a bucket grid; empty buckets are left out. */
+/** x, highest, lowest and line of one metric in buckets of steps; empty buckets are left out. */
 export type Thinned = [x: number[], high: number[], low: number[], line: (number | null)[]];
-
-export function thin(
-  columns: Columns, raw: Float64Array, line: Float64Array, grid: Buckets, positiveOnly: boolean,
-): Thinned {
-  const out: Thinned = [[], [], [], []];
-  const steps = columns.step.values;
-  for (let i = 0; i < grid.count; i += 1) {
-    let low = Infinity;
-    let high = -Infinity;
-    let last = -1;
-    const end = grid.starts[i + 1] as number;
-    for (let row = grid.starts[i] as number; row < end; row += 1) {
-      const value = raw[row] as number;
-      if (Number.isNaN(value) || (positiveOnly && value <= 0)) continue;
-      if (value < low) low = value;
-      if (value > high) high = value;
-      last = row;
-    }
-    if (last < 0) continue;
-    out[0].push(steps[last] as number);
-    out[1].push(high);
-    out[2].push(low);
-    const smooth = line[last] as number;
-    out[3].push(positiveOnly && smooth <= 0 ? null : smooth);
-  }
-  return out;
-}
 
 export function lowerBound(values: Float64Array, length: number, wanted: number): number {
   let low = 0;

@@ -5,10 +5,14 @@ import { useState } from "preact/hooks";
 import { Box, Cli } from "./box";
 import { isDict } from "./columns";
 import { clockSeconds, count, plural, setting, span } from "./format";
+import { Fork } from "./forks";
 import { listed } from "./keys";
+import { Merge } from "./merges";
 import { controlsNow, give, page } from "./page";
 import { Palette } from "./palette";
+import { trainerOf } from "./relatives";
 import { nameOf, stepOf, totalSteps, type View } from "./state";
+import { NoteAt } from "./spot";
 import { isSettled, store, type Held } from "./store";
 import { Exactness, Extend, RollBack } from "./turns";
 import type { Session } from "./types";
@@ -27,8 +31,16 @@ export function Dialogs({ view }: { view: View }): JSX.Element | null {
       return <RollBack view={view} session={view.session} to={dialog.to ?? null} />;
     case "extend":
       return <Extend view={view} session={view.session} />;
+    case "fork":
+      return <Fork view={view} session={trainerOf(view.session)} from={dialog.from ?? {}} selection={dialog.selection ?? null} selected={dialog.selected ?? null} weights={dialog.weights ?? null} />;
+    case "merge":
+      return <Merge view={view} session={trainerOf(view.session)} parents={dialog.parents ?? []} />;
     case "exactness":
       return <Exactness view={view} session={view.session} />;
+    case "note":
+      return <NoteAt session={view.session} step={dialog.step} />;
+    case "fork":
+      return null;
     case "receipt":
       return <Trace id={dialog.id} session={view.session} />;
   }

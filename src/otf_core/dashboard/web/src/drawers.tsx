@@ -7,20 +7,20 @@ import { Checkpoints } from "./kept";
 import { Lineage } from "./lineage";
 import { Log } from "./log";
 import { page, PANELS, type Panel } from "./page";
-import { Samples } from "./samples";
+import { Samples, SampleSets } from "./samples";
 import { nameOf, type View } from "./state";
 import { Steer } from "./steer";
 
-const DRAWERS: Record<Panel, { title: string; Body: (props: { view: View }) => JSX.Element }> = {
+const DRAWERS: Record<Panel, { title: string; Body: (props: { view: View }) => JSX.Element; Tools?: () => JSX.Element }> = {
   steer: { title: "Steer", Body: Steer },
-  samples: { title: "Samples", Body: Samples },
+  samples: { title: "Samples", Body: Samples, Tools: SampleSets },
   checkpoints: { title: "Checkpoints", Body: Checkpoints },
   lineage: { title: "Lineage", Body: Lineage },
   health: { title: "Health", Body: Health },
   log: { title: "Log", Body: Log },
 };
 
-export function Rail(): JSX.Element {
+export function Rail({ stalled = false }: { stalled?: boolean }): JSX.Element {
   return (
     <nav class="rail" aria-label="Panels">
       {PANELS.map((panel, i) => (
@@ -29,7 +29,7 @@ export function Rail(): JSX.Element {
           aria-keyshortcuts={String(i + 1)} onClick={() => page.toggle(panel)}
         >
           <Icon name={panel} />
-          {DRAWERS[panel].title}
+          <span>{DRAWERS[panel].title}{panel === "health" && stalled && <span class="badge">1</span>}</span>
         </button>
       ))}
     </nav>
@@ -37,12 +37,12 @@ export function Rail(): JSX.Element {
 }
 
 export function Drawer({ view, panel }: { view: View; panel: Panel }): JSX.Element {
-  const { title, Body } = DRAWERS[panel];
+  const { title, Body, Tools } = DRAWERS[panel];
   return (
     <aside class="drawer" aria-label={title}>
       <div class="dr-h">
         <h2>{title}</h2>
-        {view.session !== null && <span class="hint clip">{nameOf(view.session)}</span>}
+        {Tools !== undefined ? <><span class="grow" /><Tools /></> : view.session !== null && <span class="hint clip">{nameOf(view.session)}</span>}
         <button type="button" class="icb" aria-label={`Close ${title}`} onClick={() => page.open(null)}>
           <Icon name="close" />
         </button>

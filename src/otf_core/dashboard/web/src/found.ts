@@ -6,7 +6,7 @@ import { bound, keyOf, strike } from "./keys";
 import { metricOf, shownAtFirst } from "./metrics";
 import { controlsNow, page, PANELS, press, toggleTheme } from "./page";
 import { nameOf, type View } from "./state";
-import { store } from "./store";
+import { runKey, store } from "./store";
 import type { Panel } from "./page";
 import { shared } from "./view";
 import { cli, paramName } from "./words";
@@ -81,7 +81,7 @@ export function entries(view: View): Entry[] {
   for (const one of store.sorted()) {
     all.push({
       group: "Runs", icon: "lineage", label: `${store.letterOf(one)} ${nameOf(one)}`, hint: one.connected ? one.state : "no trainer",
-      act: () => store.choose(one.session_id),
+      act: () => store.focus(runKey(one)),
     });
   }
   if (session === null || data === null) return all;
@@ -94,7 +94,8 @@ export function entries(view: View): Entry[] {
       act: () => page.ask({ kind: "rollback", to: { checkpoint: one.id } }),
     });
   }
-  for (const key of data.columns.names().filter((name) => data.columns.has(name))) {
+  const lines = store.linesOf(session);
+  for (const key of lines.names().filter((name) => lines.has(name))) {
     const metric = metricOf(key);
     const on = key === "loss" || (shared.shown.get(key) ?? shownAtFirst(key));
     all.push({
@@ -136,10 +137,9 @@ function verbOf(line: string): string {
 }
 
 export function stepEntry(view: View, step: number): Entry {
-  const columns = view.data?.columns;
-  const last = columns?.lastStep() ?? null;
-  const first = columns?.step.values[0] ?? 0;
-  const there = columns !== undefined && last !== null && step >= Math.min(first, 1) && step <= last;
+  const lines = view.session === null ? null : store.linesOf(view.session);
+  const last = lines?.lastStep() ?? null;
+  const there = last !== null && step >= Math.min(lines?.firstStep() ?? 0, 1) && step <= last;
   return {
     group: "Steps", icon: "right", label: `Step ${count(step)}`, hint: "cursor in all charts",
     ...(there ? {} : { off: last === null ? "no step yet" : `steps go to ${count(last)}` }),

@@ -2,9 +2,10 @@
 
 import { clientName } from "./client";
 import { isDict } from "./columns";
+import { notices } from "./notices";
 import { isSettled, store } from "./store";
 import { token } from "./token";
-import type { Dict, FromServer, OtfEvent, Receipt, Reply } from "./types";
+import type { Dict, FromServer, OtfEvent, Receipt, Reply, Session } from "./types";
 
 const PING_EVERY_MS = 5_000;
 const FIRST_WAIT_MS = 500;
@@ -20,6 +21,11 @@ let heard_ms = 0;
 let delay_ms: number | null = null;
 let arrivals: number[] = [];
 const subscribed = new Set<string>();
+/** Sessions whose events without steps were asked for. */
+const asked = new Set<string>();
+/** Of so many events a session is told in full when it is subscribed to; of more the steps are thinned. */
+const WHOLE_HISTORY = 6_000;
+const EVENTS_AT_ONCE = 10_000;
 
 export function url(path: string): string {
   return new URL(path, document.baseURI).href;
@@ -51,7 +57,9 @@ export function connect(): void {
 
 function lost(code: number): void {
   socket = null;
+  for (const answer of [...store.asked.values()]) answer(null);
   subscribed.clear();
+  asked.clear();
   delay_ms = null;
   if (code === UNAUTHORIZED) {
     store.link = { state: "refused" };
@@ -69,6 +77,7 @@ function lost(code: number): void {
 function receive(text: string): void {
   heard_ms = Date.now();
   const message = JSON.parse(text) as FromServer;
+  notices.hear(message);
   switch (message.kind) {
     case "welcome":
       wait_ms = FIRST_WAIT_MS;
@@ -91,14 +100,46 @@ function receive(text: string): void {
   follow();
 }
 
-/** Ask for the events of the run that is shown, of all its sessions. */
+/** Ask for the events of the run that is shown, of all its sessions, and once for those of its kin. */
 export function follow(): void {
   const session = store.current();
   if (session === null || store.link.state !== "up") return;
-  for (const { session_id } of store.sessionsOf(session)) {
-    if (subscribed.has(session_id)) continue;
-    subscribed.add(session_id);
-    send({ kind: "subscribe", session_id, after_seq: store.lastSeqOf(session_id) });
+  for (const one of store.sessionsOf(session)) subscribe(one);
+  for (const kin of store.family(session)) {
+    for (const one of store.sessionsOf(kin)) if (!subscribed.has(one.session_id)) void read(one);
+  }
+}
+
+function subscribe(session: Session): void {
+  const { session_id } = session;
+  if (subscribed.has(session_id)) return;
+  subscribed.add(session_id);
+  const here = store.lastSeqOf(session_id);
+  const last = session.last_seq ?? 0;
+  if (last - here <= WHOLE_HISTORY) {
+    send({ kind: "subscribe", session_id, after_seq: here });
+    return;
+  }
+  // A long run: what was before comes as curves, and here are the events without its steps.
+  store.partly.add(session_id);
+  send({ kind: "subscribe", session_id, after_seq: last });
+  void read(session);
+}
+
+/** The events of a session, but its steps; new ones come by the socket, for whatever session. */
+async function read(session: Session): Promise<void> {
+  const { session_id } = session;
+  if (asked.has(session_id)) return;
+  asked.add(session_id);
+  if (!subscribed.has(session_id)) store.partly.add(session_id);
+  let after = 0;
+  for (let page = 0; page < 20; page += 1) {
+    const answer = await getJson(`api/sessions/${encodeURIComponent(session_id)}/events?after=${after}&limit=${EVENTS_AT_ONCE}`);
+    if (!isDict(answer) || !Array.isArray(answer["events"])) return;
+    const events = answer["events"] as OtfEvent[];
+    store.take({ kind: "events", session_id, events });
+    if (events.length < EVENTS_AT_ONCE) return;
+    after = events.at(-1)?.event_seq ?? after;
   }
 }
 
@@ -140,7 +181,7 @@ function newId(): string {
 
 /** Give a command. Nothing is queued: without a connection it is not sent, and null comes back. */
 export function command(session_id: string, cmd: string, payload: Dict): string | null {
-  if (store.link.state !== "up") return null;
+  if (store.link.state !== "up" || store.watching) return null;
   const id = newId();
   store.mine.add(id);
   if (!send({ kind: "command", session_id, id, cmd, payload })) return null;
@@ -173,7 +214,7 @@ async function settleOne(session_id: string, receipt: Receipt): Promise<void> {
 }
 
 /** JSON of a GET, null if there is none. */
-async function getJson(path: string): Promise<unknown> {
+export async function getJson(path: string): Promise<unknown> {
   try {
     const answer = await fetch(url(path), { headers: authorization() });
     return answer.ok ? await answer.json() : null;

@@ -1,13 +1,14 @@
 /** The drawer Log. */
 
 import type { JSX } from "preact";
-import { useState } from "preact/hooks";
-import { bytes, clockSeconds, count, setting, sig } from "./format";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { bytes, clockSeconds, count, plural, setting, sig } from "./format";
+import { Icon } from "./icons";
+import "./log.css";
 import type { View } from "./state";
 import type { OtfEvent } from "./types";
+import { shared } from "./view";
 import { paramName } from "./words";
-
-const LINES = 400;
 
 export type Level = "all" | "warn" | "bad";
 
@@ -53,23 +54,101 @@ function rest(event: OtfEvent): string {
     .join(", ");
 }
 
+const ROW_PX = 20;
+const SPARE = 12;
+
+interface Row {
+  event: OtfEvent;
+  level: Level;
+  text: string;
+  found: string;
+}
+
+/** Words of an event are made once; 50,000 of them are filtered in some milliseconds. */
+const rows = new WeakMap<OtfEvent, Row>();
+
+function rowOf(event: OtfEvent): Row {
+  let row = rows.get(event);
+  if (row === undefined) {
+    const { level, text } = lineOf(event);
+    row = { event, level, text, found: `${event.type} ${text}`.toLowerCase() };
+    rows.set(event, row);
+  }
+  return row;
+}
+
+/** The lines that match, newest first. */
+export function matching(events: readonly OtfEvent[], filter: string, level: Level): Row[] {
+  const wanted = filter.trim().toLowerCase();
+  const found: Row[] = [];
+  for (let i = events.length - 1; i >= 0; i -= 1) {
+    const row = rowOf(events[i] as OtfEvent);
+    if (level === "bad" ? row.level !== "bad" : level === "warn" && row.level === "all") continue;
+    if (wanted === "" || row.found.includes(wanted)) found.push(row);
+  }
+  return found;
+}
+
+function stepOfEvent(event: OtfEvent): number | null {
+  const step = typeof event["applied_step"] === "number" ? event["applied_step"] : event.step;
+  return typeof step === "number" ? step : null;
+}
+
 export function Log({ view }: { view: View }): JSX.Element {
   const [filter, setFilter] = useState("");
   const [level, setLevel] = useState<Level>("all");
-  const wanted = filter.toLowerCase();
-  const lines: JSX.Element[] = [];
-  const events = view.data?.events ?? [];
-  for (let i = events.length - 1; i >= 0 && lines.length < LINES; i -= 1) {
-    const event = events[i] as OtfEvent;
-    const line = lineOf(event);
-    if (level === "bad" ? line.level !== "bad" : level === "warn" && line.level === "all") continue;
-    if (wanted !== "" && !`${event.type} ${line.text}`.toLowerCase().includes(wanted)) continue;
-    const step = typeof event["applied_step"] === "number" ? event["applied_step"] : event.step;
-    lines.push(
-      <li key={`${String(event["session_id"] ?? "")} ${event.event_seq ?? `x${i}`}`} data-level={line.level} data-seq={event.event_seq} data-type={event.type}>
+  const [top, setTop] = useState(0);
+  const [height, setHeight] = useState(600);
+  const [chosen, choose] = useState<OtfEvent | null>(null);
+  const box = useRef<HTMLDivElement>(null);
+  const told = view.data;
+  const events = told?.events ?? [];
+  const found = useMemo(() => matching(events, filter, level), [told, told?.eventsVersion, filter, level]);
+  useEffect(() => {
+    const element = box.current;
+    if (element === null) return undefined;
+    const seen = new ResizeObserver(() => setHeight(element.clientHeight));
+    seen.observe(element);
+    return () => seen.disconnect();
+  }, []);
+  useEffect(() => {
+    box.current?.scrollTo(0, 0);
+  }, [filter, level]);
+  const first = Math.max(0, Math.floor(top / ROW_PX) - SPARE);
+  const last = Math.min(found.length, Math.ceil((top + height) / ROW_PX) + SPARE);
+  const at = chosen === null ? -1 : found.findIndex((row) => row.event === chosen);
+  const go = (row: Row | undefined, focus: boolean): void => {
+    if (row === undefined) return;
+    choose(row.event);
+    const step = stepOfEvent(row.event);
+    if (step !== null) pointAt(step);
+    if (!focus || box.current === null) return;
+    const y = found.indexOf(row) * ROW_PX;
+    const { scrollTop, clientHeight } = box.current;
+    if (y < scrollTop) box.current.scrollTop = y;
+    else if (y + ROW_PX > scrollTop + clientHeight) box.current.scrollTop = y + ROW_PX - clientHeight;
+  };
+  const onKey = (event: KeyboardEvent): void => {
+    const page = Math.max(1, Math.floor(height / ROW_PX) - 1);
+    const moves: Record<string, number> = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -found.length, End: found.length };
+    const move = moves[event.key];
+    if (move === undefined || found.length === 0) return;
+    event.preventDefault();
+    go(found[Math.min(found.length - 1, Math.max(0, at + move))], true);
+  };
+  const shown: JSX.Element[] = [];
+  for (let i = first; i < last; i += 1) {
+    const row = found[i] as Row;
+    const { event } = row;
+    const step = stepOfEvent(event);
+    shown.push(
+      <li
+        key={i} id={`log-${i}`} role="option" aria-selected={event === chosen} aria-posinset={i + 1} aria-setsize={found.length}
+        data-level={row.level} data-seq={event.event_seq} data-type={event.type} style={{ top: `${i * ROW_PX}px` }} onClick={() => go(row, false)}
+      >
         <span class="t">{typeof event.ts === "number" ? clockSeconds(event.ts) : ""}</span>
-        <span class="t num">{typeof step === "number" ? count(step) : ""}</span>
-        <span class="x"><b>{event.type}</b> {line.text}</span>
+        <span class="t num">{step === null ? "" : count(step)}</span>
+        <span class="x clip"><b>{event.type}</b> {row.text}</span>
       </li>,
     );
   }
@@ -86,13 +165,41 @@ export function Log({ view }: { view: View }): JSX.Element {
           <option value="bad">errors</option>
         </select>
       </div>
-      <div class="dr-b">
-        {lines.length === 0 ? (
-          <p class="lead">{events.length === 0 ? "No event yet." : "No line matches."}</p>
-        ) : (
-          <ol class="log">{lines}</ol>
-        )}
+      <p class="log-n hint" role="status">
+        {events.length === 0 ? "No event yet." : found.length === 0 ? "No line matches." : `${plural(found.length, "line")}${found.length === events.length ? "" : ` of ${count(events.length)}`}, newest first`}
+      </p>
+      <div class="dr-b log-b" ref={box} onScroll={(event) => setTop(event.currentTarget.scrollTop)}>
+        <ol
+          class="log" role="listbox" aria-label="Events" tabIndex={0} onKeyDown={onKey} style={{ height: `${found.length * ROW_PX}px` }}
+          aria-activedescendant={at >= first && at < last ? `log-${at}` : undefined}
+        >
+          {shown}
+        </ol>
       </div>
+      {chosen !== null && <Whole event={chosen} close={() => choose(null)} />}
     </>
   );
+}
+
+/** One event in full: its words, and its fields as they were told. */
+function Whole({ event, close }: { event: OtfEvent; close: () => void }): JSX.Element {
+  const step = stepOfEvent(event);
+  const fields = Object.entries(event).filter(([key, value]) => !HIDDEN.has(key) && value !== null && value !== undefined);
+  return (
+    <section class="log-w" aria-label="The chosen line" tabIndex={0}>
+      <button type="button" class="icb sm" aria-label="Close the line" onClick={close}><Icon name="close" /></button>
+      <p><b>{event.type}</b>{step !== null && ` at step ${count(step)}`}{typeof event.ts === "number" && `, ${clockSeconds(event.ts)}`}</p>
+      <p>{rowOf(event).text}</p>
+      <dl>{fields.map(([key, value]) => [<dt key={key}>{key}</dt>, <dd key={`${key} =`}>{setting(value)}</dd>])}</dl>
+    </section>
+  );
+}
+
+const HIDDEN = new Set(["type", "run_id", "run_gen", "ts", "session_id", "replay", "step"]);
+
+/** The cursor of all charts, zoomed out where the step is not in view. */
+function pointAt(step: number): void {
+  const { zoom } = shared;
+  if (zoom !== null && (step < zoom.from || step > zoom.to)) shared.setZoom(null);
+  shared.setCursor(step);
 }

@@ -4,7 +4,7 @@ import { checkpointsOf } from "./checkpoints";
 import { command } from "./live";
 import { kept, store, type Held } from "./store";
 import { closed, controls, stateOf, type Control, type View } from "./state";
-import type { Dict, Json, Param } from "./types";
+import type { Dict, Json, Param, Session } from "./types";
 import { undoable } from "./undo";
 import { shared } from "./view";
 
@@ -16,7 +16,10 @@ export type Dialog =
   | { kind: "palette" }
   | { kind: "stop" }
   | { kind: "rollback"; to?: Dict }
+  | { kind: "note"; step: number }
   | { kind: "extend" }
+  | { kind: "fork"; from?: { checkpoint?: string; step?: number; run_id?: string }; selection?: Dict; selected?: number; weights?: number[] }
+  | { kind: "merge"; parents?: string[] }
   | { kind: "exactness" }
   | { kind: "receipt"; id: string };
 
@@ -28,7 +31,7 @@ export const drafts = new Map<string, Map<string, string>>();
 class Page {
   panel: Panel | null = PANELS.find((one) => one === kept.get("panel")) ?? null;
   dialog: Dialog | null = null;
-  menu: "runs" | "verbs" | "charts" | "notices" | null = null;
+  menu: "runs" | "verbs" | "charts" | "notices" | "more-runs" | null = null;
   theme: Theme = startTheme();
   singleKeys = kept.get("keys") !== "off";
   /** Said to screen readers as soon as it comes. */
@@ -106,6 +109,8 @@ export function viewNow(): View {
     bestStep: run?.summary?.best_val_step ?? null,
     checkpointStep: newest >= 0 ? newest : null,
     checkpoints,
+    watching: store.watching,
+    partners: session === null ? 0 : partnersOf(session),
     undo: session === null
       ? null
       : undoable(store.receiptsOf(session.session_id), data?.events ?? [], session.session_id, session.params),
@@ -122,6 +127,10 @@ export function press(control: Control): void {
   const session = store.current();
   if (session === null || control.state === "off" || control.state === "pending") return;
   page.menu = null;
+  if (control.cmd === "fork" || control.cmd === "merge") {
+    page.ask(control.cmd === "fork" && shared.cursor !== null ? { kind: "fork", from: { step: shared.cursor } } : { kind: control.cmd });
+    return;
+  }
   if (control.cmd === "stop" || control.cmd === "rollback" || control.cmd === "extend") {
     page.ask({ kind: control.cmd });
     return;
@@ -178,8 +187,8 @@ export function giveBack(session_id: string, path: string): void {
   command(session_id, "set_param", { path, release: true });
 }
 
-/** Send what is typed and can be sent; each row then waits for its own answer. */
-export function applyDrafts(): void {
+/** Send what is typed and can be sent, for the next step or a later one; each row then waits for its own answer. */
+export function applyDrafts(at_step?: number): void {
   const view = viewNow();
   const { session } = view;
   if (session === null || closed(view) !== null || stateOf(view) === "stalled") return;
@@ -190,7 +199,16 @@ export function applyDrafts(): void {
     if (param === undefined || receipt?.state === "sent" || receipt?.state === "accepted") continue;
     const reading = readDraft(param, text);
     if (!reading.ok) continue;
-    if (command(session.session_id, "set_param", { path, value: reading.value }) !== null) typed.delete(path);
+    if (command(session.session_id, "set_param", { path, value: reading.value, ...(at_step === undefined ? {} : { at_step }) }) !== null) typed.delete(path);
   }
   store.changed();
+}
+
+/** Other runs of the project that have a checkpoint to merge with. */
+function partnersOf(session: Session): number {
+  let n = 0;
+  for (const run of store.runs.values()) {
+    if ((run.project ?? "") === (session.project ?? "") && run.run_id !== session.run_id && run.checkpoints.length > 0) n += 1;
+  }
+  return n;
 }

@@ -1,9 +1,10 @@
 /** The state band's words: sentence, facts, and what each control may do. Pure functions of the store's facts. */
 
 import { isDict } from "./columns";
-import { clock, clockSeconds, count, plural, sig, span } from "./format";
+import { bytes, clock, clockSeconds, count, plural, sig, span } from "./format";
 import { isSettled, type Held, type Link } from "./store";
 import type { Told } from "./told";
+import { progressOf, remaining, share } from "./progress";
 import type { Checkpoint, Param, Session } from "./types";
 import type { Undoable } from "./undo";
 import { waits } from "./words";
@@ -35,7 +36,11 @@ export interface View {
   bestStep: number | null;
   checkpointStep: number | null;
   checkpoints: Checkpoint[];
+  /** Other runs of the project that have a checkpoint. */
+  partners: number;
   undo: Undoable | null;
+  /** This page may look and not command. */
+  watching: boolean;
 }
 
 const b = (text: string): Piece => ({ text, kind: "strong" });
@@ -101,7 +106,7 @@ export function stateOf(view: View): string {
   if (session.state === "finished" || session.state === "failed" || session.state === "interrupted") {
     return session.state;
   }
-  if (session.state === "journal") return "journal";
+  if (session.state === "journal" || session.state === "left") return session.state;
   if (session.state === "lost" || !session.connected) return "trainer-lost";
   if (data !== null && data.stall !== null && session.state !== "paused") return "stalled";
   return session.state;
@@ -154,7 +159,7 @@ export function band(view: View): Band {
       const verb = state === "validating" ? "Validating " : "Testing ";
       return {
         state, tone: "live", glyph: state === "validating" ? "val" : "test",
-        sentence: [v(verb), R, ...at, t(" — training goes on when it is done")], facts,
+        sentence: [v(verb), R, ...at, ...evaluating(view)], facts,
       };
     }
     case "stalled": {
@@ -223,6 +228,12 @@ export function band(view: View): Band {
         sentence: [v("Interrupted "), R, ...at, t(" — stopped before its end, "), ...kept], facts,
       };
     }
+    case "left":
+      return {
+        state, tone: "mute", glyph: "journal",
+        sentence: [v("Left "), R, ...at, t(" — its process went on with "), b(session.reason ?? "another run"), t("; it stands as it was")],
+        facts: [[t("everything here is recorded")], [t("a fork or a switch goes on from here")]],
+      };
     case "journal": {
       const ago = session.last_ts === null ? "" : `, last written ${span(now_s - session.last_ts)} ago`;
       return {
@@ -263,6 +274,20 @@ function withoutRun(state: string, view: View): Band {
         facts: [[t(`listening since ${clock(view.opened_s)}`)]],
       };
   }
+}
+
+/** "batch 41 of 79, training continues in 3 s"; less where less is told. */
+function evaluating(view: View): Piece[] {
+  const held = pausedSince(view.data) !== null;
+  const then = held ? "then it is held again" : "training goes on when it is done";
+  const progress = progressOf(view.data);
+  if (progress === null) return [t(` — ${then}`)];
+  const left = remaining(progress, view.now_s);
+  const of = ["validate_now", "test_now", "test"].includes(progress.cmd) ? "batch " : "";
+  return [
+    t(` — ${of}`), b(count(progress.done)), t(` of ${count(progress.total)}`),
+    ...(left === null ? [t(`, ${then}`)] : [t(held ? ", then held again, in " : ", training continues in "), b(left)]),
+  ];
 }
 
 function doing(state: string): string {
@@ -324,9 +349,11 @@ function factsOf(view: View): Piece[][] {
   }
   if (state === "running" && speed !== null) facts.push([b(sig(speed)), t(" steps/s")]);
   if (state === "running" && eta !== null) {
-    facts.push([t("done about "), b(clock(now_s + eta)), t(", pauses not counted")]);
+    facts.push([t("done about "), b(clock(now_s + eta)), t(" without pauses, validation and stalls")]);
   }
   const paused = pausedFor(data, now_s);
+  if (state === "finished" || state === "failed" || state === "interrupted") facts.push(...keptFacts(view));
+  if ((state === "validating" || state === "testing") && eta !== null) facts.push([t("training waits meanwhile, not counted in the time left: "), b(span(eta))]);
   if (paused >= 1 && state !== "paused") facts.push([t(`${span(paused)} of pauses so far`)]);
   const device = session.device ?? "";
   const host = session.host ?? "";
@@ -336,6 +363,22 @@ function factsOf(view: View): Piece[][] {
   if (state === "running" && typeof rewritten === "number" && rewritten > 10) {
     facts.push([t(`status is ${span(rewritten)} old`)]);
   }
+  return facts;
+}
+
+/** What is kept of a run that has ended, and what a resume would do again. */
+function keptFacts(view: View): Piece[][] {
+  const { checkpoints, data, session } = view;
+  const facts: Piece[][] = [];
+  if (checkpoints.length > 0) {
+    const sizes = checkpoints.map((one) => one.bytes ?? 0).reduce((sum, one) => sum + one, 0);
+    facts.push([t(`${plural(checkpoints.length, "checkpoint")}${sizes > 0 ? `, ${bytes(sizes)}` : ""}`)]);
+  }
+  const step = session === null ? null : stepOf(session, data);
+  if (session?.state !== "finished" && step !== null && view.checkpointStep !== null && step > view.checkpointStep) {
+    facts.push([t(`${plural(step - view.checkpointStep, "step")} to do again`)]);
+  }
+  if (session?.state === "finished" && data?.lastTest == null) facts.push([t("test not run")]);
   return facts;
 }
 
@@ -370,6 +413,7 @@ export function latest(receipts: Held[], fits: (receipt: Held) => boolean): Held
 export function closed(view: View): string | null {
   const { session, link } = view;
   if (link.state !== "up") return "offline";
+  if (view.watching) return "watching only";
   if (session === null) return "no run";
   switch (stateOf(view)) {
     case "finished":
@@ -379,6 +423,8 @@ export function closed(view: View): string | null {
       return "ended";
     case "journal":
       return "no trainer";
+    case "left":
+      return "not training";
     case "trainer-lost":
       return "trainer lost";
     default:
@@ -409,6 +455,8 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
     if (shut === null && (open || asked !== undefined)) {
       const quiet = open && receipt.state === "sent" && now_ms - receipt.first_ms > 5_000;
       const wait = open ? receipt.waits_for : (asked?.waits_for ?? null);
+      const told = progressOf(data);
+      if (told !== null && told.cmd === cmd) return { cmd, label: doing, state: "pending", line: share(told), primary };
       return { cmd, label: doing, state: "pending", line: quiet ? "no answer yet" : `waits for ${waits(wait)}`, primary };
     }
     if (not !== null) return { cmd, label, state: "off", line: not, primary: false };
@@ -444,6 +492,11 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
          offered("validate_now") ?? busy ?? (state === "testing" ? "after this" : state === "validating" ? "running" : null)),
     make("test_now", "Test", "Testing", data?.lastTest == null ? "not run yet" : `last: ${sig(data.lastTest)}`,
          offered("test_now") ?? busy ?? (state === "validating" ? "after this" : state === "testing" ? "running" : null)),
+    make("fork", "Fork…", "Forking", view.checkpoints.length === 0 ? "from here" : `here, ${count(view.checkpoints.length)} kept`,
+         offered("fork") ?? busy ?? (state === "starting" ? "not begun" : evaluating ? "after this" : null)),
+    make("merge", "Merge…", "Merging", view.partners > 0 ? plural(view.partners, "partner") : "own checkpoints",
+         offered("merge") ?? busy ?? (state === "starting" ? "not begun" : evaluating ? "after this"
+           : view.partners === 0 && view.checkpoints.length < 2 ? "needs another run" : null)),
     make("rollback", "Roll back…", "Rolling back", `${count(view.checkpoints.length)} kept`,
          offered("rollback") ?? busy ?? (evaluating ? "after this" : view.checkpoints.length === 0 ? "none kept yet" : null)),
     {

@@ -1,10 +1,12 @@
 /** The drawer Steer: each value as the trainer read it back, what is typed, and what became of it. */
 
 import type { JSX } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { isDict } from "./columns";
 import { count, plural, setting } from "./format";
 import { applyDrafts, draftsOf, giveBack, readDraft, receiptFor } from "./page";
-import { closed, stateOf, type View } from "./state";
+import { LrPlan } from "./plan";
+import { closed, stateOf, stepOf, type View } from "./state";
 import { store, type Held } from "./store";
 import type { Param, Session } from "./types";
 import { nearest, paramName, waits, why } from "./words";
@@ -18,6 +20,8 @@ function inOrder(params: Param[]): Param[] {
 export function Steer({ view }: { view: View }): JSX.Element {
   const session = view.session as Session;
   const typed = draftsOf(session.session_id);
+  /** What is typed as the step to apply at; null is the next one. */
+  const [when, setWhen] = useState<string | null>(null);
   const receipts = store.receiptsOf(session.session_id);
   const params = inOrder(session.params);
   const shut = closed(view) ?? (stateOf(view) === "stalled" ? "no step end" : null);
@@ -36,19 +40,25 @@ export function Steer({ view }: { view: View }): JSX.Element {
       </div>
     );
   }
+  const step = stepOf(session, view.data);
+  const chosen = when === null ? undefined : wholeStep(when, step);
+  const apply = (): void => {
+    if (chosen !== null) applyDrafts(chosen);
+  };
   const onKey = (event: KeyboardEvent): void => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      applyDrafts();
+      apply();
     }
   };
   return (
     <>
       <div class="dr-b" onKeyDown={onKey}>
+        {shut !== null && <p class="lead warn">{SHUT[shut] ?? `Not possible now: ${shut}.`}</p>}
         {params.map((param) => (
           <ParamRow
             key={param.path} param={param} typed={typed} view={view}
-            receipt={receiptFor(receipts, param.path)} shut={shut}
+            receipt={receiptFor(receipts, param.path)} shut={shut} apply={apply}
           />
         ))}
       </div>
@@ -57,6 +67,23 @@ export function Steer({ view }: { view: View }): JSX.Element {
           {typed.size === 0 ? <span class="hint">No change. Values are as the trainer read them back.</span> : <><b>{plural(typed.size, "change")}</b> not sent</>}
           {shut !== null && typed.size > 0 && <span class="hint"> — {shut}</span>}
         </span>
+        {typed.size > 0 && shut === null && session.protocol !== "legacy" && (
+          <span class="at">
+            <label>
+              apply at{" "}
+              <select class="inp" value={when === null ? "next" : "step"} onChange={(event) => setWhen(event.currentTarget.value === "next" ? null : String((step ?? 0) + 100))}>
+                <option value="next">next step</option>
+                <option value="step">step…</option>
+              </select>
+            </label>
+            {when !== null && (
+              <input
+                class="inp num" type="text" inputMode="numeric" autocomplete="off" aria-label="Step to apply at" value={when}
+                aria-invalid={chosen === null ? "true" : undefined} onInput={(event) => setWhen(event.currentTarget.value)}
+              />
+            )}
+          </span>
+        )}
         {typed.size > 0 && (
           <button
             type="button" class="btn ghost"
@@ -69,8 +96,8 @@ export function Steer({ view }: { view: View }): JSX.Element {
           </button>
         )}
         <button
-          type="button" class="btn pri" aria-disabled={ready.length === 0 || shut !== null ? "true" : undefined}
-          onClick={applyDrafts}
+          type="button" class="btn pri" aria-disabled={ready.length === 0 || shut !== null || chosen === null ? "true" : undefined}
+          onClick={apply}
         >
           Apply{ready.length > 0 ? ` ${plural(ready.length, "change")}` : ""}
           <kbd aria-hidden="true">Ctrl ↵</kbd>
@@ -78,6 +105,18 @@ export function Steer({ view }: { view: View }): JSX.Element {
       </div>
     </>
   );
+}
+
+const SHUT: Record<string, string> = {
+  "no step end": "The run is stalled: changes would wait for a step that does not come.",
+  offline: "No connection: nothing can be changed, and nothing that is pressed is kept.",
+  "watching only": "This link watches only.",
+};
+
+/** A step that is still to come; null where none is typed. */
+function wholeStep(text: string, now: number | null): number | null {
+  const step = Number(text.trim().replaceAll(",", ""));
+  return text.trim() !== "" && Number.isInteger(step) && step > (now ?? 0) ? step : null;
 }
 
 interface RowState {
@@ -113,9 +152,14 @@ function rowState(param: Param, draft: string | undefined, receipt: Held | undef
   return { s: "idle", text: "" };
 }
 
-function ParamRow({ param, typed, receipt, view, shut }: {
-  param: Param; typed: Map<string, string>; receipt: Held | undefined; view: View; shut: string | null;
+function ParamRow({ param, typed, receipt, view, shut, apply }: {
+  param: Param; typed: Map<string, string>; receipt: Held | undefined; view: View; shut: string | null; apply: () => void;
 }): JSX.Element {
+  const row = useRef<HTMLDivElement>(null);
+  const refused = receipt?.state === "refused" ? receipt.id : null;
+  useEffect(() => {
+    if (refused !== null) row.current?.scrollIntoView({ block: "nearest" });
+  }, [refused]);
   const draft = typed.get(param.path);
   const state = rowState(param, draft, receipt, view);
   const id = `param-${param.path}`;
@@ -128,7 +172,7 @@ function ParamRow({ param, typed, receipt, view, shut }: {
     store.changed();
   };
   return (
-    <div class="pr" data-s={state.s} data-path={param.path}>
+    <div class="pr" data-s={state.s} data-path={param.path} ref={row}>
       <div class="pr-1">
         <label for={id}>{name}</label>
         <span class="cur">
@@ -139,11 +183,12 @@ function ParamRow({ param, typed, receipt, view, shut }: {
             : param.owner === "scheduler" ? " on the schedule" : ""}
         </span>
       </div>
-      <Editor id={id} name={name} param={param} draft={draft} off={off} type={type} invalid={draft !== undefined && !readDraft(param, draft).ok} />
+      <Editor id={id} name={name} param={param} draft={draft} off={off} type={type} apply={apply} invalid={draft !== undefined && !readDraft(param, draft).ok} />
       <div class="pr-3">
         <span>{boundsOf(param)}</span>
         <span class="st" id={`${id}-st`}>{state.text}</span>
       </div>
+      {param.path === "lr" && <LrPlan view={view} session={view.session as Session} param={param} proposed={proposedOf(param, draft, receipt)} />}
       {fits !== null && (
         <button type="button" class="btn sm" onClick={() => type(String(fits))}>Use {fits}</button>
       )}
@@ -154,8 +199,18 @@ function ParamRow({ param, typed, receipt, view, shut }: {
   );
 }
 
-function Editor({ id, name, param, draft, off, type, invalid }: {
-  id: string; name: string; param: Param; draft: string | undefined; off: boolean; invalid: boolean;
+/** The number that is typed, or sent and not answered yet. */
+function proposedOf(param: Param, draft: string | undefined, receipt: Held | undefined): number | null {
+  if (draft !== undefined) {
+    const reading = readDraft(param, draft);
+    return reading.ok && typeof reading.value === "number" ? reading.value : null;
+  }
+  const sent = receipt?.state === "sent" || receipt?.state === "accepted" ? receipt.payload?.["value"] : null;
+  return typeof sent === "number" ? sent : null;
+}
+
+function Editor({ id, name, param, draft, off, type, apply, invalid }: {
+  id: string; name: string; param: Param; draft: string | undefined; off: boolean; invalid: boolean; apply: () => void;
   type: (text: string) => void;
 }): JSX.Element {
   if (param.kind === "bool" || param.kind === "enum") {
@@ -190,7 +245,7 @@ function Editor({ id, name, param, draft, off, type, invalid }: {
         value={draft ?? (Array.isArray(param.value) ? setting(param.value) : String(param.value ?? ""))}
         onInput={(event) => type(event.currentTarget.value)}
         onKeyDown={(event) => {
-          if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) applyDrafts();
+          if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) apply();
         }}
       />
     </div>

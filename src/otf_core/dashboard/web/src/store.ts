@@ -5,8 +5,9 @@
  */
 
 import { isDict } from "./columns";
+import { Lines } from "./lines";
 import { Joined, SessionData, type Told } from "./told";
-import type { FromServer, Receipt, Run, Session } from "./types";
+import type { FromServer, Receipt, Reply, Run, Session } from "./types";
 
 const RECEIPTS_KEPT = 100;
 
@@ -24,12 +25,23 @@ export interface Held extends Receipt {
   mine: boolean;
 }
 
-const READS = new Set(["status", "ping", "list_params", "list_checkpoints"]);
+const READS = new Set(["status", "ping", "list_params", "list_checkpoints", "select", "samples", "show_samples", "results", "cancel"]);
+
+/** A command that only reads changes nothing that anybody has to be told of: it has no receipt here. */
+export function isRead(cmd: string): boolean {
+  return READS.has(cmd);
+}
 
 class Store {
   link: Link = { state: "connecting" };
   welcomed = false;
   version: string | null = null;
+  /** What the page that is served now was built from. */
+  served: string | null = null;
+  /** The link only watches. */
+  watching = false;
+  /** What has to be said of the dashboard's store; null where it is whole and its own. */
+  kept: string | null = null;
   /** Server time minus ours, in seconds. */
   skew_s = 0;
   readonly opened_ms = Date.now();
@@ -38,13 +50,20 @@ class Store {
   /** Of each session, by run: one that forks has several. */
   private readonly data = new Map<string, Map<string, SessionData>>();
   private readonly joined = new Map<string, Joined>();
+  private readonly lines = new Map<string, Lines>();
   /** Made anew when a session or a run has changed. */
   private byRun: Map<string, Session[]> | null = null;
+  private shown: Map<string, Session> | null = null;
   readonly receipts = new Map<string, Map<string, Held>>();
   /** Ids of the commands that were given on this page. */
   readonly mine = new Set<string>();
   readonly dismissed = new Set<string>();
+  /** Who waits for the answer to a question, by its id. */
+  readonly asked = new Map<string, (reply: Reply | null) => void>();
+  /** The run in focus; once shown, it stays on the page until another is chosen. */
   private chosen: string | null = null;
+  /** Sessions whose steps are here only from some event on; the server has the others. */
+  readonly partly = new Set<string>();
   private frame: (() => void) | null = null;
   private queued = false;
   readonly letters = new Map<string, string>();
@@ -94,7 +113,22 @@ class Store {
     return found.refresh(parts);
   }
 
-  /** The sessions of a session's run, the first first. */
+  /** The curves of the run of a session. */
+  linesOf(session: Session): Lines {
+    const { columns } = this.toldOf(session);
+    const key = runKey(session);
+    let found = this.lines.get(key);
+    if (found === undefined) this.lines.set(key, (found = new Lines(columns)));
+    found.columns = columns;
+    return found;
+  }
+
+  /** Let go of steps that the server has thinned, so that a page that is open for days stays small. */
+  forget(session: Session, step: number): void {
+    for (const one of this.sessionsOf(session)) this.dataOf(one.session_id, session.run_id).columns.forget(step);
+  }
+
+  /** The sessions that have told of a session's run, the first first. */
   sessionsOf(session: Session): Session[] {
     this.byRun ??= this.grouped();
     return this.byRun.get(runKey(session)) ?? [session];
@@ -102,12 +136,18 @@ class Store {
 
   private grouped(): Map<string, Session[]> {
     const groups = new Map<string, Session[]>();
-    for (const session of this.sessions.values()) {
-      const key = runKey(session);
+    const add = (key: string, session: Session): void => {
       const known = groups.get(key);
       if (known === undefined) groups.set(key, [session]);
-      else known.push(session);
+      else if (!known.includes(session)) known.push(session);
+    };
+    for (const [key, run] of this.runs) {
+      for (const id of run.session_ids) {
+        const session = this.sessions.get(id);
+        if (session !== undefined) add(key, session);
+      }
     }
+    for (const session of this.sessions.values()) add(runKey(session), session);
     for (const [key, group] of groups) {
       const order = this.runs.get(key)?.session_ids ?? [];
       const place = (one: Session): number => {
@@ -119,28 +159,61 @@ class Store {
     return groups;
   }
 
-  /** The session that speaks for its run: the one with a trainer, else the last. */
-  private speaker(session: Session): Session {
-    const all = this.sessionsOf(session);
-    return all.findLast((one) => one.connected) ?? (all.at(-1) as Session);
+  /** Each run, as the session that speaks for it: the one with a trainer, else the last. */
+  private all(): Map<string, Session> {
+    if (this.shown !== null) return this.shown;
+    this.byRun ??= this.grouped();
+    const found = new Map<string, Session>();
+    for (const [key, group] of this.byRun) {
+      const own = group.filter((one) => runKey(one) === key);
+      const run = this.runs.get(key);
+      const speaker = own.findLast((one) => one.connected) ?? own.at(-1);
+      if (speaker !== undefined) found.set(key, speaker);
+      else if (run !== undefined) found.set(key, left(group.at(-1) as Session, run));
+    }
+    this.shown = found;
+    return found;
+  }
+
+  /** A run by its key, as `runKey` says it. */
+  byKey(key: string): Session | null {
+    return this.all().get(key) ?? null;
   }
 
   /** One session for each run, newest first: those with a trainer, then the others. */
   sorted(): Session[] {
-    this.byRun ??= this.grouped();
-    return [...this.byRun.values()].map((group) => this.speaker(group[0] as Session)).sort(
-      (a, b) =>
-        Number(b.connected) - Number(a.connected) || (b.started_ts ?? 0) - (a.started_ts ?? 0),
+    const age = (one: Session): number => Math.max(this.runOf(one)?.created_ts ?? 0, one.started_ts ?? 0);
+    return [...this.all().values()].sort(
+      (a, b) => Number(b.connected) - Number(a.connected) || age(b) - age(a),
     );
   }
 
-  current(): Session | null {
-    const kept = this.chosen === null ? undefined : this.sessions.get(this.chosen);
-    return kept === undefined ? (this.sorted()[0] ?? null) : this.speaker(kept);
+  /** The runs that are kin to one over parents and forks, itself first, then by age. */
+  family(session: Session): Session[] {
+    const own = runKey(session);
+    const kin = kinOf(own, this.runs);
+    return [own, ...[...kin].filter((key) => key !== own).sort((a, b) => this.age(a) - this.age(b))]
+      .map((key) => (key === own ? session : this.byKey(key))).filter((one) => one !== null);
   }
 
+  private age(key: string): number {
+    return this.runs.get(key)?.created_ts ?? Infinity;
+  }
+
+  current(): Session | null {
+    const kept = this.chosen === null ? null : this.byKey(this.chosen);
+    return kept ?? this.sorted()[0] ?? null;
+  }
+
+  /** Show the run that a session trains. */
   choose(session_id: string): void {
-    this.chosen = session_id;
+    const session = this.sessions.get(session_id);
+    if (session !== undefined) this.focus(runKey(session));
+  }
+
+  /** Show a run. */
+  focus(key: string): void {
+    this.chosen = key;
     this.changed();
   }
 
@@ -152,38 +225,42 @@ class Store {
     return this.runs.get(runKey(session));
   }
 
-  /** Newest first. A command that only reads changes nothing that anybody has to be told of. */
+  /** Newest first. */
   receiptsOf(session_id: string): Held[] {
     return [...(this.receipts.get(session_id)?.values() ?? [])]
-      .filter((one) => !READS.has(one.cmd))
       .sort((a, b) => b.first_ms - a.first_ms);
   }
 
   take(message: FromServer): void {
-    if (message.kind === "welcome" || message.kind === "session" || message.kind === "run") this.byRun = null;
+    if (message.kind === "welcome" || message.kind === "session" || message.kind === "run") this.byRun = this.shown = null;
     switch (message.kind) {
       case "welcome":
         this.welcomed = true;
         this.version = message.version;
+        this.served = message.build ?? null;
+        this.watching = message.read_only === true;
+        this.kept = keptBy(message.store ?? null);
         this.skew_s = message.server_ts - Date.now() / 1000;
+        for (const session of message.sessions) this.goOn(session);
         this.sessions.clear();
         this.runs.clear();
         for (const run of message.runs) this.runs.set(keyOf(run.project, run.run_id), run);
         for (const session of message.sessions) this.sessions.set(session.session_id, session);
-        // Once shown, a run stays on the page until another is chosen.
-        this.chosen ??= this.current()?.session_id ?? null;
         this.name();
+        this.chosen ??= keyFor(this.current());
         break;
       case "session":
+        this.goOn(message.session);
         this.sessions.set(message.session.session_id, message.session);
-        this.chosen ??= message.session.session_id;
         this.name();
+        this.chosen ??= runKey(message.session);
         break;
       case "run":
         this.runs.set(keyOf(message.run.project, message.run.run_id), message.run);
         this.name();
         break;
       case "events": {
+        if ((message.left_out ?? 0) > 0) this.partly.add(message.session_id);
         for (const event of message.events) {
           const run = typeof event["run_id"] === "string" ? event["run_id"] : null;
           this.dataOf(message.session_id, run).take(event);
@@ -198,7 +275,17 @@ class Store {
     this.changed();
   }
 
+  /** A session in focus that begins with another run takes the page along. */
+  private goOn(session: Session): void {
+    const before = this.sessions.get(session.session_id);
+    if (before !== undefined && this.chosen === runKey(before)) this.chosen = runKey(session);
+  }
+
   takeReceipt(session_id: string, receipt: Receipt): void {
+    if (READS.has(receipt.cmd)) {
+      if (isSettled(receipt.state)) this.asked.get(receipt.id)?.(receipt.reply);
+      return;
+    }
     let known = this.receipts.get(session_id);
     if (known === undefined) this.receipts.set(session_id, (known = new Map()));
     const before = known.get(receipt.id);
@@ -248,6 +335,14 @@ class Store {
   }
 }
 
+function keptBy(told: { mode: string; text?: string | null } | null): string | null {
+  if (told === null || (told.mode === "writer" && !told.text)) return null;
+  if (told.text) return told.text;
+  return told.mode === "reader"
+    ? "Another dashboard keeps the store of this folder; this one shows a read-only copy of it."
+    : "The store of this folder cannot be kept: what is shown is in this dashboard's memory only.";
+}
+
 export function isSettled(state: Receipt["state"]): boolean {
   return state === "applied" || state === "refused" || state === "unknown";
 }
@@ -257,7 +352,42 @@ export function runKey(session: Session): string {
   return session.run_id === null ? session.session_id : keyOf(session.project, session.run_id);
 }
 
-function keyOf(project: string | null, run_id: string): string {
+function keyFor(session: Session | null): string | null {
+  return session === null ? null : runKey(session);
+}
+
+/** State of a run that its session has left for another. */
+export const LEFT = "left";
+
+/** The run that a session has left, as a session of its own that nobody trains. */
+function left(session: Session, run: Run): Session {
+  return {
+    ...session, run_id: run.run_id, project: run.project, run_name: run.run_name, state: LEFT,
+    reason: session.run_name || session.run_id, step: run.summary?.step ?? null, epoch: null, connected: false,
+    pending: [], last_checkpoint: null, status: null, finished: null, started_ts: run.created_ts,
+  };
+}
+
+/** Keys of all runs that are kin to one, over parents and children. */
+export function kinOf(own: string, runs: ReadonlyMap<string, Run>): Set<string> {
+  const near = new Map<string, string[]>();
+  const link = (one: string, other: string): void => {
+    near.set(one, [...(near.get(one) ?? []), other]);
+  };
+  for (const [key, run] of runs) {
+    for (const parent of run.parents) {
+      const other = keyOf(run.project, parent);
+      if (!runs.has(other)) continue;
+      link(key, other);
+      link(other, key);
+    }
+  }
+  const found = new Set([own]);
+  for (const key of found) for (const next of near.get(key) ?? []) found.add(next);
+  return found;
+}
+
+export function keyOf(project: string | null, run_id: string): string {
   return `${project ?? ""}/${run_id}`;
 }
 

@@ -1,247 +1,282 @@
-/** Band 3: what happened at which step, one lane for the run that is shown. */
+/** Band 3: what happened at which step, a lane for each run; forks leave and merges join theirs. */
 
+import "./timeline.css";
 import type { JSX } from "preact";
 import { useRef } from "preact/hooks";
-import { count, setting, sig, span, tick } from "./format";
-import { Tag, colourOf } from "./icons";
-import { nameOf, stateOf, stepOf, totalSteps, type View } from "./state";
-import { runKey, store, type Held } from "./store";
-import type { Told, Turn } from "./told";
-import type { OtfEvent, Session } from "./types";
+import { count, tick } from "./format";
+import { Tag } from "./icons";
+import { gather, inOrder, joinsOf, marksOf, spaced, ticks, type Group, type Join, type Mark, type MarkKind } from "./lanes";
+import type { Drawn, Scene } from "./scene";
+import { keyOf, store } from "./store";
+import type { Session } from "./types";
 import { shared } from "./view";
-import { paramName } from "./words";
-
-type MarkKind = "command" | "checkpoint" | "note" | "stall" | "pause";
-
-interface Mark {
-  kind: MarkKind;
-  step: number;
-  text: string;
-}
 
 const CHIPS: readonly [MarkKind, string][] = [
-  ["command", "Commands"], ["checkpoint", "Checkpoints"], ["note", "Notes"], ["stall", "Stalls"], ["pause", "Pauses"],
+  ["command", "Commands"], ["checkpoint", "Checkpoints"], ["fork", "Forks, merges"], ["note", "Notes"],
+  ["health", "Health"], ["stall", "Stalls"], ["pause", "Pauses"],
 ];
 
-const hidden = new Set<MarkKind>();
-const NEAR_PX = 9;
+const off = new Set<MarkKind>();
+const LANE_PX = 22;
+/** More lanes than this scroll. */
+const LANES = 6;
 
-let made: { key: string; marks: Mark[] } = { key: "", marks: [] };
-
-/** Marks of one session, oldest first; made anew only when an event or an answer came. */
-function marksOf(session: Session, data: Told): Mark[] {
-  const settled = store.receiptsOf(session.session_id).filter((one) => one.settled_ms !== null);
-  const key = `${runKey(session)} ${data.eventsVersion} ${settled.length}`;
-  if (key !== made.key) made = { key, marks: collect(data, settled) };
-  return made.marks;
+interface Lane {
+  run: Drawn;
+  start: number;
+  end: number;
+  joins: Join[];
+  marks: Mark[];
 }
 
-function collect(data: Told, settled: Held[]): Mark[] {
-  const marks: Mark[] = [];
-  const removed = new Set(
-    data.events.filter((event) => event.type === "note" && event["removed"] === true).map((event) => event["note_id"]),
-  );
-  for (const event of data.events) {
-    const mark = markOf(event, removed);
-    if (mark !== null) marks.push(mark);
-  }
-  for (const pause of data.pauses) {
-    const long = pause.to_ts === null ? "paused, still held" : `paused ${span(pause.to_ts - pause.from_ts)}`;
-    marks.push({ kind: "pause", step: pause.step, text: `${long} at step ${count(pause.step)}` });
-  }
-  for (const turn of data.turns) marks.push({ kind: "command", step: turn.step, text: turnText(turn) });
-  for (const receipt of settled) {
-    const at = receipt.reply?.data?.["applied_step"];
-    if (receipt.cmd === "validate_now" && receipt.state === "applied" && typeof at === "number") {
-      marks.push({ kind: "command", step: at, text: `validated at step ${count(at)}` });
+const made = new Map<string, { key: string; marks: Mark[] }>();
+
+/** Marks of one run; made anew only when an event or an answer came. */
+function ownMarks(run: Drawn, isFocus: boolean): Mark[] {
+  const settled = isFocus ? store.receiptsOf(run.session.session_id).filter((one) => one.settled_ms !== null) : [];
+  const key = `${run.told.eventsVersion} ${settled.length} ${run.lines.parts}`;
+  const known = made.get(run.key);
+  if (known !== undefined && known.key === key) return known.marks;
+  const { ts, step } = run.lines.columns;
+  const stepAt = (at: number): number | null => {
+    const rows = run.lines.columns.length;
+    if (rows === 0) return null;
+    let row = 0;
+    while (row < rows - 1 && (ts.values[row + 1] as number) <= at) row += 1;
+    return step.values[row] as number;
+  };
+  const marks = marksOf(run.told, settled, stepAt);
+  made.set(run.key, { key, marks });
+  return marks;
+}
+
+function lanesOf(scene: Scene): Lane[] {
+  const runs = inOrder(scene.runs, scene.focus.key, LANES);
+  const lanes = runs.map((run): Lane => {
+    const { start, joins } = joinsOf(store.runOf(run.session), run.told.events, run.lines.firstStep());
+    const end = run.lines.lastStep() ?? run.session.step ?? start ?? 0;
+    return { run, start: start ?? 0, end, joins, marks: ownMarks(run, run === scene.focus) };
+  });
+  for (const lane of lanes) {
+    for (const join of lane.joins) {
+      const parent = lanes.find((one) => one.run.key === keyOf(lane.run.session.project, join.from));
+      if (parent === undefined) continue;
+      const how = lane.joins.length > 1 ? "merged into" : "forked to";
+      const mark: Mark = { kind: "fork", step: join.step, text: `${how} ${lane.run.letter} ${lane.run.name} at step ${count(join.step)}` };
+      parent.marks = [...parent.marks, mark].sort((a, b) => a.step - b.step);
     }
   }
-  return marks.sort((a, b) => a.step - b.step);
-}
-
-function turnText(turn: Turn): string {
-  const from = turn.checkpoint === null ? "" : ` (${turn.checkpoint})`;
-  if (turn.kind === "resume") return `resumed at step ${count(turn.step)} in a new process${from}`;
-  if (turn.from === null || turn.from < turn.step) return `checkpoint of step ${count(turn.step)} loaded${from}`;
-  return `rolled back from step ${count(turn.from)} to ${count(turn.step)}${from}`;
-}
-
-function markOf(event: OtfEvent, removed: Set<unknown>): Mark | null {
-  const step = typeof event["applied_step"] === "number" ? event["applied_step"] : event.step;
-  if (typeof step !== "number") return null;
-  switch (event.type) {
-    case "param_changed":
-      return {
-        kind: "command", step,
-        text: `${paramName(String(event["path"]))} ${setting(event["old"])} → ${setting(event["new"])}, applied at step ${count(step)}`,
-      };
-    case "test_complete":
-    case "auto_test_complete": {
-      const loss = typeof event["avg_loss"] === "number" ? `, loss ${sig(event["avg_loss"])}` : "";
-      return { kind: "command", step, text: `tested at step ${count(step)}${loss}` };
-    }
-    case "checkpoint_saved":
-      return { kind: "checkpoint", step, text: `${String(event["kind"] ?? "checkpoint")} checkpoint at step ${count(step)}` };
-    case "note":
-      return removed.has(event["note_id"]) ? null : { kind: "note", step, text: `note at step ${count(step)}: ${String(event["text"] ?? "")}` };
-    case "stall":
-      return event["over"] === true ? null : { kind: "stall", step, text: `stalled at step ${count(step)}${event["where"] ? `: ${String(event["where"])}` : ""}` };
-    default:
-      return null;
-  }
+  return lanes;
 }
 
 const SHAPES: Record<MarkKind, JSX.Element> = {
   command: <path d="M0-5 5 0 0 5-5 0z" class="m-full" />,
   checkpoint: <rect x="-4" y="-4" width="8" height="8" rx="1" class="m-open" />,
-  note: <path d="M-3.500 6V-5.500H5L2.500-2.500 5 .5h-8.500" class="m-open" />,
+  fork: <circle r="4.500" class="m-fork" />,
+  note: <path d="M-3 6V-6h8L2.500-3 5 0h-8" class="m-open" />,
+  health: <path d="M0-5.500 5.500 4.500h-11z" class="m-health" />,
   stall: <path d="M0-6V6" class="m-stall" />,
-  pause: <path d="M-2-5V5M2-5V5" class="m-bars" />,
+  pause: <path d="M-2.200-5v10M2.200-5v10" class="m-bars" />,
 };
 
-interface Drawn {
-  from: number;
-  to: number;
-  plot: { left: number; width: number } | null;
+const REFUSED = <><path d="M0-5 5 0 0 5-5 0z" class="m-bad" /><path d="M-1.700-1.700l3.400 3.400M1.700-1.700l-3.400 3.400" class="m-bad" /></>;
+
+function short(session: Session): string {
+  if (store.link.state !== "up") return "unknown";
+  return session.connected || session.state !== "running" ? session.state.replace("-", " ") : "lost";
 }
 
-let drawn: Drawn = { from: 0, to: 1, plot: null };
+let laid: { left: number; width: number } | null = null;
 
-export function Timeline({ view }: { view: View }): JSX.Element {
-  const { session, data } = view;
+export function Timeline({ scene }: { scene: Scene | null }): JSX.Element {
   const svg = useRef<SVGSVGElement>(null);
-  if (session === null || data === null) return <div />;
-  const { columns } = data;
-  const total = totalSteps(session, data)?.steps ?? null;
-  const { from, to } = shared.extent(columns, total);
-  const marks = marksOf(session, data);
+  if (scene === null) return <div />;
+  const { from, to, focus } = scene;
+  const lanes = lanesOf(scene);
   const box = svg.current?.getBoundingClientRect();
   const left = box !== undefined && shared.plot !== null ? shared.plot.left - box.left : 0;
   const width = shared.plot?.width ?? Math.max(50, (box?.width ?? 400) - 16);
-  drawn = { from, to, plot: shared.plot };
+  laid = shared.plot;
   const x = (step: number): number => left + ((step - from) / (to - from)) * width;
-  const step = stepOf(session, data) ?? 0;
-  const first = columns.step.values[0];
-  const start = x(Math.max(from, Math.min(step, columns.length > 0 && first !== undefined ? first : 0)));
-  const letter = store.letterOf(session);
-  const groups = gather(marks.filter((mark) => !hidden.has(mark.kind) && mark.step >= from && mark.step <= to), x);
-  const epochs = [...columns.epochStarts].filter(([epoch, at]) => epoch > 0 && at >= from && at <= to);
+  const high = lanes.length * LANE_PX;
+  const all = lanes.flatMap((lane) => lane.marks);
+  const epochs = [...focus.lines.epochs()].filter(([epoch, at]) => epoch > 0 && at >= from && at <= to);
+  const tall = Math.min(lanes.length, LANES) * LANE_PX;
   return (
     <section class="tl" aria-label="Timeline">
       <div class="tl-h">
         <h2>Timeline</h2>
         {CHIPS.map(([kind, label]) => (
           <button
-            type="button" class="fchip" key={kind} aria-pressed={!hidden.has(kind)}
+            type="button" class="fchip" key={kind} aria-pressed={!off.has(kind)} title={label}
             onClick={() => {
-              if (!hidden.delete(kind)) hidden.add(kind);
+              if (!off.delete(kind)) off.add(kind);
               store.changed();
             }}
           >
             <svg viewBox="-7 -7 14 14" aria-hidden="true">{SHAPES[kind]}</svg>
             <span class="l">{label}</span>
-            <span class="c">{count(marks.filter((mark) => mark.kind === kind).length)}</span>
+            <span class="c">{count(all.filter((mark) => mark.kind === kind).length)}</span>
           </button>
         ))}
       </div>
-      <div class="tl-b">
+      <div class="tl-s" style={{ maxHeight: `${tall}px` }}>
         <div class="lanes">
-          <div class="lane">
-            <Tag letter={letter} />
-            <span class="clip">{nameOf(session)}</span>
-            <small>{stateOf(view).replace("-", " ")}</small>
-          </div>
-        </div>
-        <svg class="g" ref={svg} role="group" aria-label="Events by step" onKeyDown={rove}>
-          {epochs.length <= 24 && epochs.map(([epoch, at]) => (
-            <line key={epoch} class="epoch" x1={x(at)} x2={x(at)} y1="2" y2="24" />
-          ))}
-          {columns.reach() > step && <line class="undone" x1={x(Math.max(from, step))} x2={x(Math.min(columns.reach(), to))} y1="12" y2="12" />}
-          {columns.length > 0 && <line class="run" data-colour={colourOf(letter)} x1={start} x2={x(Math.min(step, to))} y1="12" y2="12" />}
-          {groups.map((group, i) => (
-            <g
-              key={`${group.kind} ${group.step} ${i}`} class="mk" tabIndex={i === 0 ? 0 : -1} role="img"
-              aria-label={group.texts.join("; ")} transform={`translate(${group.at.toFixed(1)} 12)`}
-              onFocus={() => shared.setCursor(group.step)} onBlur={() => shared.setCursor(null)}
+          {lanes.map(({ run }) => (
+            <button
+              type="button" class={`lane${run === focus ? " on" : ""}${run.hidden ? " off" : ""}`} key={run.key}
+              aria-pressed={run === focus} onClick={() => store.focus(run.key)}
             >
-              <circle r="9" class="hit" />
-              {SHAPES[group.kind]}
-              {group.texts.length > 1 && <text x="5" y="-4" class="n">{group.texts.length}</text>}
-              <title>{group.texts.join("\n")}</title>
-            </g>
+              <Tag letter={run.letter} />
+              <span class="clip">{run.name}</span>
+              <small>{short(run.session)}</small>
+            </button>
           ))}
-          <line class="axis" x1={left} x2={left + width} y1="27" y2="27" />
-          {ticks(from, to, width).map((at) => (
-            <text key={at} x={x(at)} y="39" text-anchor="middle">{tick(at)}</text>
+        </div>
+        <svg class="g" ref={svg} role="group" aria-label="Events by step" onKeyDown={rove} style={{ height: `${high}px` }}>
+          {epochs.length <= 24 && epochs.map(([epoch, at]) => (
+            <line key={epoch} class="epoch" x1={x(at)} x2={x(at)} y1="2" y2={high} />
           ))}
-          {spaced(epochs, x).map(([epoch, at]) => (
-            <text key={`e${epoch}`} x={x(at)} y="52" text-anchor="middle">epoch {count(epoch)}</text>
-          ))}
+          {lanes.map((lane, i) => <Track key={lane.run.key} lane={lane} i={i} lanes={lanes} x={x} scene={scene} />)}
+          <Marks lanes={lanes} x={x} scene={scene} />
           {shared.cursor !== null && shared.cursor >= from && shared.cursor <= to && (
-            <line class="cursor" x1={x(shared.cursor)} x2={x(shared.cursor)} y1="0" y2="27" />
+            <line class="cursor" x1={x(shared.cursor)} x2={x(shared.cursor)} y1="0" y2={high} />
           )}
         </svg>
       </div>
+      <svg class="g ax" aria-hidden="true">
+        <line class="axis" x1={left} x2={left + width} y1="0.5" y2="0.5" />
+        {ticks(from, to, width).map((at) => (
+          <text key={at} x={x(at)} y="13" text-anchor="middle">{tick(at)}</text>
+        ))}
+        {spaced(epochs, x).map(([epoch, at]) => (
+          <text key={`e${epoch}`} x={x(at)} y="26" text-anchor="middle">epoch {count(epoch)}</text>
+        ))}
+      </svg>
     </section>
   );
 }
 
+/** The run's line, and how it comes from those of its parents. */
+function Track({ lane, i, lanes, x, scene }: {
+  lane: Lane; i: number; lanes: Lane[]; x: (step: number) => number; scene: Scene;
+}): JSX.Element {
+  const { run } = lane;
+  const { from, to } = scene;
+  const y = 11 + i * LANE_PX;
+  const clamp = (step: number): number => x(Math.min(to, Math.max(from, step)));
+  const reach = run.lines.columns.reach();
+  return (
+    <g data-colour={run.colour} data-run={run.key} class={`track${run === scene.focus ? " on" : ""}${run.dashed ? " dash" : ""}${run.hidden ? " off" : ""}`}>
+      {lane.joins.map((join) => {
+        const p = lanes.findIndex((one) => one.run.key === keyOf(run.session.project, join.from));
+        if (p < 0 || join.step < from || join.step > to) return null;
+        return <path key={join.from} class="join" d={curve(x(join.step), 11 + p * LANE_PX, clamp(lane.start), y)} />;
+      })}
+      {reach > lane.end && <line class="undone" x1={clamp(lane.end)} x2={clamp(reach)} y1={y} y2={y} />}
+      {lane.end >= from && lane.start <= to && <line class="run" x1={clamp(lane.start) + (lane.joins.length > 0 && lane.start >= from ? 8 : 0)} x2={clamp(lane.end)} y1={y} y2={y} />}
+      {lane.end >= from && lane.end <= to && <End session={run.session} at={x(lane.end)} y={y} />}
+    </g>
+  );
+}
+
+/** From a parent's lane down (or up) and round into the run's own. */
+function curve(x0: number, y0: number, x1: number, y1: number): string {
+  const round = y1 > y0 ? 9 : -9;
+  if (x1 < x0 - 1) return `M${x0} ${y0}V${y1 - round}Q${x0} ${y1} ${x0 - 9} ${y1}H${x1}`; // a merge goes on from its first parent
+  return `M${x0} ${y0}V${y1 - round}Q${x0} ${y1} ${x0 + 9} ${y1}H${Math.max(x0 + 9, x1)}`;
+}
+
+/** How the run stands, at the end of its line. */
+function End({ session, at, y }: { session: Session; at: number; y: number }): JSX.Element | null {
+  if (session.state === "paused" || session.state === "pausing") return <path class="held" d={`M${at + 9} ${y - 5}v10M${at + 14} ${y - 5}v10`} />;
+  if (session.connected && session.state !== "finished") return <circle class="live" cx={at} cy={y} r="4" />;
+  return <rect class="live" x={at - 3} y={y - 3} width="6" height="6" />;
+}
+
+interface Shown {
+  lane: Lane;
+  y: number;
+  group: Group;
+}
+
+/** Step -> element of the marks, for the keys. */
+let order: Shown[] = [];
+
+function Marks({ lanes, x, scene }: { lanes: Lane[]; x: (step: number) => number; scene: Scene }): JSX.Element {
+  const shown: Shown[] = [];
+  lanes.forEach((lane, i) => {
+    const marks = lane.marks.filter((mark) => !off.has(mark.kind) && mark.step >= scene.from && mark.step <= scene.to);
+    for (const group of gather(marks, x)) shown.push({ lane, y: 11 + i * LANE_PX, group });
+  });
+  order = [...shown].sort((a, b) => a.group.step - b.group.step || a.y - b.y);
+  const stop = order.findIndex((one) => one.lane.run === scene.focus);
+  return (
+    <>
+      {order.map(({ lane, y, group }, i) => {
+        const many = group.texts.length;
+        const said = `${many > 1 ? `${many}: ` : ""}${group.texts.join("; ")}`;
+        return (
+          <g
+            key={`${lane.run.key} ${group.kind} ${group.step}`} class="mk" data-colour={lane.run.colour} data-kind={group.kind} data-step={group.step}
+            tabIndex={i === Math.max(0, stop) ? 0 : -1} role="button" aria-haspopup="true"
+            aria-label={lanes.length > 1 ? `${lane.run.letter} ${lane.run.name}: ${said}` : said}
+            transform={`translate(${group.at.toFixed(1)} ${y})`}
+            onFocus={() => shared.setCursor(group.step)} onBlur={() => shared.setCursor(null)}
+            onMouseEnter={() => shared.setCursor(group.step)} onMouseLeave={() => shared.setCursor(null)}
+            onClick={(event) => open(event.currentTarget, lane.run, group)}
+          >
+            <circle r="9" class="hit" />
+            {group.bad ? REFUSED : SHAPES[group.kind]}
+            {many > 1 && <text x="5" y="-4" class="n">{`${many} `}</text>}
+            <title>{group.texts.join("\n")}</title>
+          </g>
+        );
+      })}
+    </>
+  );
+}
+
+function open(mark: Element, run: Drawn, group: Group): void {
+  const box = mark.getBoundingClientRect();
+  shared.openSpot({ run: run.key, step: group.step, x: box.left + box.width / 2, y: box.top, told: group.texts, opener: mark });
+}
+
 /** The large chart has moved since the timeline was drawn: draw it again in the next frame. */
-export function moveTimeline(): void {
-  const [now, then] = [shared.plot, drawn.plot];
-  if (now === null || (then !== null && Math.abs(now.left - then.left) < 0.5 && Math.abs(now.width - then.width) < 0.5)) return;
+export function moveTimeline(scene: Scene | null): void {
+  const now = shared.plot;
+  if (scene === null || now === null) return;
+  if (laid !== null && Math.abs(now.left - laid.left) < 0.5 && Math.abs(now.width - laid.width) < 0.5) return;
   store.changed();
 }
 
-interface Group {
-  kind: MarkKind;
-  step: number;
-  at: number;
-  texts: string[];
-}
-
-/** Marks nearer than 9 px on the lane become one with a count. */
-function gather(marks: Mark[], x: (step: number) => number): Group[] {
-  const groups: Group[] = [];
-  for (const mark of marks) {
-    const at = x(mark.step);
-    const last = groups.at(-1);
-    if (last !== undefined && at - last.at < NEAR_PX) last.texts.push(mark.text);
-    else groups.push({ kind: mark.kind, step: mark.step, at, texts: [mark.text] });
-  }
-  return groups;
+function marksIn(): SVGGElement[] {
+  return [...document.querySelectorAll<SVGGElement>(".tl .mk")];
 }
 
 /** Arrow keys go along the marks; the group is one tab stop. */
 function rove(event: KeyboardEvent): void {
   const stride = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
-  const box = event.currentTarget as SVGSVGElement;
-  if (stride === 0) return;
-  const marks = [...box.querySelectorAll<SVGGElement>(".mk")];
+  const marks = marksIn();
   const at = marks.findIndex((mark) => mark === document.activeElement);
-  marks[Math.min(marks.length - 1, Math.max(0, at + stride))]?.focus();
+  if (event.key === "Enter" || event.key === " ") {
+    const one = order[at];
+    const mark = marks[at];
+    if (one !== undefined && mark !== undefined) open(mark, one.lane.run, one.group);
+  } else if (stride === 0) {
+    return;
+  } else {
+    marks[Math.min(marks.length - 1, Math.max(0, at + stride))]?.focus();
+  }
   event.preventDefault();
 }
 
-/** Round steps for the axis. */
-function ticks(from: number, to: number, width: number): number[] {
-  const most = Math.max(2, Math.floor(width / 60));
-  const rough = (to - from) / most;
-  const power = 10 ** Math.floor(Math.log10(Math.max(1, rough)));
-  const stride = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough) ?? power * 10;
-  const out: number[] = [];
-  for (let at = Math.ceil(from / stride) * stride; at <= to; at += stride) out.push(at);
-  return out;
-}
-
-/** Epoch labels that do not touch each other. */
-function spaced(epochs: [number, number][], x: (step: number) => number): [number, number][] {
-  const out: [number, number][] = [];
-  let free = -Infinity;
-  for (const [epoch, at] of epochs.sort((a, b) => a[1] - b[1])) {
-    if (x(at) < free) continue;
-    out.push([epoch, at]);
-    free = x(at) + 64;
-  }
-  return out;
+/** The mark before or behind the one that has the focus, else the cursor, else the end. */
+export function toEvent(stride: 1 | -1): void {
+  const marks = marksIn();
+  const own = marks.findIndex((mark) => mark === document.activeElement);
+  const at = shared.cursor ?? Infinity;
+  const next = own >= 0 ? own + stride
+    : stride > 0 ? order.findIndex((one) => one.group.step > at) : order.findLastIndex((one) => one.group.step < at);
+  marks[Math.min(marks.length - 1, Math.max(0, next))]?.focus();
 }

@@ -3,7 +3,7 @@
 import { Columns } from "./columns";
 import type { OtfEvent } from "./types";
 
-const EVENTS_KEPT = 20_000;
+const EVENTS_KEPT = 50_000;
 
 export interface Stall {
   step: number | null;

@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
+import { Bell } from "./bell";
 import { plural, sig } from "./format";
 import { Icon, Tag } from "./icons";
 import { connect } from "./live";
@@ -40,6 +41,7 @@ export function TopBar({ view }: { view: View }): JSX.Element {
         <span class="grow clip">Commands, runs, steps…</span>
         <kbd aria-hidden="true">Ctrl K</kbd>
       </button>
+      <Bell />
       <button type="button" class="icb" aria-label={page.theme === "dark" ? "Light theme" : "Dark theme"} onClick={toggleTheme}>
         <Icon name="theme" />
       </button>
@@ -110,10 +112,10 @@ function Switcher({ current, sessions }: { current: Session; sessions: Session[]
             const best = store.runOf(session)?.summary?.best_val_loss ?? null;
             return (
               <button
-                type="button" class="item run" key={session.session_id}
+                type="button" class="item run" key={runKey(session)}
                 aria-current={runKey(session) === runKey(current) ? "true" : undefined}
                 onClick={() => {
-                  store.choose(session.session_id);
+                  store.focus(runKey(session));
                   page.showMenu(null);
                 }}
               >

@@ -73,6 +73,8 @@ export interface Run {
   run_name: string | null;
   session_ids: string[];
   parents: string[];
+  /** Of a fork or a merge: from what it was made, as `newRun` has it. */
+  made?: { kind?: string; from?: string; at_step?: number; init_from?: string; sources?: string[]; [more: string]: Json | undefined } | null;
   created_ts: number | null;
   summary: {
     step?: number | null;
@@ -134,12 +136,14 @@ export type FromServer =
       /** The link only watches: every command would be refused. */
       read_only?: boolean;
       client?: string;
+      /** Whether this dashboard writes the database of its folder, reads another's, or has only its memory. */
+      store?: { mode: string; text?: string | null } | null;
       sessions: Session[];
       runs: Run[];
     }
   | { kind: "session"; session: Session }
   | { kind: "run"; run: Run }
-  | { kind: "events"; session_id: string; events: OtfEvent[] }
+  | { kind: "events"; session_id: string; events: OtfEvent[]; history?: boolean; left_out?: number }
   | { kind: "receipt"; session_id: string; receipt: Receipt }
   | { kind: "error"; code: string; detail: string }
   | { kind: "pong"; t: number };

@@ -6,7 +6,7 @@ import type { Held } from "./store";
 import type { OtfEvent, Param } from "./types";
 import { paramName, what } from "./words";
 
-const UNDOABLE = new Set(["set_param", "extend", "note", "rollback", "load_ckpt", "fork", "switch_run"]);
+const UNDOABLE = new Set(["set_param", "extend", "note", "rollback", "load_ckpt", "fork", "merge", "switch_run"]);
 
 export interface Undoable {
   request_id: string;

@@ -1,9 +1,22 @@
 /** What the charts and the timeline share: range, cursor, scale, smoothing, chosen charts. */
 
-import type { Columns } from "./columns";
+import type { Lines } from "./lines";
 import { kept, store } from "./store";
 
-export type RangeName = "all" | "5k" | "1k";
+export type RangeName = "all" | "5k" | "1k" | "plan";
+export type Layout = "grid" | "stack";
+
+/** A menu at one step of one run: what can be done there. */
+export interface Spot {
+  run: string;
+  step: number;
+  /** In px of the window. */
+  x: number;
+  y: number;
+  /** What a mark of the timeline says, line by line. */
+  told: string[];
+  opener: Element | null;
+}
 
 function oneOf<T extends string>(value: string | null, allowed: readonly T[], otherwise: T): T {
   return allowed.find((one) => one === value) ?? otherwise;
@@ -15,9 +28,16 @@ function number(value: string | null, otherwise: number): number {
 }
 
 class Shared {
-  range: RangeName = oneOf(kept.get("range"), ["all", "5k", "1k"], "all");
+  range: RangeName = oneOf(kept.get("range"), ["all", "5k", "1k", "plan"], "all");
   zoom: { from: number; to: number } | null = null;
   log = kept.get("scale") !== "linear";
+  layout: Layout = oneOf(kept.get("layout"), ["grid", "stack"], "grid");
+  /** The metric of the large chart. */
+  large = kept.get("large") ?? "loss";
+  /** Runs that are not drawn though they are kin, and those that are though they are not. */
+  readonly hidden = new Set<string>();
+  readonly added = new Set<string>();
+  spot: Spot | null = null;
   smoothing = number(kept.get("smoothing"), 0.9);
   /** The step that is pointed at, in all charts and the timeline. */
   cursor: number | null = null;
@@ -39,6 +59,32 @@ class Shared {
     store.changed();
   }
 
+  setLayout(layout: Layout): void {
+    this.layout = layout;
+    this.version += 1;
+    kept.set("layout", layout);
+    store.changed();
+  }
+
+  setLarge(key: string): void {
+    this.large = key;
+    kept.set("large", key);
+    store.changed();
+  }
+
+  /** Draw a run or leave it out. */
+  setDrawn(run: string, kin: boolean, on: boolean): void {
+    if (kin) on ? this.hidden.delete(run) : this.hidden.add(run);
+    else on ? this.added.add(run) : this.added.delete(run);
+    store.changed();
+  }
+
+  openSpot(spot: Spot | null): void {
+    this.spot = spot;
+    if (spot !== null) this.cursor = spot.step;
+    store.changed();
+  }
+
   setLog(log: boolean): void {
     this.log = log;
     this.version += 1;
@@ -54,7 +100,7 @@ class Shared {
   }
 
   setCursor(step: number | null): void {
-    if (step === this.cursor) return;
+    if (step === this.cursor || this.spot !== null) return; // the menu keeps its step
     this.cursor = step;
     store.changed();
   }
@@ -70,12 +116,13 @@ class Shared {
     store.changed();
   }
 
-  /** The steps on the x axis. The right edge moves in blocks, so curves do not crawl. */
-  extent(columns: Columns, total: number | null): { from: number; to: number } {
+  /** The steps on the x axis, of the run in focus and those that are drawn with it. The right edge moves in blocks, so curves do not crawl. */
+  extent(lines: Lines, others: readonly Lines[], total: number | null): { from: number; to: number } {
     if (this.zoom !== null) return this.zoom;
-    const last = columns.reach();
-    const first = Math.min(columns.step.values[0] ?? 0, last);
+    const last = Math.max(lines.reach(), ...others.map((one) => one.reach()));
+    const first = Math.min(lines.firstStep() ?? 0, ...others.map((one) => one.firstStep() ?? Infinity), last);
     const width = this.range === "5k" ? 5_000 : this.range === "1k" ? 1_000 : Infinity;
+    if (this.range === "plan" && total !== null && total >= last) return { from: 0, to: Math.max(1, total) };
     const block = blockOf(Math.min(last, width));
     let to = Math.max(block, Math.ceil((last + 1e-9) / block) * block);
     if (total !== null && total >= last && total < to && total > 0) to = total;

@@ -3,6 +3,7 @@
 import { isDict } from "./columns";
 import { count, setting, brief, plural, sig, span } from "./format";
 import type { Json, Param } from "./types";
+import { runsCli, runsOutcome, runsWhat } from "./runwords";
 import type { Held } from "./store";
 
 const VERBS: Record<string, string> = {
@@ -22,6 +23,12 @@ const VERBS: Record<string, string> = {
   merge: "Merge",
   undo: "Undo",
   extend: "Extend",
+  cancel: "Cancel",
+  dist_health: "Check ranks",
+  throughput_health: "Check throughput",
+  activations_health: "Check activations",
+  numerics_health: "Check numerics",
+  determinism_health: "Check determinism",
 };
 
 export function verb(cmd: string): string {
@@ -73,10 +80,6 @@ export function what(receipt: Held, params: Param[]): string {
       : `${name} ${brief(now)} → ${brief(payload["value"])}`;
   }
   if (receipt.cmd === "switch_run" && typeof payload["run_id"] === "string") return `Switch to ${payload["run_id"]}`;
-  if (receipt.cmd === "fork") {
-    const data = receipt.reply?.data;
-    return isDict(data) ? `Fork ${String(data["new_run"])}` : "Fork";
-  }
   if (receipt.cmd === "rollback" || receipt.cmd === "load_ckpt") return `Roll back to ${target(payload)}`;
   if (receipt.cmd === "extend") return `Extend to ${totals(payload) ?? "more"}`;
   if (receipt.cmd === "undo") {
@@ -84,7 +87,7 @@ export function what(receipt: Held, params: Param[]): string {
     return isDict(data) ? `Undo ${verb(String(data["cmd"])).toLowerCase()}` : "Undo";
   }
   if (receipt.cmd === "stop") return payload["save"] === false ? "Stop without saving" : "Stop and save";
-  return verb(receipt.cmd);
+  return runsWhat(receipt) ?? verb(receipt.cmd);
 }
 
 /** "step 400", "400-ring", "best.ckpt". */
@@ -109,7 +112,7 @@ export function waits(waits_for: string | null): string {
 
 /** What came of a command, for its receipt. `connected`: the page has a connection now. */
 export function outcome(receipt: Held, connected: boolean, now_ms: number): string {
-  if (receipt.state === "refused") return "refused: see why";
+  if (receipt.state === "refused") return / was cancelled/.test(receipt.reply?.detail ?? "") ? "cancelled, the run is as it was" : "refused: see why";
   if (receipt.state === "unknown") return "no answer, and the dashboard has no record of it";
   if (receipt.state !== "applied") {
     if (!connected) return "sent, no answer — unknown until reconnected";
@@ -145,10 +148,18 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
     }
     case "set_param":
       return `applied${at}, read back ${setting(data["new"])}`;
+    case "dist_health":
+    case "throughput_health":
+    case "activations_health":
+    case "numerics_health":
+    case "determinism_health":
+      return `${data["ok"] === true ? "nothing found" : "something found, see Health"}${at}`;
+    case "switch_run":
+      return `${String(data["run_id"])} stands${at}`;
     case "pause":
       return `applied${at}${data["ckpt"] ? ", checkpoint saved" : ""}`;
     default:
-      return `applied${at}`;
+      return runsOutcome(receipt.cmd, data, at) ?? `applied${at}`;
   }
 }
 
@@ -211,7 +222,9 @@ export function nearestCheckpoints(receipt: Held): Nearest[] {
 
 const CLI: Record<string, string> = {
   pause: "pause", resume: "resume", save_ckpt: "save", validate_now: "validate", test_now: "test",
-  stop: "stop", note: "note", reset_session: "reset",
+  stop: "stop", note: "note", reset_session: "reset", cancel: "cancel",
+  dist_health: "health dist", throughput_health: "health throughput", activations_health: "health activations",
+  numerics_health: "health numerics", determinism_health: "health determinism",
 };
 
 /** The same command on the command line. */
@@ -221,7 +234,8 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
     const path = shell(String(payload["path"]));
     if (payload["release"] === true) return `otf resume ${path} ${which}`;
     const [value, mul] = "mul" in payload ? [payload["mul"], "--mul "] : [payload["value"], ""];
-    return `otf set ${path} ${shell(setting(value))} ${mul}${which}`;
+    const at = typeof payload["at_step"] === "number" ? `--at-step ${payload["at_step"]} ` : "";
+    return `otf set ${path} ${shell(setting(value))} ${mul}${at}${which}`;
   }
   if (cmd === "rollback" || cmd === "load_ckpt") {
     return `otf rollback ${shell(String(payload["step"] ?? payload["checkpoint"] ?? payload["path"]))} ${which}`;
@@ -235,11 +249,13 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
     return `otf undo ${typeof id === "string" ? `${shell(id)} ` : ""}${payload["restore"] === true ? "--restore " : ""}${which}`;
   }
   if (cmd === "stop") return `otf stop ${payload["save"] === false ? "--no-save " : ""}${which}`;
+  const told = runsCli(cmd, payload, which, shell);
+  if (told !== null) return told;
   const known = CLI[cmd];
   return known === undefined ? "" : `otf ${known} ${which}`;
 }
 
-function shell(text: string): string {
+export function shell(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 

@@ -3,68 +3,72 @@
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { Chart } from "./charts";
-import type { Columns } from "./columns";
-import { clock, count, sig } from "./format";
+import "./charts.css";
+import { count, plural, sig } from "./format";
 import { Icon, Tag } from "./icons";
+import { inOrder } from "./lanes";
+import type { Lines } from "./lines";
 import { KNOWN, metricOf, shownAtFirst, type Metric } from "./metrics";
 import { page } from "./page";
-import { nameOf, stateOf, totalSteps, type View } from "./state";
+import { nothingYet, type Drawn, type Scene } from "./scene";
+import { SpotMenu } from "./spot";
+import { nameOf, stateOf, type View } from "./state";
 import { runKey, store } from "./store";
+import type { Told } from "./told";
 import type { Session } from "./types";
 import { Menu } from "./top";
 import { shared, type RangeName } from "./view";
 
-const RANGES: readonly [RangeName, string][] = [["all", "All"], ["5k", "Last 5k"], ["1k", "Last 1k"]];
+const RANGES: readonly [RangeName, string][] = [["all", "All"], ["5k", "Last 5k"], ["1k", "Last 1k"], ["plan", "Plan"]];
 
-export function Work({ view }: { view: View }): JSX.Element {
+export function Work({ view, scene }: { view: View; scene: Scene | null }): JSX.Element {
   const { session, data } = view;
-  if (session === null || data === null) return <div />;
-  const { columns } = data;
-  const stale = view.link.state !== "up" || !session.connected;
-  const { shown, more } = chosen(columns);
+  if (session === null || data === null || scene === null) return <div />;
+  const stale = view.link.state !== "up" || !(session.connected || session.state === "left");
+  const { shown, more } = chosen(scene);
+  const large = [...shown, ...more].some((one) => one.key === shared.large) ? shared.large : "loss";
   return (
     <>
-      <Bar />
-      <div class="charts" id="charts" tabIndex={-1} role="group" aria-label="Charts">
-        <LargeChart key={runKey(session)} view={view} session={session} columns={columns} stale={stale} />
-        {shown.map((metric) => (
-          <SmallChart
-            key={`${runKey(session)} ${metric.key}`} metric={metric} columns={columns} stale={stale}
-            session={session} total={totalSteps(session, data)?.steps ?? null}
-          />
+      <Bar planned={scene.total !== null} />
+      <div class={`charts${shared.layout === "stack" ? " stack" : ""}`} id="charts" tabIndex={-1} role="group" aria-label="Charts">
+        <LargeChart key={`${scene.focus.key} ${large}`} view={view} scene={scene} metric={metricOf(large)} stale={stale} />
+        {shown.filter((metric) => metric.key !== large).map((metric) => (
+          <SmallChart key={`${scene.focus.key} ${metric.key}`} metric={metric} scene={scene} stale={stale} />
         ))}
-        <AddChart columns={columns} more={more} />
+        <AddChart scene={scene} more={more} />
       </div>
+      <SpotMenu view={view} scene={scene} />
     </>
   );
 }
 
 /** Charts in their order: the known ones, then what the module logs besides. */
-function chosen(columns: Columns): { shown: Metric[]; more: Metric[] } {
-  const named = KNOWN.filter((metric) => metric.key !== "loss");
+function chosen(scene: Scene): { shown: Metric[]; more: Metric[] } {
+  const drawn = [scene.focus, ...scene.others];
   const known = new Set(KNOWN.map((metric) => metric.key));
-  const extra = columns.names().filter((key) => !known.has(key)).sort().map(metricOf);
+  const names = new Set(drawn.flatMap((one) => one.lines.names()));
+  const extra = [...names].filter((key) => !known.has(key)).sort().map(metricOf);
   const shown: Metric[] = [];
   const more: Metric[] = [];
-  for (const metric of [...named, ...extra]) {
-    const on = columns.has(metric.key) && (shared.shown.get(metric.key) ?? shownAtFirst(metric.key));
+  for (const metric of [...KNOWN, ...extra]) {
+    const on = drawn.some((one) => one.lines.has(metric.key)) && (metric.key === "loss" || (shared.shown.get(metric.key) ?? shownAtFirst(metric.key)));
     (on ? shown : more).push(metric);
   }
   return { shown, more };
 }
 
-function Bar(): JSX.Element {
+function Bar({ planned }: { planned: boolean }): JSX.Element {
   return (
     <div class="cbar">
       <div class="seg" role="group" aria-label="Steps shown">
-        {RANGES.map(([range, label]) => (
+        {RANGES.filter(([range]) => range !== "plan" || planned).map(([range, label]) => (
           <button type="button" key={range} aria-pressed={shared.zoom === null && shared.range === range} onClick={() => shared.setRange(range)}>
             {label}
           </button>
         ))}
       </div>
       {shared.zoom === null ? (
-        <span class="hint grow clip wide">Drag on a chart to zoom</span>
+        <span class="hint grow clip wide">Drag on a chart to zoom, click a curve to act on that step</span>
       ) : (
         <button type="button" class="btn sm" onClick={() => shared.setZoom(null)}>
           Steps {count(shared.zoom.from)} – {count(shared.zoom.to)} <Icon name="close" /><span class="sr">, reset zoom</span>
@@ -83,23 +87,36 @@ function Bar(): JSX.Element {
         <button type="button" aria-pressed={!shared.log} onClick={() => shared.setLog(false)}>Linear</button>
         <button type="button" aria-pressed={shared.log} onClick={() => shared.setLog(true)}>Log</button>
       </div>
+      <div class="seg lay" role="group" aria-label="Layout of charts">
+        <button type="button" aria-pressed={shared.layout === "grid"} onClick={() => shared.setLayout("grid")}>Grid</button>
+        <button type="button" aria-pressed={shared.layout === "stack"} onClick={() => shared.setLayout("stack")}>Stack</button>
+      </div>
     </div>
   );
 }
 
 /** The number of a chart: at the cursor, else the latest; with the event it came in. */
-function Value({ metric, columns, stale }: { metric: Metric; columns: Columns; stale: boolean }): JSX.Element {
-  const row = columns.rowOf(metric.key, shared.cursor);
-  const value = row < 0 ? NaN : columns.at(metric.key, row);
-  if (Number.isNaN(value)) return <span class="ch-v" data-metric={metric.key}>–</span>;
+function Value({ metric, lines, stale }: { metric: Metric; lines: Lines; stale: boolean }): JSX.Element {
+  const found = lines.at(metric.key, shared.cursor);
+  if (found === null) return <span class="ch-v" data-metric={metric.key}>–</span>;
   const { unit } = metric;
   return (
     <span
       class={`ch-v${stale && shared.cursor === null ? " stale" : ""}`} data-metric={metric.key}
-      data-seq={columns.seq.values[row]} data-step={columns.step.values[row]} data-value={String(value)}
+      data-seq={found.seq} data-step={found.step} data-value={String(found.value)}
     >
-      {metric.show(value)}
+      {metric.show(found.value)}
       {unit !== "" && <small>{unit}</small>}
+    </span>
+  );
+}
+
+/** The same of a run beside it: nothing where it does not reach. */
+function ValueOf({ metric, run }: { metric: Metric; run: Drawn }): JSX.Element {
+  const found = run.lines.within(metric.key, shared.cursor);
+  return found === null ? <span class="ch-v">—</span> : (
+    <span class="ch-v" data-run={run.key} data-run-metric={metric.key} data-run-seq={found.seq} data-run-value={String(found.value)}>
+      {metric.show(found.value)}
     </span>
   );
 }
@@ -111,30 +128,37 @@ function cadence(session: Session, key: string): string | null {
   return found.every > 1 ? `every ${count(found.every)} steps` : null;
 }
 
-function Plot({ metric, large, columns, total }: {
-  metric: Metric; large: boolean; columns: Columns; total: number | null;
-}): JSX.Element {
+function Plot({ metric, large, scene }: { metric: Metric; large: boolean; scene: Scene }): JSX.Element {
   const box = useRef<HTMLDivElement>(null);
+  const made = useRef<Chart | null>(null);
   useEffect(() => {
     if (box.current === null) return undefined;
-    const chart = new Chart(box.current, metric, large);
+    const opener = box.current;
+    const chart = new Chart(opener, metric, large, (run, step, at) => {
+      shared.openSpot({ run, step, ...at, told: [], opener });
+    });
+    made.current = chart;
     store.changed();
     return () => chart.destroy();
   }, [metric.key, large]);
-  const { from, to } = shared.extent(columns, total);
-  const last = columns.lastStep() ?? from;
-  const step = shared.cursor ?? last;
-  const row = columns.rowOf(metric.key, step);
-  const said = row < 0
-    ? "no value"
-    : `${metric.title.toLowerCase()} ${metric.show(columns.at(metric.key, row))} ${metric.unit}`.trimEnd();
+  const { from, to } = scene;
+  const { lines } = scene.focus;
+  const newest = lines.lastStep() ?? from;
+  const step = shared.cursor ?? newest;
+  const found = lines.at(metric.key, step);
+  const said = found === null ? "no value" : `${metric.title.toLowerCase()} ${metric.show(found.value)} ${metric.unit}`.trimEnd();
   const onKey = (event: KeyboardEvent): void => {
     const stride = event.shiftKey ? 10 : 1;
-    const newest = columns.lastStep() ?? from;
     // Not the drawn step: a held key repeats faster than the page draws.
     const at = shared.cursor ?? newest;
+    if (event.key === "Enter") {
+      event.preventDefault();
+      const spot = made.current?.spot(at) ?? { x: 0, y: 0 };
+      shared.openSpot({ run: scene.focus.key, step: at, ...spot, told: [], opener: box.current });
+      return;
+    }
     const targets: Record<string, number> = {
-      ArrowLeft: at - stride, ArrowRight: at + stride, Home: columns.step.values[0] ?? from, End: newest,
+      ArrowLeft: at - stride, ArrowRight: at + stride, Home: lines.firstStep() ?? from, End: newest,
     };
     const next = targets[event.key];
     if (next === undefined) return;
@@ -143,65 +167,107 @@ function Plot({ metric, large, columns, total }: {
   };
   return (
     <div
-      class="plot" ref={box} tabIndex={0} role="slider" aria-label={`Cursor on ${metric.title}`}
+      class="plot" ref={box} tabIndex={0} role="slider" aria-label={`Cursor on ${metric.title}`} aria-haspopup="menu"
       aria-valuemin={from} aria-valuemax={to} aria-valuenow={step}
       aria-valuetext={`step ${count(step)}, ${said}`} onKeyDown={onKey} onBlur={() => shared.setCursor(null)}
     />
   );
 }
 
-function LargeChart({ view, session, columns, stale }: {
-  view: View; session: Session; columns: Columns; stale: boolean;
-}): JSX.Element {
-  const metric = metricOf("loss");
-  const rate = cadence(session, "loss");
-  const none = !columns.has("loss");
+/** Where the legend has more runs than this, the one in focus comes first. */
+const LEGEND = 6;
+
+function LargeChart({ view, scene, metric, stale }: { view: View; scene: Scene; metric: Metric; stale: boolean }): JSX.Element {
+  const rate = cadence(scene.focus.session, metric.key);
+  const none = ![scene.focus, ...scene.others].some((one) => one.lines.has(metric.key));
   return (
-    <figure class="ch hero" aria-label="Train loss">
+    <figure class="ch hero" aria-label={metric.title}>
       <figcaption class="leg">
         <div class="top1">
-          <h2 class="ch-t">Train loss</h2>
+          <h2 class="ch-t">{metric.title}</h2>
           {rate !== null && <span class="hint">{rate}</span>}
-          {columns.has("val_loss") && <span class="sub"><i class="ringkey" aria-hidden="true" /> validation</span>}
+          {metric.key === "loss" && scene.focus.lines.has("val_loss") && <span class="sub"><i class="ringkey" aria-hidden="true" /> validation</span>}
         </div>
-        <div class="lr">
-          <Tag letter={store.letterOf(session)} />
-          <span class="clip">{nameOf(session)}</span>
-          <Value metric={metric} columns={columns} stale={stale} />
+        <div class="lrs" role="group" aria-label="Runs: press to focus, with Alt to hide">
+          {inOrder(scene.runs, scene.focus.key, LEGEND).map((run) => <Legend key={run.key} run={run} scene={scene} metric={metric} stale={stale} />)}
         </div>
+        <MoreRuns scene={scene} />
         <p class="at" aria-hidden="true">
           {shared.cursor === null ? "" : `at step ${count(shared.cursor)}`}
         </p>
       </figcaption>
       {none ? (
-        <p class="none">{stateOf(view) === "starting" ? "The first step has not begun." : "No step with a loss yet."}</p>
+        <p class="none">{nothingYet(metric.key, view.data as Told, stateOf(view))}</p>
       ) : (
-        <Plot metric={metric} large columns={columns} total={totalSteps(session, view.data)?.steps ?? null} />
+        <Plot metric={metric} large scene={scene} />
       )}
     </figure>
   );
 }
 
-function SmallChart({ metric, columns, stale, session, total }: {
-  metric: Metric; columns: Columns; stale: boolean; session: Session; total: number | null;
-}): JSX.Element {
-  const rate = cadence(session, metric.key);
+function Legend({ run, scene, metric, stale }: { run: Drawn; scene: Scene; metric: Metric; stale: boolean }): JSX.Element {
+  const own = run === scene.focus;
+  return (
+    <button
+      type="button" class={`lr${own ? " on" : ""}${run.hidden ? " off" : ""}`} aria-pressed={own}
+      title={own ? run.name : `${run.name}: press to focus, with Alt to ${run.hidden ? "show" : "hide"}`}
+      onClick={(event) => {
+        if (!event.altKey) store.focus(run.key);
+        else if (!own) shared.setDrawn(run.key, run.kin, run.kin && run.hidden);
+      }}
+    >
+      <Tag letter={run.letter} />
+      <span class="clip">{run.name}</span>
+      {own ? <Value metric={metric} lines={run.lines} stale={stale} /> : run.hidden ? <span class="hint">hidden</span> : <ValueOf metric={metric} run={run} />}
+    </button>
+  );
+}
+
+/** The other runs, to be drawn beside the one in focus. */
+function MoreRuns({ scene }: { scene: Scene }): JSX.Element | null {
+  const listed = new Set(scene.runs.map((one) => one.key));
+  const others = store.sorted().filter((one) => one.project === scene.focus.session.project && (!listed.has(runKey(one)) || shared.added.has(runKey(one))));
+  if (others.length === 0) return null;
+  const open = page.menu === "more-runs";
+  return (
+    <div class="menu-at more-runs">
+      <button type="button" class="link" data-menu="more-runs" aria-haspopup="true" aria-expanded={open} onClick={() => page.showMenu("more-runs")}>
+        {plural(others.length, "other run")}…
+      </button>
+      {open && (
+        <Menu label="Other runs of the project">
+          {others.map((one) => (
+            <label class="item" key={runKey(one)}>
+              <input type="checkbox" checked={listed.has(runKey(one))} onChange={(event) => shared.setDrawn(runKey(one), false, event.currentTarget.checked)} />
+              <Tag letter={store.letterOf(one)} />
+              <span class="clip">{nameOf(one)}</span>
+            </label>
+          ))}
+        </Menu>
+      )}
+    </div>
+  );
+}
+
+function SmallChart({ metric, scene, stale }: { metric: Metric; scene: Scene; stale: boolean }): JSX.Element {
+  const rate = cadence(scene.focus.session, metric.key);
   return (
     <figure class="ch" aria-label={metric.title}>
       <figcaption class="ch-h">
-        <h3 class="ch-t">{metric.title}</h3>
+        <h3><button type="button" class="ch-t" title="Show large" onClick={() => shared.setLarge(metric.key)}>{metric.title}</button></h3>
         {rate !== null && <span class="hint rate">{rate}</span>}
-        <Value metric={metric} columns={columns} stale={stale} />
+        <Value metric={metric} lines={scene.focus.lines} stale={stale} />
       </figcaption>
-      <Plot metric={metric} large={false} columns={columns} total={total} />
+      <Plot metric={metric} large={false} scene={scene} />
     </figure>
   );
 }
 
-function AddChart({ columns, more }: { columns: Columns; more: Metric[] }): JSX.Element {
+function AddChart({ scene, more }: { scene: Scene; more: Metric[] }): JSX.Element {
+  const { lines } = scene.focus;
   const open = page.menu === "charts";
-  const logged = columns.names().filter((key) => key !== "loss" && columns.has(key)).map(metricOf);
-  const without = more.filter((metric) => !columns.has(metric.key));
+  const logged = lines.names().filter((key) => key !== "loss" && lines.has(key)).map(metricOf);
+  const without = more.filter((metric) => !lines.has(metric.key));
   const addable = more.length - without.length;
   return (
     <div class="ch add menu-at">
@@ -222,7 +288,7 @@ function AddChart({ columns, more }: { columns: Columns; more: Metric[] }): JSX.
                 onChange={(event) => shared.show(metric.key, event.currentTarget.checked)}
               />
               <span class="clip">{metric.title}</span>
-              <span class="hint num">{metric.show(columns.at(metric.key, columns.rowOf(metric.key)))}</span>
+              <span class="hint num">{metric.show(lines.at(metric.key)?.value ?? NaN)}</span>
             </label>
           ))}
           {without.map((metric) => (
@@ -233,26 +299,6 @@ function AddChart({ columns, more }: { columns: Columns; more: Metric[] }): JSX.
           ))}
         </Menu>
       )}
-    </div>
-  );
-}
-
-const SNIPPET = `from otf_lightning import OnTheFlyCallback
-
-trainer = Trainer(callbacks=[OnTheFlyCallback()])
-trainer.fit(model, data)`;
-
-export function Empty({ state, since_s }: { state: string; since_s: number }): JSX.Element {
-  if (state !== "empty") return <div class="empty" />;
-  return (
-    <div class="empty" id="charts" tabIndex={-1}>
-      <h2>Add one line and start training</h2>
-      <p>The callback finds this dashboard by itself. Nothing in the training changes until you ask for it.</p>
-      <div class="code">
-        <pre>{SNIPPET}</pre>
-        <button type="button" class="btn sm" onClick={() => void navigator.clipboard?.writeText(SNIPPET)}>Copy</button>
-      </div>
-      <p class="listen"><span class="spin" aria-hidden="true" /> Listening since {clock(since_s)}</p>
     </div>
   );
 }

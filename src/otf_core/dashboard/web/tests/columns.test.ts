@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { buckets, Columns, lowerBound, thin, upperBound } from "../src/columns";
+import { Columns, lowerBound, upperBound } from "../src/columns";
 import { step } from "./facts";
 
 function columns(...events: Parameters<Columns["add"]>[0][]): Columns {
@@ -51,15 +51,14 @@ test("more rows than there was room for keep their values", () => {
   expect(made.at("loss", 2999)).toBeCloseTo(1 / 3000);
 });
 
-test("thinned, each pixel keeps its peak", () => {
-  const made = columns(...Array.from({ length: 1000 }, (_, i) => step(i + 1, i + 1, { loss: i === 500 ? 99 : 1 })));
-  const raw = made.values("loss") as Float64Array;
-  const grid = buckets(made, 0, 1000, 50);
-  const [x, high, low] = thin(made, raw, raw, grid, false);
-  expect(x.length).toBeLessThanOrEqual(53);
-  expect(Math.max(...high)).toBe(99);
-  expect(Math.min(...low)).toBe(1);
-  expect(buckets(made, 0, 1000, 50)).toBe(grid); // shared by all charts
+test("what is let go of is gone, and the rest is as it was", () => {
+  const made = columns(...Array.from({ length: 10 }, (_, i) => step(i + 1, i + 1, { val_loss: i === 3 ? 0.5 : null })));
+  made.forget(6);
+  expect([...made.step.values.subarray(0, made.length)]).toEqual([6, 7, 8, 9, 10]);
+  expect(made.at("loss", made.rowOf("loss", 7))).toBeCloseTo(1 / 7);
+  expect(made.rowOf("val_loss")).toBe(-1);
+  made.add(step(11, 11));
+  expect(made.lastStep()).toBe(11);
 });
 
 test("bounds", () => {

@@ -37,6 +37,7 @@ export function told(...events: OtfEvent[]): SessionData {
 export function view(changes: Partial<View> = {}): View {
   return {
     session: session(), data: new SessionData(), link: { state: "up", delay_ms: null, rate_hz: 5 }, now_s: NOW,
-    opened_s: NOW - 60, bestVal: null, bestStep: null, checkpointStep: null, checkpoints: [], undo: null, ...changes,
+    opened_s: NOW - 60, bestVal: null, bestStep: null, checkpointStep: null, checkpoints: [], partners: 0,
+    undo: null, watching: false, ...changes,
   };
 }
