@@ -23,10 +23,13 @@ DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
 
 # With several ranks a hold or a change on one of them would leave the others waiting in a
-# collective; strategies that carry control over all ranks come in a later version.
+# collective: what all ranks do together is ``TOGETHER``, the rest is refused.
+TOGETHER: Final = (
+    "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "rollback",
+    "undo", "extend", "load_ckpt", "reset_session",
+)  # fmt: skip
 CHANGES: Final = (
-    "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "attach_context",
-    "rollback", "undo", "extend", "load_ckpt", "reset_session", "fork", "switch_run",
+    *TOGETHER, "attach_context", "fork", "switch_run",
     "merge", "merge_preview", "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",
     "export_subset", "prepare_export", "spill_all",
@@ -128,7 +131,12 @@ class RunOptions:
         )
 
     def session_options(
-        self, model: str, origin: Origin | None, *, world_size: int = 1
+        self,
+        model: str,
+        origin: Origin | None,
+        *,
+        world_size: int = 1,
+        together: bool = False,
     ) -> SessionOptions:
         """What the session is given; starts a dashboard where one is to be spawned.
 
@@ -146,7 +154,7 @@ class RunOptions:
             dashboard=dashboard,
             keep_checkpoints=self.keep_checkpoints,
             max_pause_s=self.max_pause,
-            pause_at_start=self.pause_at_start and world_size == 1,
+            pause_at_start=self.pause_at_start and (world_size == 1 or together),
             telemetry=self.telemetry,
             origin=origin,
             every=self.every,
@@ -155,10 +163,17 @@ class RunOptions:
         )
 
 
-def only_watched(world_size: int) -> dict[str, str]:
-    """The commands that a run of so many ranks cannot carry out, each with its reason."""
+def only_watched(world_size: int, *, together: bool = False) -> dict[str, str]:
+    """The commands that a run of so many ranks cannot carry out, each with its reason.
+
+    Args:
+        together: its ranks do together what is in ``TOGETHER``.
+    """
     if world_size == 1:
         return {}
+    if together:
+        reason = f"This run has {world_size} ranks, and this version (0.2.0) does that on one only."
+        return {name: reason for name in CHANGES if name not in TOGETHER}
     reason = (
         f"This run has {world_size} ranks; holding or changing one of them alone would leave the "
         "others waiting. This version (0.2.0) only watches such a run."

@@ -23,6 +23,7 @@ import msgspec
 from otf_core import __version__, protocol, rendezvous
 from otf_core.channel import SocketChannel, to_stderr
 from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, refuse_past
+from otf_core.control.agreement import StepAgreement
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Position
 from otf_core.control.interrupt import Interrupt
@@ -111,6 +112,7 @@ class Session:
         samples: a set of the run by its name, where it can be looked at.
         health: the run as a check of its health sees it, with its losses so far.
         modules: those that are trained, where other weights may be tried in them.
+        agreement: of a run of several ranks that can be controlled; closed with the session.
     """
 
     def __init__(
@@ -132,10 +134,11 @@ class Session:
         samples: Callable[[str], SampleSubject] | None = None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None = None,
         modules: Callable[[], Modules] | None = None,
+        agreement: StepAgreement | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
-        self._alone, self._guest = world_size == 1, guest
+        self._alone, self._guest, self._agreement = world_size == 1, guest, agreement
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self._lock: run_folder.RunLock | None = None
@@ -205,6 +208,7 @@ class Session:
             stop_may_fail=guest or stop_may_fail,
             keep=self.results.keep,
             names=lambda: {"run_id": self.run_id, "session_id": self.session_id},
+            agreement=agreement,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -371,20 +375,26 @@ class Session:
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.recorder.flush()
         self.keeper.end()
-        if not self._alone:
-            return  # a test on one rank would leave the others waiting
+        if self._agreement is not None:
+            self._agreement.meet_here(lambda: self._hold_the_end(logged))
+        elif self._alone:  # a test on one rank would leave the others waiting
+            self._hold_the_end(logged)
+
+    def _hold_the_end(self, logged: Callable[[], Mapping[str, Any]]) -> bool:
+        """Test and hold it where that is asked; whether the run is to stop."""
         asked, connected = self._after_fit, self.channel.mode
         # The end of a fork is where somebody decides what becomes of it.
         waited_for = connected == "legacy" or bool(self.forks.budget)
         held = asked == "hold" or (asked == "auto" and waited_for)
         if asked == "return" or (asked == "auto" and not held) or connected == "none":
-            return
+            return False
         self.actions.auto_test()
         if held:
             self._deserted_at_s = None
             self.actions.hold(None, cause="after_fit", hold_s=self.options.max_hold_s)
-            self.actions.safe_point.tick()
+            self.actions.safe_point.attend()
         self._after_safe_point(logged)
+        return self.actions.stopping
 
     def leave(self, why: str) -> None:
         """The process is about to end: keep the run as it is between two batches."""
@@ -450,6 +460,8 @@ class Session:
         self._closed = True
         if not self.state.ended:
             self.finish("interrupted")
+        if self._agreement is not None:
+            self._agreement.close()
         self.steering.close()
         self.forks.off()
         if self.monitor is not None:

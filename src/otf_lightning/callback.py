@@ -10,18 +10,23 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
+from otf_core.channel import to_stderr
+from otf_core.control.agreement import StepAgreement
+from otf_core.control.delegate import ControlDelegate
 from otf_core.opening import RunOptions, only_watched, tell_epoch
+from otf_core.ranks.mail import StoreMail
+from otf_core.ranks.other import OtherRank
+from otf_core.ranks.together import AllRanks, Others, SharedSteering
 from otf_core.runs.data import TrainingData
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
-from otf_core.state.other_rank import OtherRank
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
-from otf_lightning.other_rank import agree_on_origin, cannot_save
+from otf_lightning.other_rank import agree_on_origin, cannot_save, mail_of
 from otf_lightning.samples import subject_of
 from otf_lightning.training_data import FitData
 
@@ -93,6 +98,7 @@ class OnTheFlyCallback(L.Callback):
         )
         self._test_dataloaders = test_dataloaders
         self._session: Session | None = None
+        self._other: OtherRank | None = None
         self._run_dir: Path | None = None
         self._opened = False
         self._recorder: StepRecorder | None = None  # None also where no step is told
@@ -132,19 +138,29 @@ class OnTheFlyCallback(L.Callback):
         _refuse_for_ranks(trainer, self._options.every, asked)
         model = type(pl_module).__name__
         origin = agree_on_origin(trainer, lambda: self._options.origin(model, asked))
+        mail = mail_of(trainer)
         if trainer.is_global_zero:
-            self._open_session(trainer, pl_module, origin)
+            self._open_session(trainer, pl_module, origin, mail)
         if trainer.world_size > 1:
             saves = self._session is not None and self._session.saves
             saves = trainer.strategy.broadcast(saves, src=0)
             if not trainer.is_global_zero:
-                self._open_other_rank(trainer, origin, saves=saves)
+                self._open_other_rank(trainer, origin, mail, saves=saves)
         return ours
 
-    def _open_other_rank(self, trainer: L.Trainer, origin: Origin | None, *, saves: bool) -> None:
+    def _open_other_rank(
+        self, trainer: L.Trainer, origin: Origin | None, mail: StoreMail | None, *, saves: bool
+    ) -> None:
         assert self._delegate is not None
-        schedule = Schedule(self._options.every)
-        other = OtherRank(self._delegate, schedule, origin, saves=saves, env=os.environ)
+        self._other = other = OtherRank(
+            self._delegate, Schedule(self._options.every), origin,
+            steering=Steering(self._delegate), saves=saves, env=os.environ,
+        )  # fmt: skip
+        if mail is not None:
+            other.agreement = StepAgreement(
+                mail, trainer.global_rank, trainer.world_size,
+                do=other.do, leave=lambda: trainer.received_sigterm,
+            )  # fmt: skip
 
         # As on rank 0: a learning-rate finder runs the same loop for itself.
         def tick() -> bool:
@@ -157,20 +173,34 @@ class OnTheFlyCallback(L.Callback):
         self._delegate.install_batch_boundary_hook(tick, at_end)
 
     def _open_session(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, origin: Origin | None
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        origin: Origin | None,
+        mail: StoreMail | None = None,
     ) -> None:
         assert self._delegate is not None
         if origin is not None and (found := exact_state_in(origin.path)) is not None:
             loggers.go_on(trainer, found.get("loggers", []), found["step"])
         device, model = trainer.strategy.root_device, type(pl_module).__name__
+        delegate: ControlDelegate = self._delegate
+        steering, agreement = Steering(self._delegate), None
+        if mail is not None:
+            agreement = StepAgreement(mail, 0, trainer.world_size, say=to_stderr)
+            others = Others(agreement)
+            delegate, steering = AllRanks(delegate, others), SharedSteering(self._delegate, others)
+        together = agreement is not None
         self._session = Session(
-            self._delegate,
-            self._options.session_options(model, origin, world_size=trainer.world_size),
-            steering=Steering(self._delegate),
+            delegate,
+            self._options.session_options(
+                model, origin, world_size=trainer.world_size, together=together
+            ),
+            steering=steering,
+            agreement=agreement,
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=trainer.world_size,
-            unsupported=only_watched(trainer.world_size),
+            unsupported=only_watched(trainer.world_size, together=together),
             cannot_save=cannot_save(trainer),
             data=TrainingData(FitData(trainer)),
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
@@ -250,6 +280,9 @@ class OnTheFlyCallback(L.Callback):
             self._run_dir = self._session.run_dir
             self._session.close()
             self._session = self._recorder = None
+        if self._other is not None:
+            self._other.close()
+            self._other = None
 
     # Steps.
 

@@ -8,6 +8,7 @@ parts, and collectives in a user's own save hooks, meet on all ranks. Nothing is
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
 from otf_core.errors import OtfError
+from otf_core.ranks.mail import NoStoreError, StoreMail
 from otf_core.state.keeper import Origin, ResumeError
 
 
@@ -26,6 +28,17 @@ def cannot_save(trainer: L.Trainer) -> str | None:
         f"This version (0.2.0) keeps checkpoints of one process and of DDP; this run has "
         f"{trainer.world_size} ranks under {type(trainer.strategy).__name__}."
     )
+
+
+def mail_of(trainer: L.Trainer) -> StoreMail | None:
+    """How the ranks of a fit reach each other; called on all at once. None: they cannot, or one."""
+    if trainer.world_size == 1:
+        return None
+    name = trainer.strategy.broadcast(secrets.token_hex(6), src=0)
+    try:
+        return StoreMail(name, trainer.global_rank)
+    except NoStoreError:
+        return None  # of all ranks alike: the run is only watched
 
 
 def agree_on_origin(trainer: L.Trainer, find: Callable[[], Origin | None]) -> Origin | None:

@@ -217,7 +217,7 @@ trainer.fit(Net(), _train(), _val())
 
 
 @pytest.mark.timeout(150)
-def test_with_two_ranks_rank_0_reports_and_nothing_holds(tmp_path: Path) -> None:
+def test_with_two_ranks_rank_0_reports_and_what_one_alone_does_is_refused(tmp_path: Path) -> None:
     from otf_core.testing import FakeDashboard, LoopbackListener
 
     with LoopbackListener(legacy_allowed=False) as listener:
@@ -234,10 +234,9 @@ def test_with_two_ranks_rank_0_reports_and_nothing_holds(tmp_path: Path) -> None
             with FakeDashboard(listener.accept(90.0), patience_s=60.0) as dashboard:
                 dashboard.hello(session_id=dashboard.expect("hello")["session_id"], last_seq=0)
                 for cmd, payload in (
-                    ("pause", {}),
-                    ("set_param", {"path": "lr", "value": 0.1}),
-                    ("save_ckpt", {}),
-                    ("validate_now", {}),
+                    ("fork", {"selection": {"kind": "all"}}),
+                    ("scan", {}),
+                    ("dist_health", {}),
                 ):
                     reply = dashboard.request(cmd, payload)
                     assert reply["code"] == "unsupported"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
+from otf_core.control.agreement import StepAgreement
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Evaluation, OnBatch, Position
 from otf_core.control.gate import PauseGate, State
@@ -115,6 +116,7 @@ class ConsoleAction:
             been left (``left``), or refused when it has not (``not_left``).
         keep: told what each test and validation has found.
         names: run and session, as a test answers them.
+        agreement: of several ranks.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class ConsoleAction:
         stop_may_fail: bool = False,
         keep: Keep = lambda *_: None,
         names: Callable[[], Mapping[str, str]] = dict,
+        agreement: StepAgreement | None = None,
     ) -> None:
         self._keep, self._names = keep, names
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
@@ -139,7 +142,7 @@ class ConsoleAction:
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
         self._test_label = test_label
         self._longest_s: dict[str, float] = {}  # cause -> how long it may hold
-        self.safe_point = SafePoint(self._attend)
+        self.safe_point = SafePoint(self._attend, agreement)
         self._leaving, self._deserted = leaving or delegate.leaving, deserted
         self.gate = PauseGate(self._announce, leave=self._lets_go)
         self.bus: ControlBus

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from otf_core.control.agreement import StepAgreement
+
 
 class SafePoint:
     """What the loop calls between two batches.
@@ -15,20 +17,27 @@ class SafePoint:
 
     Args:
         attend: what is done when somebody does; returns True when the run is to stop.
+        agreement: of several ranks, all of which stand while something is done; this is rank 0.
     """
 
-    def __init__(self, attend: Callable[[], bool]) -> None:
-        self._attend = attend
+    def __init__(self, attend: Callable[[], bool], agreement: StepAgreement | None = None) -> None:
+        self._attend, self._agreement = attend, agreement
         self.attention = False
 
     def wake(self) -> None:
         """The next safe point is to look; any thread."""
         self.attention = True
+        if self._agreement is not None:
+            self._agreement.ask()
 
     def tick(self) -> bool:
         """Between two batches; training thread. True when the run is to stop here."""
-        if self.attention:
-            # Lowered first: what is asked while attending raises it again.
-            self.attention = False
-            return self._attend()
-        return False
+        if self._agreement is not None:
+            return self._agreement.boundary(self.attend)
+        return self.attend() if self.attention else False
+
+    def attend(self) -> bool:
+        """Do what is due, where the run stands; True when it is to stop."""
+        # Lowered first: what is asked while attending raises it again.
+        self.attention = False
+        return self._attend()

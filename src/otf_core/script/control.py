@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from otf_core.errors import CommandError, OtfError
 from otf_core.opening import RunOptions, only_watched, script_name
+from otf_core.ranks.other import OtherRank
 from otf_core.script import graphs, marks
 from otf_core.script.border import Border
 from otf_core.script.delegate import UNSUPPORTED, ScriptDelegate
@@ -34,7 +35,6 @@ from otf_core.script.ranks import Ranks, expected, joining, refused, together
 from otf_core.script.stop import Stop, StopScript
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, Schedule
-from otf_core.state.other_rank import OtherRank
 from otf_core.state.parts import params_of
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering

@@ -1,0 +1,386 @@
+"""All ranks of a run stand between the same two batches, with no collective per step.
+
+A *boundary* is one passage of the safe point; every rank passes 0, 1, 2, … A *meeting* is a
+boundary at which all ranks stand: rank 0 does what was asked of the run and tells the others what
+to do with it, until it lets them go. Three messages bring it about:
+
+    propose  rank 0 asks; each rank's watch thread closes its gate, looks where its training thread
+             is, and promises the earliest boundary at which that can still stop
+    commit   the meeting is at the latest of the promises
+    go       rank 0 lets the others go
+
+Rule 1: promises are made by watch threads, so a rank that hangs in a collective answers as well:
+training waits for a commit, a commit for watch threads, and those for nothing but messages.
+Rule 2: at a meeting all have the same collectives behind them, so collectives are allowed there.
+Nobody may wait for a person inside one.
+Rule 3: a passage that nobody asks for costs one write and one comparison. Training writes where it
+is and then reads the limit; the watch thread writes the limit and then reads where training is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, Protocol
+
+from otf_core.errors import OtfError
+
+PROMISE_S: Final = 10.0  # so long rank 0 waits for promises, then it lets all go and says so
+LOOK_S: Final = 0.5  # a signal's handler wakes nobody
+
+Message = list[Any]
+
+
+class PeerLostError(OtfError):
+    """Other ranks can no longer be heard; what they were asked for will not happen."""
+
+
+class Mail(Protocol):
+    """How ranks reach each other; every method may be called from several threads."""
+
+    def push(self, rank: int, letter: bytes) -> None:
+        """Put a letter behind those that the rank has; does not wait for it to be read."""
+
+    def pop(self) -> bytes:
+        """The next letter to this rank, as soon as there is one; the watch thread only.
+
+        Raises:
+            ConnectionError: there will be no more.
+        """
+
+    def close(self) -> None:
+        """No letters any more; ends ``pop``."""
+
+
+class Place:
+    """Where one rank stands and may pass; see the table in the tests.
+
+    The training thread passes and enters, the watch thread promises and commits.
+    """
+
+    def __init__(self, wakeup: threading.Condition) -> None:
+        self.wakeup = wakeup
+        self.reached = -1  # the last boundary that training came to
+        self.limit: float = math.inf  # a boundary from which on training has to look
+        self._promised: float = math.inf
+        self._meetings: deque[int] = deque()  # rank 0 may be one ahead
+        self._inside: int | None = None
+
+    def passes(self, boundary: int) -> bool:
+        """Whether training may go on without looking; the whole cost of a passage."""
+        self.reached = boundary
+        return boundary < self.limit
+
+    def promise(self) -> int:
+        """The earliest boundary at which training can still stop; it will not pass it unseen."""
+        self.limit = -1  # first, then look: whoever comes now finds the gate closed
+        with self.wakeup:
+            inside = self._inside
+            self._promised = self.reached + 1 if inside is None else inside
+            self._set_limit()
+            return int(self._promised)
+
+    def commit(self, boundary: int | None) -> None:
+        """The meeting is there; None: there will be none."""
+        with self.wakeup:
+            self._promised = math.inf
+            if boundary is not None:
+                self._meetings.append(boundary)
+            self._set_limit()
+            self.wakeup.notify_all()
+
+    def look(self, boundary: int) -> Literal["meet", "go", "wait"]:
+        """What training is to do at a boundary from which it has to look; under ``wakeup``."""
+        self._inside = boundary
+        if self._meetings and boundary >= self._meetings[0]:
+            return "meet"
+        if boundary >= self._promised:
+            return "wait"
+        self._inside = None
+        return "go"
+
+    def part(self) -> None:
+        """The meeting is over; training looks again before it goes on."""
+        with self.wakeup:
+            self._meetings.popleft()
+            self._set_limit()
+            self.wakeup.notify_all()  # whoever has asked meanwhile
+
+    def _set_limit(self) -> None:
+        self.limit = min(self._promised, self._meetings[0] if self._meetings else math.inf)
+
+
+class StepAgreement:
+    """One rank's side.
+
+    ``boundary`` is called by the training thread at every passage, on every rank in the same order.
+    On rank 0 ``ask`` has all stand at one, from any thread; ``tell`` has the others do something.
+
+    Args:
+        mail: closed with this.
+        do: carries out what rank 0 tells; training thread of the other ranks. What it returns is
+            what rank 0 is told, a plain value.
+        leave: asked while standing, every ``LOOK_S``; True ends it.
+        say: for rank 0: something that a person should know.
+    """
+
+    def __init__(
+        self,
+        mail: Mail,
+        rank: int,
+        world_size: int,
+        *,
+        do: Callable[[str, list[Any]], Any] = lambda _name, _args: None,
+        leave: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda _: None,
+        promise_s: float = PROMISE_S,
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._mail, self._do, self._leave, self._say = mail, do, leave, say
+        self._promise_s = promise_s
+        self._wakeup = threading.Condition(threading.Lock())
+        self._place = Place(self._wakeup)
+        self._count = -1  # boundaries that training came to
+        self._todo: deque[Message] = deque()  # told, not done yet
+        self._answers: dict[int, dict[int, Any]] = {}  # request -> rank -> answer
+        self._promises: dict[int, int] = {}  # rank -> boundary, of the proposal under way
+        self._round = 0
+        self._told = 0
+        self._asked = self._closing = False
+        self.meeting = False
+        self.lost: str | None = None
+        threads = [threading.Thread(target=self._watch, name="otf-watch", daemon=True)]
+        if rank == 0:
+            call = threading.Thread(target=self._call, name="otf-caller", daemon=True)
+            threads.append(call)
+        self._threads = threads
+        for thread in threads:
+            thread.start()
+
+    # Training thread.
+
+    def boundary(self, attend: Callable[[], bool] = lambda: False) -> bool:
+        """Pass, or stand with all others; True, on every rank, when the run is to stop here.
+
+        Args:
+            attend: what rank 0 does while all stand; True when the run is to stop.
+
+        Raises:
+            PeerLostError: while it had to stand.
+        """
+        self._count = at = self._count + 1
+        if self._place.passes(at):
+            return False
+        while self._stands(at):
+            try:
+                if self._meet(attend):
+                    return True
+            finally:
+                self._place.part()
+        return False
+
+    def meet_here(self, attend: Callable[[], bool] = lambda: False) -> bool:
+        """Stand with all others at a place to which all come unasked, as the end of the run."""
+        self.meeting = True
+        return self._meet(attend)
+
+    def _meet(self, attend: Callable[[], bool]) -> bool:
+        stop = False
+        try:
+            stop = attend() if self.rank == 0 else self._serve()
+        finally:
+            self.meeting = False
+            if self.rank == 0:
+                self._send(["go", stop])
+                with self._wakeup:
+                    self._wakeup.notify_all()
+        return stop
+
+    def _stands(self, at: int) -> bool:
+        """Wait until it is clear whether all meet here."""
+        while True:
+            with self._wakeup:
+                found = self._place.look(at)
+                if found == "go":
+                    return False
+                if found == "meet":
+                    self.meeting = True
+                    self._asked = False  # what was asked so far is seen to here
+                    return True
+                self._check_lost()
+                if self._leave():
+                    return False
+                self._wakeup.wait(LOOK_S)
+
+    def tell(self, name: str, *args: Any) -> int:
+        """Have every other rank do something now; rank 0, at a meeting. For ``answers``."""
+        self._told += 1
+        number = self._told
+        with self._wakeup:
+            self._answers[number] = {}
+        self._send(["do", number, name, list(args)])
+        return number
+
+    def answers(self, number: int) -> Mapping[int, Any]:
+        """What each other rank has answered, once all have; rank 0, at a meeting.
+
+        Raises:
+            PeerLostError: they cannot be heard any more.
+            RankError: one of them failed.
+        """
+        with self._wakeup:
+            while len(self._answers[number]) < self.world_size - 1:
+                self._check_lost()
+                self._wakeup.wait(LOOK_S)
+            found = self._answers.pop(number)
+        for rank, (ok, value) in sorted(found.items()):
+            if not ok:
+                raise RankError(rank, value)
+        return {rank: value for rank, (_, value) in sorted(found.items())}
+
+    def _serve(self) -> bool:
+        """What rank 0 tells, until it lets go; whether the run is to stop."""
+        while True:
+            with self._wakeup:
+                while not self._todo:
+                    self._check_lost()
+                    if self._leave():
+                        return False
+                    self._wakeup.wait(LOOK_S)
+                kind, *rest = self._todo.popleft()
+            if kind == "go":
+                return bool(rest[0])
+            number, name, args = rest
+            try:
+                answer = [True, self._do(name, args)]
+            except Exception as error:  # noqa: BLE001 -- border: rank 0 is told, and decides
+                answer = [False, f"{type(error).__name__}: {error}"[:2000]]
+            self._mail.push(0, _letter(["done", number, self.rank, *answer]))
+
+    def _check_lost(self) -> None:
+        if self.lost is not None:
+            raise PeerLostError(self.lost)
+
+    # Any thread.
+
+    def ask(self) -> None:
+        """Have all ranks stand at the next boundary at which they can; rank 0."""
+        with self._wakeup:
+            self._asked = True
+            self._wakeup.notify_all()
+
+    def fail(self, why: str) -> None:
+        """The others can no longer be heard; whoever stands or waits is told."""
+        with self._wakeup:
+            if not self._closing:
+                self.lost = why
+            self._wakeup.notify_all()
+
+    def close(self) -> None:
+        """End the threads; also when training fails. On every rank, once nothing is awaited."""
+        with self._wakeup:
+            self._closing = True
+            self._wakeup.notify_all()
+        self._mail.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, message: Message) -> None:
+        letter = _letter(message)
+        for rank in range(1, self.world_size):
+            self._mail.push(rank, letter)
+
+    # otf-watch.
+
+    def _watch(self) -> None:
+        with contextlib.suppress(_Ended):
+            while True:
+                self._take(self._next())
+
+    def _next(self) -> Message:
+        try:
+            letter = self._mail.pop()
+        except ConnectionError as error:
+            self.fail(f"the ranks cannot hear each other any more: {error}")
+            raise _Ended from error
+        found: Message = json.loads(letter)
+        return found
+
+    def _take(self, message: Message) -> None:
+        kind, *rest = message
+        if kind == "propose":
+            self._mail.push(0, _letter(["promise", rest[0], self.rank, self._place.promise()]))
+        elif kind == "commit":
+            self._place.commit(rest[0])
+        else:
+            with self._wakeup:
+                if kind == "promise" and rest[0] == self._round:
+                    self._promises[rest[1]] = rest[2]
+                elif kind == "done" and rest[0] in self._answers:
+                    self._answers[rest[0]][rest[1]] = rest[2:]
+                elif kind in ("do", "go"):
+                    self._todo.append(message)
+                self._wakeup.notify_all()
+
+    # otf-caller, on rank 0.
+
+    def _call(self) -> None:
+        while self._wait_for_call():
+            missing = self._propose()
+            if missing:
+                self._say(
+                    f"rank {', '.join(map(str, missing))} gave no answer in {self._promise_s:g} s; "
+                    "what was asked waits for it"
+                )
+
+    def _wait_for_call(self) -> bool:
+        """Until somebody asks and no meeting is under way; False: it is over."""
+        with self._wakeup:
+            while not self._closing:
+                if self._asked and not self.meeting and self._place.limit == math.inf:
+                    self._asked = False
+                    return True
+                self._wakeup.wait()
+            return False
+
+    def _propose(self) -> list[int]:
+        """Bring a meeting about; the ranks that did not promise, and then there is none."""
+        with self._wakeup:
+            self._round += 1
+            self._promises = {}
+        self._send(["propose", self._round])
+        own = self._place.promise()
+        end_s = time.monotonic() + self._promise_s
+        with self._wakeup:
+            while len(self._promises) < self.world_size - 1 and not self._closing:
+                left_s = end_s - time.monotonic()
+                if left_s <= 0 or self.lost is not None:
+                    break
+                self._wakeup.wait(left_s)
+            missing = [rank for rank in range(1, self.world_size) if rank not in self._promises]
+            at = None if missing else max(own, *self._promises.values())
+            self._asked = self._asked or bool(missing)
+        self._send(["commit", at])
+        self._place.commit(at)
+        return [] if self._closing else missing
+
+
+class RankError(OtfError):
+    """Another rank could not do what rank 0 told it."""
+
+    def __init__(self, rank: int, said: str) -> None:
+        super().__init__(f"rank {rank}: {said}")
+        self.rank, self.said = rank, said
+
+
+class _Ended(Exception):  # noqa: N818 -- no error
+    """The watch thread is through."""
+
+
+def _letter(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()

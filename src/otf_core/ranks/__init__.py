@@ -1,0 +1,1 @@
+"""Control of a run of several ranks."""

@@ -1,0 +1,191 @@
+"""What rank 0 does to a run of several ranks, done by all of them.
+
+Rule 1: at a meeting rank 0 tells the others and then does the same itself, so that collectives
+within meet. Between meetings ranks do what they find by counting, and nobody is told.
+Rule 2: what a rank could not do is said with its number; nobody is left waiting.
+Rule 3: a name told is a row of ``OtherRank.do``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch.distributed as dist
+
+from otf_core.control.agreement import RankError, StepAgreement
+from otf_core.control.delegate import Applied, ControlDelegate, Evaluation, OnBatch, Position
+from otf_core.errors import CommandError, ErrorCode
+from otf_core.protocol import SetParam
+from otf_core.steering.params import AppliedParam, Steering, Tunable
+
+
+class Others:
+    """The other ranks, as rank 0 tells them; training thread."""
+
+    def __init__(self, agreement: StepAgreement) -> None:
+        self._agreement = agreement
+
+    @property
+    def stand(self) -> bool:
+        """Whether all ranks stand at one boundary."""
+        return self._agreement.meeting
+
+    @contextlib.contextmanager
+    def do(self, name: str, *args: Any) -> Iterator[dict[int, Any]]:
+        """What stands inside is done by the others as well; then the dict has their answers.
+
+        Raises:
+            CommandError: ``internal``; one of them could not.
+        """
+        heard: dict[int, Any] = {}
+        if not self.stand:
+            yield heard
+            return
+        number = self._agreement.tell(name, *args)
+        try:
+            yield heard
+        except BaseException:
+            with contextlib.suppress(RankError):  # its own failure is the one that is told
+                self._agreement.answers(number)
+            raise
+        try:
+            heard.update(self._agreement.answers(number))
+        except RankError as error:
+            detail = f"Rank {error.rank} could not follow in {name}: {error.said}."
+            raise CommandError(ErrorCode.INTERNAL, detail) from error
+
+
+class AllRanks:
+    """A ControlDelegate for rank 0: the run of all ranks."""
+
+    def __init__(self, delegate: ControlDelegate, others: Others) -> None:
+        self._delegate, self._others = delegate, others
+
+    def position(self) -> Position:
+        """The same on all ranks."""
+        return self._delegate.position()
+
+    def capture(self, pool: Any = None, *, in_batch: bool = False) -> dict[str, Any]:
+        """With the parts of all."""
+        with self._others.do("capture"):
+            return self._delegate.capture(pool, in_batch=in_batch)
+
+    def sizes(self) -> Sequence[tuple[int, bool]]:
+        """Of rank 0, whose memory it is copied to."""
+        return self._delegate.sizes()
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """The model is the same on all ranks."""
+        self._delegate.check(state)
+
+    def apply(self, state: dict[str, Any]) -> Applied:
+        """Each rank takes its part; the others are sent the state by the process group."""
+        with self._others.do("apply") as heard:
+            if self._others.stand:
+                send(state)
+            own = self._delegate.apply(state)
+        lost, left_out, saved = (list(each) for each in own)
+        for rank, (more_lost, more_left_out, more_saved) in heard.items():
+            lost += [f"rank {rank}: {text}" for text in more_lost]
+            left_out += [text for text in more_left_out if text not in left_out]
+            saved += [text for text in more_saved if text not in saved]
+        return Applied(lost, left_out, saved)
+
+    def environment(self) -> dict[str, Any]:
+        """The same on all ranks."""
+        return self._delegate.environment()
+
+    def exactness(self) -> tuple[Sequence[str], Sequence[str]]:
+        """What the last capture has brought from the others is in it."""
+        return self._delegate.exactness()
+
+    def extend(self, asked: Mapping[str, int]) -> None:
+        """On all ranks."""
+        with self._others.do("extend", dict(asked)):
+            self._delegate.extend(asked)
+
+    def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
+        """Each rank its share; numbers are the mean over the ranks."""
+        with self._others.do("validate", limit_batches) as heard:
+            own = self._delegate.run_validation(limit_batches, on_batch)
+        return mean(own, heard)
+
+    def run_test(self, on_batch: OnBatch) -> Evaluation:
+        """As ``run_validation``."""
+        with self._others.do("test") as heard:
+            own = self._delegate.run_test(on_batch)
+        return mean(own, heard)
+
+    def leaving(self) -> bool:
+        """Of this process."""
+        return self._delegate.leaving()
+
+    def request_stop(self) -> None:
+        """All end here."""
+        with self._others.do("request_stop"):
+            self._delegate.request_stop()
+
+
+class SharedSteering(Steering):
+    """The values of all ranks, as rank 0 sets them.
+
+    What was set is known by the others under the number of its ``set``.
+    """
+
+    def __init__(self, tunable: Tunable, others: Others) -> None:
+        super().__init__(tunable)
+        self._others = others
+        self._numbers: dict[int, int] = {}  # id of what was applied -> number
+        self._kept: list[AppliedParam] = []  # so that no id is given twice
+
+    def apply(self, request: SetParam, step: int) -> AppliedParam:
+        """On all ranks; a value of this process alone, as ``after_fit``, here."""
+        if request.path in self._added:
+            return super().apply(request, step)
+        self.check(request, step)  # what is refused here is told to nobody
+        with self._others.do("set", msgspec.to_builtins(request), step):
+            return self._number(super().apply(request, step))
+
+    def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
+        """On all ranks."""
+        number = self._numbers.get(id(applied))
+        if number is None:
+            return super().undo(applied, step)
+        with self._others.do("unset", number, step):
+            return self._number(super().undo(applied, step))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """On all ranks."""
+        with self._others.do("load", dict(state)):
+            super().load(state)
+
+    def _number(self, applied: AppliedParam) -> AppliedParam:
+        self._numbers[id(applied)] = len(self._kept)
+        self._kept.append(applied)
+        return applied
+
+
+def mean(own: Evaluation, heard: Mapping[int, Any]) -> Evaluation:
+    """Over all ranks, each of which had an equal share; of numbers that all ranks found."""
+    found = [(dict(own.metrics), own.avg_loss), *((m, loss) for m, loss in heard.values())]
+    metrics = dict(own.metrics)
+    for name in metrics:
+        values = [each.get(name) for each, _ in found]
+        if all(isinstance(value, int | float) for value in values):
+            metrics[name] = math.fsum(map(float, values)) / len(values)
+    losses = [loss for _, loss in found]
+    known = [loss for loss in losses if loss is not None]
+    avg = math.fsum(known) / len(known) if len(known) == len(losses) else own.avg_loss
+    return Evaluation(metrics, avg, own.seconds)
+
+
+def send(state: dict[str, Any] | None) -> dict[str, Any]:
+    """Rank 0's to all; collective."""
+    box: list[Any] = [state]
+    dist.broadcast_object_list(box, src=0)
+    found: dict[str, Any] = box[0]
+    return found

@@ -1,0 +1,68 @@
+"""A DDP run of two ranks that a dashboard holds: ``python -m tests.plugin.ranks_live FOLDER PORT``.
+
+Port 0: without us, and the script itself sets what the dashboard sets in the other. Writes
+``FOLDER/<bare or live>.<rank>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from otf_lightning import OnTheFlyCallback
+from tests.no_harm import digest
+from tests.no_harm.configs import Counting, Net, _train, _trainer, _val
+
+STEPS = 40
+SET_AT = 12
+DECAY = 0.25
+
+
+class OfRank(L.Callback):
+    """Another stream of random numbers on each rank, and another pace."""
+
+    def __init__(self) -> None:
+        self.sum = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        torch.manual_seed(100 + trainer.global_rank)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        threading.Event().wait(0.01 * (1 + trainer.global_rank))
+        self.sum += float(torch.rand(())) * (1 + trainer.global_rank)
+
+
+class SetsItself(L.Callback):
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == SET_AT:
+            for group in trainer.optimizers[0].param_groups:
+                group["weight_decay"] = DECAY
+
+
+def main(folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    L.seed_everything(7, verbose=False)
+    callbacks: list[L.Callback] = [OfRank(), Counting()]
+    if port:
+        ours = OnTheFlyCallback(
+            "p", "r", save_dir=folder / "runs", dashboard=f"127.0.0.1:{port}",
+            pause_at_start=True, after_fit="return",
+        )  # fmt: skip
+        callbacks.append(ours)
+    else:
+        callbacks.append(SetsItself())
+    trainer = _trainer(callbacks, strategy="ddp", devices=2, max_epochs=-1, max_steps=STEPS)
+    trainer.fit(Net(), _train(), _val())
+    found = {**digest.of(trainer), "sum": callbacks[0].sum.hex()}  # type: ignore[attr-defined]
+    name = "live" if port else "bare"
+    (folder / f"{name}.{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,125 @@
+"""A run of two ranks is held, changed, saved, put back and let go as one; and ends as if the script
+had done the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otf_core.testing import FakeDashboard, LoopbackListener
+from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
+
+PATIENCE_S = 60.0
+RANKS = (0, 1)
+
+
+@contextmanager
+def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.plugin.ranks_live", str(folder), str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def outcome(process: subprocess.Popen[str]) -> str:
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    return err
+
+
+def result(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.{rank}.json").read_text())
+    return found
+
+
+def trained(weights: dict[str, Any]) -> dict[str, Any]:
+    """Without the statistics of BatchNorm, which each rank has of its own batches."""
+    return {name: value for name, value in weights.items() if "running" not in name}
+
+
+@contextmanager
+def attached(folder: Path) -> Iterator[tuple[subprocess.Popen[str], FakeDashboard]]:
+    """The run, held before its first batch, and the dashboard that holds it."""
+    with (
+        LoopbackListener(legacy_allowed=False) as listener,
+        started(folder, listener.port) as process,
+        FakeDashboard(listener.accept(PATIENCE_S), patience_s=PATIENCE_S) as dashboard,
+    ):
+        ours = dashboard.expect("hello")["session_id"]
+        dashboard.hello(session_id=ours, last_seq=0)
+        dashboard.expect("paused", step=0)
+        yield process, dashboard
+
+
+def done(dashboard: FakeDashboard, cmd: str, **payload: Any) -> dict[str, Any]:
+    reply = dashboard.request(cmd, payload)
+    assert reply["ok"], reply
+    data: dict[str, Any] = reply["data"]
+    return data
+
+
+@pytest.mark.timeout(180)
+def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Path) -> None:
+    with attached(tmp_path) as (process, dashboard):
+        change = {"path": "weight_decay", "value": DECAY, "at_step": SET_AT}
+        asked = dashboard.send("set_param", change)
+        done(dashboard, "resume")
+        applied = dashboard.reply_to(asked)["data"]
+        assert (applied["applied_step"], applied["new"]) == (SET_AT, DECAY)
+        held = done(dashboard, "pause")
+        assert SET_AT <= held["step"] < STEPS
+        saved = done(dashboard, "save_ckpt")
+        assert saved["step"] == held["step"]
+        found = done(dashboard, "validate_now")
+        assert 0 < found["metrics"]["val_loss"] < 10
+        done(dashboard, "set_param", path="weight_decay", value=0.5)
+        done(dashboard, "set_param", path="lr", value=0.01)
+        back = done(dashboard, "rollback", checkpoint=saved["id"])
+        assert back["step"] == held["step"]
+        done(dashboard, "set_param", path="lr", value=0.02)
+        assert done(dashboard, "undo")["undone"]["cmd"] == "set_param"
+        done(dashboard, "resume")
+        again = done(dashboard, "pause")
+        assert again["step"] >= held["step"]
+        done(dashboard, "resume")
+        ended = dashboard.expect("trainingFinished")
+        assert (ended["status"], ended["step"]) == ("completed", STEPS)
+        outcome(process)
+    with started(tmp_path, 0) as process:
+        outcome(process)
+    for rank in RANKS:
+        bare, live = (result(tmp_path, name, rank) for name in ("bare", "live"))
+        assert live.pop("logged")[-3:] == bare.pop("logged")[-3:]
+        assert live == bare
+
+
+@pytest.mark.timeout(120)
+def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
+    with attached(tmp_path) as (process, dashboard):
+        refused = dashboard.request("fork", {"selection": {"kind": "all"}})
+        assert (refused["ok"], refused["code"]) == (False, "unsupported")
+        assert "2 ranks" in refused["detail"]
+        done(dashboard, "resume")
+        stopped = done(dashboard, "stop")
+        outcome(process)
+    ends = [result(tmp_path, "live", rank)["steps"] for rank in RANKS]
+    assert [steps for steps, _ in ends] == [stopped["step"]] * 2
+    weights = [trained(result(tmp_path, "live", rank)["weights"]) for rank in RANKS]
+    assert weights[0] == weights[1]
