@@ -81,6 +81,18 @@ class Block:
 
 def joined(blocks: Sequence[Block], names: Iterable[str]) -> Block:
     """One block of several, in order of event_seq; every name has a column."""
+    whole = end_to_end(blocks, names)
+    if _follow(blocks):
+        return dataclasses.replace(whole, rises=True)
+    order = sorted(range(len(whole)), key=whole.seq.__getitem__)
+    seq, step = _picked(whole.seq, order), _picked(whole.step, order)
+    ts, gen = _picked(whole.ts, order), _picked(whole.gen, order)
+    values = {name: _picked(column, order) for name, column in whole.values.items()}
+    return Block(seq, step, ts, gen, values, rises=True)
+
+
+def end_to_end(blocks: Sequence[Block], names: Iterable[str]) -> Block:
+    """One block of several, as they come; every name has a column."""
     seq = _end_to_end("q", [block.seq for block in blocks])
     step = _end_to_end("q", [block.step for block in blocks])
     ts = _end_to_end("d", [block.ts for block in blocks])
@@ -89,11 +101,7 @@ def joined(blocks: Sequence[Block], names: Iterable[str]) -> Block:
     for name in names:
         parts = [b.values.get(name) or array("d", [NAN]) * len(b) for b in blocks]
         values[name] = _end_to_end("d", parts)
-    if not _follow(blocks):
-        order = sorted(range(len(seq)), key=seq.__getitem__)
-        seq, step, ts, gen = (_picked(column, order) for column in (seq, step, ts, gen))
-        values = {name: _picked(column, order) for name, column in values.items()}
-    return Block(seq, step, ts, gen, values, rises=True)
+    return Block(seq, step, ts, gen, values)
 
 
 def _follow(blocks: Sequence[Block]) -> bool:
