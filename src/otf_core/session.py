@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import secrets
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ from otf_core.steering.params import Knob, Steering
 from otf_core.telemetry.emitter import Emitter
 from otf_core.telemetry.journal import Journal
 from otf_core.telemetry.recorder import Level, StepRecorder
+from otf_core.telemetry.stalls import StallWatch
 from otf_core.telemetry.system import DeviceStatsMonitor
 from otf_core.transport import StdioTransport, Transport, at_fork
 
@@ -193,6 +195,13 @@ class Session:
         self.recorder = StepRecorder(
             self.emitter, level=options.telemetry, monitor=self.monitor, gpu=gpu
         )
+        self.stalls = StallWatch(
+            self.emit,
+            trains=lambda: self._began_training and self.state.state in ("running", "pausing"),
+            step=lambda: self._position.step,
+            step_s=lambda: self._step_s,
+            say=lambda text: self._say(f"{self.run_id}: {text}"),
+        )
         tree = RunTree(options.save_dir, options.project, Here(self._record, self.run_dir))
         self.results = Results(tree, lambda: (self.run_id, self.run_dir), self.emit)
         self.actions = ConsoleAction(
@@ -276,6 +285,7 @@ class Session:
         if self.monitor is not None:
             self.monitor.start()
         self.channel.start()
+        self.stalls.start()
         if options.pause_at_start:
             self.actions.hold(None)
         at_fork(self._abandon_in_child)
@@ -318,6 +328,7 @@ class Session:
             logged: all that was logged so far; values that are other objects than before are new.
             epoch: the epoch of the batch that is done.
         """
+        self.stalls.passed += 1
         if not self._began_training:
             self._begin_training(logged)
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
@@ -460,6 +471,7 @@ class Session:
         self._closed = True
         if not self.state.ended:
             self.finish("interrupted")
+        self.stalls.stop()
         if self._agreement is not None:
             self._agreement.close()
         self.steering.close()
@@ -785,6 +797,7 @@ class Session:
     def _begin_training(self, logged: Callable[[], Mapping[str, Any]]) -> None:
         """The first safe point: the loaders are made, no batch was fetched."""
         self._began_training = True
+        self.stalls.thread_id = threading.get_ident()
         self.look()  # a script is met behind its first step
         if self._alone and not self._guest:  # else the other ranks would go on
             self._interrupt.on()

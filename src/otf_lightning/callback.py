@@ -353,6 +353,11 @@ class OnTheFlyCallback(L.Callback):
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             self._recorder.batch_ended(loss, batch, pl_module.parameters)
 
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        """The fit's own validation goes on."""
+        if self._session is not None:
+            self._session.stalls.passed += 1
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Told at the next safe point, after the epoch's own values."""
         self._epoch_ended = trainer.current_epoch

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from otf_core.telemetry import stalls
 from otf_lightning import OnTheFlyCallback
 from tests.conftest import open_files
 from tests.no_harm import digest
@@ -262,3 +263,20 @@ def test_nothing_of_ours_stays_on_the_trainer(tmp_path: Path) -> None:
         for value in vars(loop).values()
         if callable(value)
     )
+
+
+def test_a_batch_that_does_not_end_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LOOK_S", 0.02), ("LIMIT_S", 0.1), ("FIRST_LIMIT_S", 0.1)):
+        monkeypatch.setattr(stalls, name, seconds)
+    monkeypatch.setattr(stalls, "SLOW", 0)
+    barrier = Barrier(5)
+    with fitting(lambda callbacks: _fit(callbacks, Net()), tmp_path, barrier) as fit:
+        barrier.wait_for(5)
+        stall = fit.dashboard.expect("stall", over=False, step=5)
+        assert stall["where"].startswith("rig.py:")
+        assert stall["where"].endswith(" in on_train_batch_start")
+        assert any("training_epoch_loop.py" in line for line in stall["stack"])
+        barrier.let_go(5)
+        fit.dashboard.expect("stall", over=True, where=None)

@@ -49,6 +49,9 @@ class Tape:
     def fed(self, batch: Any) -> None:
         self.told.append("fed")
 
+    def evaluates(self) -> None:
+        pass
+
     def pass_ended(self) -> None:
         self.told.append("pass ended")
 

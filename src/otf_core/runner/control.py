@@ -122,6 +122,12 @@ class Controlled(RunnerCallback):
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             self._recorder.batch_ended(loss, batch, self._parameters)
 
+    def on_validation_batch_end(
+        self, run: Run, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The fit's own validation goes on."""
+        self.session.stalls.passed += 1
+
     def on_train_epoch_end(self, run: Run) -> None:
         """Told at the next safe point, after the epoch's own values."""
         self._epoch_ended = run.counters.epoch

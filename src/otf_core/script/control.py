@@ -166,6 +166,11 @@ class ScriptControl:
         else:
             self._fed_s = time.perf_counter()
 
+    def evaluates(self) -> None:
+        """See driver.Control."""
+        if self._session is not None:
+            self._session.stalls.passed += 1
+
     def pass_ended(self) -> None:
         """See driver.Control."""
         if self._session is not None:

@@ -87,6 +87,9 @@ class Control(Protocol):
     def fed(self, batch: Any) -> None:
         """It is there."""
 
+    def evaluates(self) -> None:
+        """A batch is about to be fetched that is not trained on."""
+
     def pass_ended(self) -> None:
         """The loader that is trained on has no more."""
 
@@ -269,6 +272,8 @@ class ScriptDriver:
         trains = torch.is_grad_enabled()
         if trains:
             self._control.fetching()
+        else:
+            self._control.evaluates()
         return trains
 
     @bordered

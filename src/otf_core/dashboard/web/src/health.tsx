@@ -46,7 +46,8 @@ function Stalled({ view, session }: { view: View; session: Session }): JSX.Eleme
   const long = span(view.now_s - (stall?.since_ts ?? view.now_s));
   const step = stepOf(session, view.data);
   const kept = view.checkpoints[0];
-  const where = stall?.where ?? null;
+  const lines = stall?.stack.length ? stall.stack : (stall?.where?.split("\n") ?? []);
+  const where = lines.length > 0 ? lines.join("\n") : null;
   const report = [
     `Stalled ${long}: ${nameOf(session)} at step ${count(step)}`, `where: ${where ?? "the trainer does not know"}`,
     `host: ${session.host ?? "unknown"}, pid ${session.pid ?? "unknown"}`,
@@ -59,7 +60,7 @@ function Stalled({ view, session }: { view: View; session: Session }): JSX.Eleme
       <h4>Where the training thread is</h4>
       {where === null
         ? <p class="hint">The trainer does not know.</p>
-        : <pre class="stack">{where.split("\n").map((line, i) => <span class="ln" key={i}>{line}</span>)}</pre>}
+        : <pre class="stack">{lines.map((line, i) => <span class="ln" key={i}>{line}</span>)}</pre>}
       <p class="hint">
         {kept === undefined ? "No checkpoint is kept." : `Newest checkpoint: step ${count(kept.step)}, ${kept.exact === true ? "exact" : "approximate"}${step !== null && kept.step !== null ? `, ${plural(Math.max(0, step - kept.step), "step")} ago` : ""}.`}
       </p>

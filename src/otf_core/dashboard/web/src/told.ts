@@ -9,6 +9,8 @@ export interface Stall {
   step: number | null;
   since_ts: number;
   where: string | null;
+  /** Lines of the training thread, the innermost last. */
+  stack: string[];
 }
 
 export interface Pause {
@@ -103,6 +105,7 @@ export class SessionData implements Told {
           step,
           since_ts: ts - (typeof event["seconds"] === "number" ? event["seconds"] : 0),
           where: typeof event["where"] === "string" ? event["where"] : null,
+          stack: Array.isArray(event["stack"]) ? event["stack"].map(String) : [],
         };
         break;
       case "paused":
