@@ -74,8 +74,11 @@ def test_a_stall_opens_health_with_where_the_thread_is(
     page: Page, dashboard: FakeDashboard
 ) -> None:
     expect(page.locator(".drawer")).to_have_count(0)
-    stack = "train.py:88 in step\ntrain.py:91 in collate"
-    dashboard.emit("s1", event(901, "stall", step=STEPS, seconds=13.0, where=stack, over=False))
+    place = {
+        "where": "train.py:91 in collate",
+        "stack": ["train.py:88 in step", "train.py:91 in collate"],
+    }
+    dashboard.emit("s1", event(901, "stall", step=STEPS, seconds=13.0, over=False, **place))
     expect(page.locator(".drawer")).to_have_attribute("aria-label", "Health")
     expect(page.locator(".hang h3")).to_have_text("Stalled 43 s at step 60")
     expect(page.locator(".hang .stack .ln")).to_have_count(2)
