@@ -51,6 +51,7 @@ def test_a_stop_that_the_loop_does_not_heed_is_refused_and_it_trains_on(tmp_path
         )
         barrier.wait_for(5)
         paused = run.dashboard.send("pause")
+        run.dashboard.expect("accepted", request_id=paused)
         barrier.let_go(5)
         assert run.dashboard.reply_to(paused)["data"]["step"] == 5
         assert run.dashboard.request("resume")["ok"]
@@ -196,10 +197,12 @@ def test_a_rollback_that_the_loop_cannot_follow_is_refused(
     with made(kind) as loop, running(loop, tmp_path, barrier) as run:
         barrier.wait_for(2)
         asked = run.dashboard.send("save_ckpt")
+        run.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(2)
         run.dashboard.reply_to(asked)
         barrier.wait_for(8)
         asked = run.dashboard.send("rollback", {"step": 2})
+        run.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(8)
         reply = run.dashboard.reply_to(asked)
         run.wait()
@@ -216,10 +219,12 @@ def test_a_rollback_to_another_epoch_says_what_the_loops_variable_is(tmp_path: P
     with running(loop, tmp_path, barrier) as run:
         barrier.wait_for(2)
         asked = run.dashboard.send("save_ckpt")
+        run.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(2)
         run.dashboard.reply_to(asked)
         barrier.wait_for(8)
         asked = run.dashboard.send("rollback", {"step": 2})
+        run.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(8)
         assert run.dashboard.reply_to(asked)["ok"]
         run.wait()
@@ -473,6 +478,7 @@ def test_what_is_set_before_the_first_batch_of_a_resumed_loop_holds(tmp_path: Pa
     with running(first, tmp_path, barrier) as run:
         barrier.wait_for(3)
         asked = run.dashboard.send("save_ckpt")
+        run.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(3)
         path = run.dashboard.reply_to(asked)["data"]["path"]
         run.wait()
@@ -492,6 +498,7 @@ def test_a_run_that_is_held_at_its_end_is_rolled_back_and_trains_on(tmp_path: Pa
     with running(loop, tmp_path, barrier, after_fit="hold") as run:
         barrier.wait_for(4)
         asked = run.dashboard.send("save_ckpt")
+        run.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(4)
         run.dashboard.reply_to(asked)
         run.dashboard.expect("state", state="paused", reason="after_fit")

@@ -33,10 +33,12 @@ def test_files_of_pause_save_and_stop_load_in_a_trainer_without_us(tmp_path: Pat
         fit.dashboard.request("resume")
         barrier.wait_for(7)
         asked = fit.dashboard.send("save_ckpt")
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(7)
         save = fit.dashboard.reply_to(asked)["data"]
         barrier.wait_for(10)
         asked = fit.dashboard.send("stop")
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(10)
         stop = fit.dashboard.reply_to(asked)["data"]
         fit.outcome()
@@ -91,6 +93,7 @@ def test_a_save_hook_that_raises_refuses_the_command_and_costs_nothing_else(
         barrier.wait_for(3)
         save = fit.dashboard.send("save_ckpt")
         stop = fit.dashboard.send("stop")
+        fit.dashboard.expect("accepted", request_id=stop)
         barrier.let_go(3)
         for asked in (save, stop):
             reply = fit.dashboard.reply_to(asked)
@@ -113,6 +116,7 @@ def test_a_save_hook_that_draws_changes_nothing(tmp_path: Path) -> None:
     with fitting(lambda c: _fit(c, Draws()), tmp_path, barrier) as fit:
         barrier.wait_for(3)
         save = fit.dashboard.send("save_ckpt")
+        fit.dashboard.expect("accepted", request_id=save)
         barrier.let_go(3)
         reply = fit.dashboard.reply_to(save)
         assert "drawn" in check_file(reply["data"]["path"])
@@ -134,6 +138,7 @@ def test_what_was_saved_does_not_change_while_training_goes_on(tmp_path: Path) -
     with fitting(lambda c: _fit([*c, weights], Net()), tmp_path, barrier) as fit:
         barrier.wait_for(6)
         asked = fit.dashboard.send("save_ckpt")
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(6)
         data = fit.dashboard.reply_to(asked)["data"]
         fit.outcome()

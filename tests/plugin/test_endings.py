@@ -105,6 +105,7 @@ def test_stop_ends_after_the_step_that_is_done(batch: int, step: int, tmp_path: 
     with fitting(lambda c: _fit([*c, ends], min_epochs=2, max_epochs=4), tmp_path, barrier) as fit:
         barrier.wait_for(batch)
         asked = fit.dashboard.send("stop", {})
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(batch)
         reply = fit.dashboard.reply_to(asked)["data"]
         trainer = fit.outcome()
@@ -122,6 +123,7 @@ def test_what_comes_too_late_is_refused(tmp_path: Path) -> None:
     with fitting(_fit, tmp_path, barrier) as fit:
         barrier.wait_for(23)
         asked = [fit.dashboard.send(cmd) for cmd in ("pause", "save_ckpt", "test_now")]
+        fit.dashboard.request("ping")  # by then they are heard
         barrier.let_go(23)
         replies = [fit.dashboard.reply_to(one) for one in asked]
     assert [r["code"] for r in replies] == ["not_allowed_now"] * 3
@@ -133,6 +135,7 @@ def test_a_checkpoint_goes_on_in_a_trainer_without_us(tmp_path: Path) -> None:
     with fitting(_fit, tmp_path, barrier) as fit:
         barrier.wait_for(12)
         asked = fit.dashboard.send("save_ckpt")
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(12)
         data = fit.dashboard.reply_to(asked)["data"]
         fit.outcome()

@@ -35,6 +35,7 @@ def stopped_at(batch: int, save_dir: Path) -> str:
     with fitting(lambda c: _fit(c, Net()), save_dir, barrier, project="p", run_name="r") as fit:
         barrier.wait_for(batch)
         asked = fit.dashboard.send("stop")
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(batch)
         path: str = fit.dashboard.reply_to(asked)["data"]["ckpt"]
         fit.outcome()
@@ -267,10 +268,12 @@ def test_what_came_from_elsewhere_is_kept_before_it_is_answered(
         fit.dashboard.request("resume")
         barrier.wait_for(8)
         may_write.clear()
-        fit.dashboard.send("save_ckpt")
+        save = fit.dashboard.send("save_ckpt")
+        fit.dashboard.expect("accepted", request_id=save)
         barrier.let_go(8)
         barrier.wait_for(10)
         load = fit.dashboard.send("load_ckpt", {"path": str(other)})
+        fit.dashboard.expect("accepted", request_id=load)
         barrier.let_go(10)
         later = threading.Timer(0.3, may_write.set)
         later.start()
@@ -414,6 +417,7 @@ def test_a_reset_is_a_new_session_from_the_beginning(run: Callable[..., Any]) ->
     with attached as fit:
         barrier.wait_for(4)
         asked = fit.dashboard.send("reset_session", {"reason": "manual"})
+        fit.dashboard.expect("accepted", request_id=asked)
         barrier.let_go(4)
         data = fit.dashboard.reply_to(asked)["data"]
         assert (data["step"], data["paused"], data["run_id"]) == (0, True, "r")

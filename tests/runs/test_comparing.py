@@ -87,6 +87,7 @@ def kept_twice(run: Any, barrier: Any) -> str:
     """A checkpoint of an earlier step; the run stands behind batch 6."""
     barrier.wait_for(2)
     saved = run.dashboard.send("save_ckpt")
+    run.dashboard.expect("accepted", request_id=saved)
     barrier.let_go(2)
     name: str = run.dashboard.reply_to(saved)["data"]["id"]
     pause_in(run, barrier, 6)

@@ -30,6 +30,7 @@ ITS_OWN_DATA = "Which data set a loop reads, and how it makes a loss of it, is t
 ITS_OWN_WEIGHTS = "Which of a script's variables are weights is the script's own."
 ITS_OWN_STEP = "A training step of a loop cannot be run without the loop."
 ONE_RUN = "A script's data and loops are its own: it is one run."
+PREVIEW = "What a preview has found is of a merge, which it cannot do."
 ITS_OWN_END = "When a script is through is the script's own affair."
 
 # What of the others is not as with Lightning, and why.
@@ -40,6 +41,7 @@ DIFFERS: dict[str, dict[str, str]] = {
         "merge_preview is unsupported": ITS_OWN_STEP,
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
+        "select is unsupported": ITS_OWN_DATA,
         "show_samples is unsupported": ITS_OWN_DATA,
         "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
@@ -52,12 +54,14 @@ DIFFERS: dict[str, dict[str, str]] = {
         "numerics_health is unsupported": ITS_OWN_STEP,
         "determinism_health is unsupported": ITS_OWN_STEP,
         "only Lightning, asked: event progress: cmd done eta_s request_id total": ITS_OWN_DATA,
+        "only Lightning, asked: event progress: cmd done eta_s found request_id total": PREVIEW,
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
         "only Lightning, asked: event testStep: step": NO_EPOCH_OF_OURS,
     },
     "script": {
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
+        "select is unsupported": ITS_OWN_DATA,
         "show_samples is unsupported": ITS_OWN_DATA,
         "compare is unsupported": ITS_OWN_DATA,
         "generate_report is unsupported": ITS_OWN_DATA,
@@ -70,6 +74,7 @@ DIFFERS: dict[str, dict[str, str]] = {
         "numerics_health is unsupported": ITS_OWN_STEP,
         "determinism_health is unsupported": ITS_OWN_STEP,
         "only Lightning, asked: event progress: cmd done eta_s request_id total": ITS_OWN_DATA,
+        "only Lightning, asked: event progress: cmd done eta_s found request_id total": PREVIEW,
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
         "only Lightning: parameter after_fit": ITS_OWN_END,
         "extend is unsupported": ITS_OWN_END,
