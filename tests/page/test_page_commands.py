@@ -338,6 +338,7 @@ def test_the_palette_goes_to_steps_settings_and_charts_and_says_what_is_not_poss
     chosen = page.locator(".pal [aria-selected=true]")
 
     def ask(query: str) -> None:
+        expect(page.locator("dialog")).to_have_count(0)  # the key closes one that is open
         page.keyboard.press("Control+k")
         box.fill(query)
 

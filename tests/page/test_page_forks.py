@@ -348,7 +348,7 @@ def test_a_reload_in_the_middle_of_a_scan_finds_it_and_cancels_it(
         expect(band).to_have_attribute("data-state", "running")
 
         # Scanned while it stands, and then it trains on: that is said.
-        page.get_by_role("button", name="Scan the training set").click()
+        page.get_by_role("button", name="Scan the training set", exact=True).click()
         expect(page.locator("[data-scanned]")).to_be_visible(timeout=SOON_MS)
         expect(page.locator(".stale-note")).to_contain_text(
             re.compile(r"That was \d+ steps? ago; weights have moved since\.")

@@ -213,6 +213,7 @@ def test_a_link_that_only_watches_presses_nothing(
     page.locator("body").press("1")
     expect(page.locator("[id=param-lr]")).to_be_disabled()
     page.locator("body").press("3")
+    expect(page.locator(".kept tr[data-id]").first).to_be_visible()
     rows = page.locator(".kept tr[data-id]").count()
     assert page.locator(".kept .acts .icb[aria-disabled=true]").count() == 3 * rows
     nothing_sent(dashboard, page)

@@ -200,7 +200,7 @@ function Receipts({ view }: { view: View }): JSX.Element {
         >
           {MARK[receipt.state] === undefined ? <span class="spin" aria-hidden="true" /> : <Icon name={MARK[receipt.state] ?? "ok"} />}
           <span class="what clip">{what(receipt, session?.params ?? [])}</span>
-          <span class="out clip">{up && running?.request_id === receipt.id ? `running, ${share(running)}` : outcome(receipt, up, now)}</span>
+          <span class="out clip">{up && receipt.settled_ms === null && running?.request_id === receipt.id ? `running, ${share(running)}` : outcome(receipt, up, now)}</span>
           <span class="age">{age((now - (receipt.settled_ms ?? receipt.first_ms)) / 1000)}</span>
         </button>
       ))}
