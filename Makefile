@@ -44,7 +44,7 @@ test: $(STAMP) page chromium lint
 test-exact: $(STAMP)
 	$(BIN)/python -m tests.exact --kills $(KILLS) $(ARGS)
 	$(BIN)/python -m tests.script.exact
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --numprocesses $(WORKERS) --dist worksteal
 
 # The page in full, in a browser; `make test` runs a slice of it.
 test-web: $(STAMP) page chromium
