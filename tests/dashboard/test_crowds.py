@@ -161,7 +161,7 @@ async def _flooded(tmp_path: Path, count: int, watching: int) -> None:
         live_ = bench.dashboard.live
         assert len(live_._chunks) <= 2 * len(bench.store.sessions)
         assert len(live_._receipts) <= live.RECEIPT_TEXTS
-        assert live_._noted == {}
+        assert len(live_._noted) <= len(bench.store.sessions)
 
 
 @in_loop
