@@ -1,8 +1,8 @@
 """Pictures of every state of the page, made of real runs: `python -m tests.page.pictures OUT`.
 
 One picture for each state, theme and width: `OUT/<state>-<theme>-<width>.png`. The runs are digits
-that train here and now; what is on a picture is what their trainers told. No trainer of this
-version tells of a stall, so there is no picture of one.
+that train here and now; what is on a picture is what their trainers told. A run has to hang for
+half a minute before it says that it stalls, so there is no picture of that.
 """
 
 from __future__ import annotations
