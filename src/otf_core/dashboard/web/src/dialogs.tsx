@@ -147,7 +147,7 @@ function Steps({ receipt }: { receipt: Held }): JSX.Element {
   const step = isDict(data) ? (data["applied_step"] ?? data["step"]) : undefined;
   return (
     <>
-      <Row time={clockSeconds(sent)} text={`sent from ${receipt.mine ? "this page" : SOURCES[receipt.by] ?? receipt.by}`} />
+      <Row time={clockSeconds(sent)} text={`sent from ${receipt.mine ? "this page" : SOURCES[receipt.by] ?? receipt.by}${receipt.mine || !receipt.client ? "" : `, ${receipt.client}`}`} />
       {receipt.accepted_ts !== null && (
         <Row time={after(receipt.accepted_ts)} text={`received by the trainer, waiting for ${waits(receipt.waits_for)}`} />
       )}
