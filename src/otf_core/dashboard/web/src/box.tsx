@@ -2,8 +2,10 @@
 
 import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
+import { count } from "./format";
 import { Icon } from "./icons";
 import { page } from "./page";
+import type { Checkpoint } from "./types";
 
 /** A modal dialog; the browser gives the focus back to where it was. */
 export function Box({ title, children, foot, wide }: { title: string; children: ComponentChildren; foot: ComponentChildren; wide?: boolean }): JSX.Element {
@@ -30,4 +32,20 @@ export function Box({ title, children, foot, wide }: { title: string; children: 
 
 export function Cli({ line }: { line: string }): JSX.Element {
   return <code class="cli grow clip" title={line}>{line}</code>;
+}
+
+/** A checkpoint to be chosen among others, and whether the run goes on exactly from it. */
+export function CheckpointOption({ one, name, said, checked, pick }: {
+  one: Checkpoint; name: string; said: (string | null | undefined)[]; checked: boolean; pick: () => void;
+}): JSX.Element {
+  return (
+    <label class="opt" data-id={one.id}>
+      <input type="radio" name={name} checked={checked} onChange={pick} />
+      <span class="grow"><b>Step {count(one.step)}</b><span class="hint">{said.filter(Boolean).join(" · ")}</span></span>
+      <span class="pill" data-tone={one.exact === true ? "ok" : "warn"}>
+        <Icon name={one.exact === true ? "exact" : "inexact"} />
+        {one.exact === true ? "exact" : "approximate"}
+      </span>
+    </label>
+  );
 }

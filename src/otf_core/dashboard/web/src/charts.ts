@@ -440,10 +440,7 @@ export class Chart {
     if (columns.undone.length === 0) return;
     const { ctx } = u;
     const px = uPlot.pxRatio;
-    ctx.save();
-    ctx.beginPath();
-    ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
-    ctx.clip();
+    clip(u);
     ctx.strokeStyle = colours.undone;
     ctx.lineWidth = 1.25 * px;
     ctx.setLineDash([4 * px, 3 * px]);
@@ -480,10 +477,7 @@ export class Chart {
     if (this.others.length === 0) return;
     const { ctx } = u;
     const px = uPlot.pxRatio;
-    ctx.save();
-    ctx.beginPath();
-    ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
-    ctx.clip();
+    clip(u);
     ctx.lineWidth = 1.25 * px;
     ctx.lineJoin = "round";
     for (const one of this.others) {
@@ -736,4 +730,12 @@ function logSplits(min: number, max: number): number[] {
     }
   }
   return out;
+}
+
+/** Draw within the plot alone, until the context is restored. */
+function clip({ ctx, bbox }: uPlot): void {
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
 }

@@ -3,12 +3,11 @@
 import "./forks.css";
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import { Box, Cli } from "./box";
+import { Box, CheckpointOption, Cli } from "./box";
 import { checkpointsOf, KINDS } from "./checkpoints";
 import { choiceOf, countedOf, lookedAt, selectionOf, TIMES } from "./choosing";
 import { selectionWords } from "./family";
 import { age, brief, count, plural, span } from "./format";
-import { Icon } from "./icons";
 import { command } from "./live";
 import { page } from "./page";
 import { barred, membersOf } from "./relatives";
@@ -199,14 +198,5 @@ function Kept({ one, asked, speed, now_s, checked, pick }: {
     one.ts === null ? null : `${age(now_s - one.ts)} ago`,
     steps === null || steps < 0 ? null : steps === 0 ? "nothing to train again" : `${plural(steps, "step")} before${time}`,
   ];
-  return (
-    <label class="opt" data-id={one.id}>
-      <input type="radio" name="start" checked={checked} onChange={pick} />
-      <span class="grow"><b>Step {count(one.step)}</b><span class="hint">{said.filter(Boolean).join(" · ")}</span></span>
-      <span class="pill" data-tone={one.exact === true ? "ok" : "warn"}>
-        <Icon name={one.exact === true ? "exact" : "inexact"} />
-        {one.exact === true ? "exact" : "approximate"}
-      </span>
-    </label>
-  );
+  return <CheckpointOption one={one} name="start" said={said} checked={checked} pick={pick} />;
 }

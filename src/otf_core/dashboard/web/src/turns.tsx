@@ -2,10 +2,9 @@
 
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import { Box, Cli } from "./box";
+import { Box, CheckpointOption, Cli } from "./box";
 import { KINDS } from "./checkpoints";
 import { age, count, plural, span } from "./format";
-import { Icon } from "./icons";
 import { controlsNow, give, page } from "./page";
 import { nameOf, speedOf, stepOf, type View } from "./state";
 import { store } from "./store";
@@ -106,16 +105,7 @@ function Kept({ one, now, speed, now_s, checked, pick }: {
   one: Checkpoint; now: number | null; speed: number | null; now_s: number; checked: boolean; pick: () => void;
 }): JSX.Element {
   const said = [KINDS[one.kind ?? ""] ?? one.kind, one.ts === null ? null : `${age(now_s - one.ts)} ago`, cost(one.step, now, speed)];
-  return (
-    <label class="opt" data-id={one.id}>
-      <input type="radio" name="rollback" checked={checked} onChange={pick} />
-      <span class="grow"><b>Step {count(one.step)}</b><span class="hint">{said.filter(Boolean).join(" · ")}</span></span>
-      <span class="pill" data-tone={one.exact === true ? "ok" : "warn"}>
-        <Icon name={one.exact === true ? "exact" : "inexact"} />
-        {one.exact === true ? "exact" : "approximate"}
-      </span>
-    </label>
-  );
+  return <CheckpointOption one={one} name="rollback" said={said} checked={checked} pick={pick} />;
 }
 
 /** "undoes 220 steps (14 s)". */
