@@ -29,7 +29,7 @@ TOGETHER: Final = (
     "undo", "extend", "load_ckpt", "reset_session",
 )  # fmt: skip
 CHANGES: Final = (
-    *TOGETHER, "attach_context", "fork", "switch_run",
+    *TOGETHER, "attach_context", "cancel", "fork", "switch_run",
     "merge", "merge_preview", "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",
     "export_subset", "prepare_export", "spill_all",

@@ -238,6 +238,7 @@ def test_with_two_ranks_rank_0_reports_and_what_one_alone_does_is_refused(tmp_pa
                     ("fork", {"selection": {"kind": "all"}}),
                     ("scan", {}),
                     ("dist_health", {}),
+                    ("cancel", {}),
                 ):
                     reply = dashboard.request(cmd, payload)
                     assert reply["code"] == "unsupported"
