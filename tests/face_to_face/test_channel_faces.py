@@ -388,6 +388,7 @@ def test_a_legacy_host_is_sent_nothing_but_hello_until_it_has_asked_and_a_while_
     clock = ManualClock()
     with make() as listener, Rig(listener, clock=clock) as rig:  # noqa: SIM117 -- too long for one line
         with FakeDashboard.on(listener) as host:
+            host.expect("hello")  # before it there is no connection to send anything to
             rig.steps(2)
             rig.channel.send_connection_event({"type": "error", "text": "waits"})
             rig.channel.send_connection_event({"type": "accepted"})

@@ -144,11 +144,14 @@ from tests.own_loop.loops import Loop
 torch.set_num_threads(1)
 loop = Loop(seed=int(sys.argv[2]))
 kill_at = int(sys.argv[3])
-def at(n):
-    if n == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-loop.at = at
-loop.run(save_dir=sys.argv[1], resume="auto", checkpoint_every=1, keep_checkpoints=50)
+options = {"save_dir": sys.argv[1], "resume": "auto", "keep_checkpoints": 50}
+with loop.attached(**options, checkpoint_every=1) as session:
+    def at(n):
+        if n == kill_at:
+            assert session._session.save("manual").wait(30)  # a slow disk has none before
+            os.kill(os.getpid(), signal.SIGKILL)
+    loop.at = at
+    loop.train(session)
 print(loop.digest())
 print(loop.told[-1])
 """

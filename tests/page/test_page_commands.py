@@ -369,6 +369,7 @@ def test_the_palette_goes_to_steps_settings_and_charts_and_says_what_is_not_poss
 def test_the_list_of_keys_is_the_table_that_acts(page: Page, dashboard: FakeDashboard) -> None:
     page.locator("body").press("?")
     dialog = page.get_by_role("dialog", name="Keyboard")
+    expect(dialog).to_be_visible()  # reading texts does not wait
     shown = dialog.locator("kbd").all_text_contents()
     assert {"Ctrl K", "Space", "C", "V", "T", "R", "X", "1 … 6", "Esc", "Z", "?"} <= set(shown)
     page.keyboard.press("Escape")
