@@ -20,6 +20,7 @@ from otf_core.session import Session
 from otf_core.state.data_tap import position, reasons, set_around, tap
 from otf_core.state.host_copy import host_copy, sizes_of
 from otf_core.state.rng import get_rng, parked_rng, set_rng
+from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.params import Knob, Steering
 
 
@@ -194,6 +195,10 @@ class Delegate:
 
     def schedulers(self) -> Sequence[tuple[Any, torch.optim.Optimizer]]:
         return [(self.trainer.schedule, self.trainer.optimizer)]
+
+    def cadence(self) -> Cadence:
+        t = self.trainer
+        return Cadence(t.step, t.batch_idx, t.epoch, len(t.train), 1, [Stepping("step")])
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         return {}

@@ -25,8 +25,8 @@ TELEMETRY: Final = ("full", "basic", "off")
 # With several ranks a hold or a change on one of them would leave the others waiting in a
 # collective: what all ranks do together is ``TOGETHER``, the rest is refused.
 TOGETHER: Final = (
-    "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "rollback",
-    "undo", "extend", "load_ckpt", "reset_session",
+    "pause", "stop", "set_param", "set_params", "save_ckpt", "test_now", "test", "validate_now",
+    "rollback", "undo", "extend", "load_ckpt", "reset_session",
 )  # fmt: skip
 CHANGES: Final = (
     *TOGETHER, "attach_context", "cancel", "fork", "switch_run",

@@ -109,14 +109,42 @@ class Results(Payload):
 
 
 class SetParam(Payload):
-    """One of ``value``, ``mul`` and ``release`` is given; the last gives it back to the script."""
+    """One of ``value``, ``mul`` and ``release`` is given; the last gives it back to the script.
+
+    With ``to`` and ``over`` the rest of the schedule is replaced by a curve of so many steps, from
+    ``value`` or what stands there. With ``until`` it is the script's again at that step.
+    """
 
     path: str
     value: float | int | bool | str | msgspec.UnsetType | None = msgspec.UNSET
     mul: float | msgspec.UnsetType = msgspec.UNSET
     at_step: int | None = None
-    mode: Literal["scale", "override"] | None = None
+    mode: Literal["scale", "override", "replace"] | None = None
     release: bool = False
+    until: int | None = None
+    to: float | None = None
+    over: int | None = None
+    shape: Literal["linear", "cosine"] = "linear"
+
+
+class SetParams(Payload):
+    """Several changes as one: all are made at one step, or none is."""
+
+    changes: list[SetParam]
+    at_step: int | None = None
+
+
+class PreviewParams(Payload):
+    """What values will be in the coming steps, with changes and without; nothing is changed.
+
+    Attributes:
+        steps: how far; to the end of the run if None.
+        points: at most so many of each curve.
+    """
+
+    changes: list[SetParam] = msgspec.field(default_factory=list)
+    steps: int | None = None
+    points: int = 600
 
 
 class Rollback(Payload):
@@ -411,6 +439,8 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("list_params", Empty, "queue", mutates=False),
     CommandSpec("list_checkpoints", ListCheckpoints, "queue", mutates=False),
     CommandSpec("set_param", SetParam, "queue", mutates=True),
+    CommandSpec("set_params", SetParams, "queue", mutates=True),
+    CommandSpec("preview_params", PreviewParams, "queue", mutates=False),
     CommandSpec("save_ckpt", Empty, "queue", mutates=True),
     CommandSpec("test_now", TestNow, "queue", mutates=True),
     CommandSpec("test", TestNow, "queue", mutates=True),

@@ -23,7 +23,7 @@ import msgspec
 
 from otf_core import __version__, protocol, rendezvous
 from otf_core.channel import SocketChannel, to_stderr
-from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction, refuse_past
+from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Position
@@ -45,8 +45,9 @@ from otf_core.state.host_pool import HostPool
 from otf_core.state.keeper import Every, Keeper, Origin, Schedule
 from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
+from otf_core.steering.commands import ParamCommands
 from otf_core.steering.history import History
-from otf_core.steering.params import Knob, Steering
+from otf_core.steering.params import Ended, Knob, Steering
 from otf_core.telemetry.emitter import Emitter
 from otf_core.telemetry.journal import Journal
 from otf_core.telemetry.recorder import Level, StepRecorder
@@ -226,6 +227,10 @@ class Session:
         self.history = History(
             self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
         )
+        self._param_commands = ParamCommands(
+            steering, self.history, self.bus,
+            position=lambda: self._position, changed=self._param_set,
+        )  # fmt: skip
         self._runs = RunCommands(
             self,
             tree,
@@ -631,6 +636,10 @@ class Session:
         self._refresh_params()
         self.history.tell_param(applied.path, applied.old, applied.new, by="fork", request=ticket)
 
+    def _param_set(self) -> None:
+        self.changed()
+        self._refresh_params()
+
     @property
     def saves(self) -> bool:
         """Whether checkpoints can be made."""
@@ -687,8 +696,7 @@ class Session:
         on = self.router.on
         on("status")(lambda _: self.status())
         on("ping")(self._ping)
-        on("list_params")(lambda _: {"params": self._rows(may_wait=True)})
-        on("set_param", check=lambda t: refuse_past(t, self._position.step))(self._set_param)
+        self._param_commands.register(self.router)
         on("list_checkpoints")(self._list_checkpoints)
         on("note", check=self._check_note)(self._note)
         on("results")(self.results.results)
@@ -702,19 +710,6 @@ class Session:
 
     def _ping(self, ticket: Ticket) -> dict[str, Any]:
         return {"t": ticket.payload.t, "ts": time.time(), "step": self._position.step}
-
-    def _set_param(self, ticket: Ticket) -> dict[str, Any] | Later:
-        asked = ticket.payload
-        step = self._position.step
-        self.steering.check(asked, step)
-        if asked.at_step is not None and asked.at_step > step:
-            self.bus.schedule(ticket, asked.at_step)
-            return LATER
-        applied = self.steering.apply(asked, step)
-        self.changed()
-        self._refresh_params()
-        self.history.set_param(ticket, applied)
-        return applied.to_wire()
 
     def _list_checkpoints(self, ticket: Ticket) -> dict[str, Any]:
         run_id = ticket.payload.run_id
@@ -936,6 +931,14 @@ class Session:
         if now_s - self._params_at_s >= PARAMS_EVERY_S:
             self._refresh_params()
         for found in self.steering.watch(self._position.step):
+            if isinstance(found, Ended):
+                self.emit(
+                    "param_changed", path=found.path, old=found.old, new=found.new,
+                    applied_step=found.step, by="until", request_id=None,
+                )  # fmt: skip
+                self.changed()
+                self._refresh_params()
+                continue
             text = (
                 f"{found.path} was set to {found.set_to} and is {found.found} now: "
                 "the training script writes it itself"
@@ -957,14 +960,7 @@ class Session:
 
     def _refresh_params(self) -> None:
         self._params_at_s = time.monotonic()
-        self._params = self._rows(may_wait=False)
-
-    def _rows(self, *, may_wait: bool) -> list[dict[str, Any]]:
-        waiting = {
-            ticket.payload.path: {"value": _asked(ticket.payload), "at_step": at_step}
-            for at_step, ticket in self.bus.scheduled("set_param")
-        }
-        return self.steering.list(waiting, may_wait=may_wait)
+        self._params = self._param_commands.rows(may_wait=False)
 
     def _capture(self, pool: HostPool, left_by: str) -> dict[str, Any]:
         try:
@@ -1098,10 +1094,6 @@ class Session:
         self.journal.abandon_in_child()
         if self.monitor is not None:
             self.monitor.abandon_in_child()
-
-
-def _asked(payload: Any) -> Any:
-    return payload.mul if payload.value is protocol.UNSET else payload.value
 
 
 def _brief(manifest: Manifest, path: str) -> dict[str, Any]:

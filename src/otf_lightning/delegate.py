@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from otf_core.state.given import Given
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.state.parts import refuse_fixed_length
+from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside, loggers, script, snapshot
 from otf_lightning.exact_report import ExactReport
@@ -322,6 +324,29 @@ class LightningFrameworkDelegate:
         """Each scheduler with its optimizer."""
         configs = self._trainer.lr_scheduler_configs
         return [(c.scheduler, c.scheduler.optimizer) for c in configs]
+
+    def cadence(self) -> Cadence | None:
+        """None where the module steps its schedules itself."""
+        trainer = self._trainer
+        module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
+        if not module.automatic_optimization or is_overridden("lr_scheduler_step", module):
+            return None
+        batches = trainer.num_training_batches
+        return Cadence(
+            step=inside.steps_done(trainer),
+            batch_idx=loop.batch_progress.current.completed,
+            epoch=trainer.current_epoch,
+            batches=int(batches) if math.isfinite(batches) else None,
+            accumulate=trainer.accumulate_grad_batches,
+            schedules=[
+                Stepping(
+                    "step" if config.interval == "step" else "epoch",
+                    config.frequency,
+                    (config.monitor or "a metric") if config.reduce_on_plateau else None,
+                )
+                for config in trainer.lr_scheduler_configs
+            ],
+        )
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """The gradient clip, where Lightning applies it."""

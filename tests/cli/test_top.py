@@ -143,7 +143,8 @@ def test_a_line_becomes_a_request() -> None:
     for line, why in (
         ("note 'open", "quotation"),
         ("pause --at-step soon", "not a valid integer"),
-        ("set lr", "Missing argument"),
+        ("set", "Missing argument"),
+        ("set lr", "NAME and VALUE"),
         ("merge a", "two runs or more"),
         ("", "nothing was typed"),
     ):

@@ -32,6 +32,7 @@ def some_value(arg: Arg) -> Any:
 def asked(verb: Verb) -> list[tuple[str, dict[str, Any]]]:
     """What a verb sends with each of its arguments, one after the other."""
     needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
+    needed |= {"value": "3"} if verb.word in ("set", "preview") else {}
     if verb.word == "extend":
         return [request_of(verb, {arg.key: 3}) for arg in verb.args]
     return [request_of(verb, needed)] + [
@@ -54,7 +55,8 @@ def test_every_verb_is_a_command_and_what_it_sends_are_fields_of_the_payload() -
 def test_what_is_not_given_is_not_sent() -> None:
     for verb in VERBS:
         needed = {arg.key: some_value(arg) for arg in verb.args if not arg.words and arg.required}
-        if verb.word not in ("rollback", "extend", "reset", "health", "merge", "show"):
+        needed |= {"value": "3"} if verb.word == "set" else {}
+        if verb.word not in ("rollback", "extend", "reset", "health", "merge", "show", "preview"):
             assert request_of(verb, needed) == (verb.cmd, {k: read_value(v) if k == "value" else v
                                                            for k, v in needed.items()})  # fmt: skip
 

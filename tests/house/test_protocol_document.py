@@ -216,6 +216,8 @@ class Visitor(L.Callback):
             for cmd in ("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now"):
                 link.ask(cmd)
             link.ask("set_param", path="lr", mul=0.5)
+            link.ask("set_params", changes=[{"path": "lr", "mul": 1.0}])
+            link.ask("preview_params", changes=[{"path": "lr", "mul": 0.5}])
             link.ask("note", text="half")
             link.ask("set_counter_seeds", fork_counter_init=2)
             link.ask("clean_disk")
@@ -270,7 +272,16 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Link, list[dict[s
 
 ASKED = (
     *("status", "ping", "list_params", "save_ckpt", "validate_now", "test_now", "test"),
-    *("set_param", "note", "set_counter_seeds", "clean_disk", "pause", "resume"),
+    *(
+        "set_param",
+        "set_params",
+        "preview_params",
+        "note",
+        "set_counter_seeds",
+        "clean_disk",
+        "pause",
+        "resume",
+    ),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
     *("fork", "scan", "samples", "select", "generate_report", "get_selected_region_indices"),
     *("merge", "merge_preview", "compare", "results", "show_samples"),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import otf_core
 from otf_core.opening import RunOptions
+from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.testing.conformance import DelegateSuite, Framework, Outcome, Probe
 from tests.own_loop.loops import Bare, Net
 from tests.state.trainings import Mean, rows
@@ -19,6 +20,8 @@ from tests.state.trainings import Mean, rows
 
 class OwnLoop(Framework):
     """Args: ``width``: of a layer more; ``every``: batches that make a step."""
+
+    cannot = NEEDS_CADENCE
 
     def __init__(self, width: int = 0, every: int = 1) -> None:
         self._width, self._every = width, every

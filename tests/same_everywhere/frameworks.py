@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import otf_core
 from otf_core.opening import RunOptions
 from otf_core.runner import Runner
+from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.testing.conformance import Framework, Outcome, Probe
 from otf_lightning import OnTheFlyCallback
 from tests.plugin import test_conformance as by_lightning
@@ -96,6 +97,8 @@ class ByRunner(Framework):
 
 
 class ByTick(Framework):
+    cannot = NEEDS_CADENCE
+
     def run(self, otf: RunOptions | None, probe: Probe, *, epochs: int = 2) -> Outcome:
         model, (train, val) = Net(), loaders()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -21,6 +21,7 @@ from tests.script.small_script import forks  # noqa: F401 -- the fixture
 IN_EPOCH, LATE = 3, 9  # batches of twelve
 
 NO_EPOCH_OF_OURS = "A loop of one's own calls its own function: nobody counts its batches."
+ITS_OWN_SCHEDULE = "Whoever writes the loop steps its schedules in it, whenever it does."
 ITS_OWN_CLIP = "Whoever writes the loop clips in it."
 NO_LOGGER = "A script logs where it likes: its losses are seen, its other numbers are not."
 NO_HOOKS = "A script's model gets no hooks: torch.compile would see them."
@@ -37,6 +38,7 @@ ITS_OWN_END = "When a script is through is the script's own affair."
 DIFFERS: dict[str, dict[str, str]] = {
     "Runner": {},
     "tick": {
+        "preview_params is unsupported": ITS_OWN_SCHEDULE,
         "merge is unsupported": ITS_OWN_STEP,
         "merge_preview is unsupported": ITS_OWN_STEP,
         "scan is unsupported": ITS_OWN_DATA,
@@ -59,6 +61,7 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning, asked: event testStep: step": NO_EPOCH_OF_OURS,
     },
     "script": {
+        "preview_params is unsupported": ITS_OWN_SCHEDULE,
         "scan is unsupported": ITS_OWN_DATA,
         "samples is unsupported": ITS_OWN_DATA,
         "select is unsupported": ITS_OWN_DATA,

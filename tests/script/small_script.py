@@ -30,6 +30,7 @@ from otf_core.script.imported import when_imported
 from otf_core.script.run import Target, run
 from otf_core.script.stop import StopScript
 from otf_core.state.rng import get_rng, set_rng
+from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.testing.conformance import Framework, Outcome, Probe
 from otf_core.testing.conformance.small_run import Rate, exact
 from tests.testing.own import Net
@@ -46,6 +47,7 @@ class Script(Framework):
     def __init__(self, *, width: int = 12) -> None:
         self._width = width
         self.cannot = {
+            **NEEDS_CADENCE,
             "reset_session": NOT_BACK,
             "load_ckpt": "loads no file while it runs",
             "export_weights": "all its variables",

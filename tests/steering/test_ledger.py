@@ -17,7 +17,7 @@ from otf_core.errors import CommandError
 from otf_core.protocol import SetParam
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
-from tests.steering.worlds import SCHEDULES, STEPS, Run, adam, sgd
+from tests.steering.worlds import SCHEDULES, STEPS, Run, adam, overwritten, sgd
 
 torch.set_num_threads(1)
 
@@ -293,7 +293,7 @@ def test_a_tensor_stays_the_tensor_that_it_was() -> None:
         assert run.stepped[0].get_last_lr()[0] is not now[0]
         assert steering.watch(index) == []
     live[0].fill_(0.7)
-    assert [lost.found for lost in steering.watch(10)] == pytest.approx([0.7, 0.7])
+    assert [lost.found for lost in overwritten(steering, 10)] == pytest.approx([0.7, 0.7])
 
 
 @pytest.mark.parametrize(("make", "key"), [(sgd, "momentum"), (adam, "beta1")])
@@ -339,7 +339,7 @@ def test_what_the_script_writes_is_the_scripts_and_is_reported_once() -> None:
     steering.apply(SetParam(path="lr", value=0.3), 0)
     run.made[0].param_groups[1]["lr"] = 0.011
     run.step(0)
-    said = steering.watch(1)
+    said = overwritten(steering, 1)
     assert [(lost.path, lost.set_to, lost.found, lost.step) for lost in said] == [
         ("optim.0.groups.1.lr", 0.3, 0.011, 1)
     ]
@@ -356,7 +356,7 @@ def test_a_restored_optimizer_ends_the_edit_and_its_value_stands() -> None:
     run.made[0].load_state_dict(saved)
     run.step(1)
     assert run.lrs() == [0.1 * 0.9, 0.02 * 0.9]
-    assert {lost.path for lost in steering.watch(2)} == {
+    assert {lost.path for lost in overwritten(steering, 2)} == {
         "optim.0.groups.0.lr",
         "optim.0.groups.1.lr",
     }

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adadelta, Adagrad, NAdam, RMSprop, Rprop, lr_schedu
 from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
 from otf_core.protocol import SetParam
 from otf_core.steering.params import Knob, Steering, Value, clip_knob
-from tests.steering.worlds import SCHEDULES, Run, adam, parameters, sgd
+from tests.steering.worlds import SCHEDULES, Run, adam, overwritten, parameters, sgd
 
 torch.set_num_threads(1)
 
@@ -328,7 +328,7 @@ def test_a_knob_of_the_trainer_is_set_watched_and_put_back() -> None:
     assert box.value is None
     steering.apply(SetParam(path="gradient_clip_val", value=0.5), 4)
     box.value = 0.25
-    assert [(o.path, o.set_to, o.found, o.step) for o in steering.watch(5)] == [
+    assert [(o.path, o.set_to, o.found, o.step) for o in overwritten(steering, 5)] == [
         ("gradient_clip_val", 0.5, 0.25, 5)
     ]
     assert steering.watch(6) == []

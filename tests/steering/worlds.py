@@ -11,7 +11,8 @@ import torch
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.swa_utils import SWALR
 
-from otf_core.steering.params import Knob
+from otf_core.steering.cadence import Cadence, Stepping
+from otf_core.steering.params import Ended, Knob, Overwritten, Steering
 
 STEPS = 24
 
@@ -23,6 +24,7 @@ class Run:
     made: Sequence[Optimizer]
     stepped: Sequence[Any] = ()
     knobs: Mapping[str, Knob] = dataclasses.field(default_factory=dict)
+    done: int = 0
 
     def optimizers(self) -> Sequence[Optimizer]:
         return self.made
@@ -33,6 +35,15 @@ class Run:
     def trainer_knobs(self) -> Mapping[str, Knob]:
         return self.knobs
 
+    def cadence(self) -> Cadence | None:
+        stepping = [
+            Stepping(
+                "step", 1, "val_loss" if isinstance(s, lr_scheduler.ReduceLROnPlateau) else None
+            )
+            for s in self.stepped
+        ]
+        return Cadence(self.done, self.done, 0, None, 1, stepping)
+
     def step(self, index: int) -> None:
         """One step: optimizers, then schedules, as Lightning does."""
         with warnings.catch_warnings():
@@ -42,9 +53,17 @@ class Run:
                 optimizer.step()
             for scheduler in self.stepped:
                 step_schedule(scheduler, index)
+        self.done += 1
 
     def lrs(self) -> list[float]:
         return [float(group["lr"]) for optimizer in self.made for group in optimizer.param_groups]
+
+
+def overwritten(steering: Steering, step: int) -> list[Overwritten]:
+    """What the script has written over, and nothing has ended beside."""
+    found = steering.watch(step)
+    assert not any(isinstance(each, Ended) for each in found)
+    return [each for each in found if isinstance(each, Overwritten)]
 
 
 def step_schedule(scheduler: Any, index: int) -> None:

@@ -20,7 +20,9 @@ Key = tuple[str, str]
 RECEIPTS_KEPT: Final = 200
 EVENTS_KEPT: Final = 5_000
 SETTLED: Final = frozenset({"applied", "refused", "unknown"})
-READS: Final = frozenset({"status", "ping", "list_params", "list_checkpoints", "results"})
+READS: Final = frozenset(
+    {"status", "ping", "list_params", "list_checkpoints", "results", "preview_params"}
+)
 
 
 @dataclasses.dataclass

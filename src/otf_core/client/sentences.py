@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from otf_core.client.states import state_sentence
-from otf_core.client.words import columns, number, size, span
+from otf_core.client.words import columns, number, size, span, sparkline
 
 WORST_SHOWN: Final = 10
 WORST_COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
@@ -111,12 +111,32 @@ def _or_dash(value: Any) -> str:
 
 def was_set(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     step, until = data.get("applied_step"), data.get("until")
-    lasts = f"; something else writes it at step {number(until)}" if until is not None else ""
-    mode = " (scales the rest of the schedule)" if data.get("mode") == "scale" else ""
+    lasts = f"; the script's again at step {number(until)}" if until is not None else ""
+    modes = {"scale": " (scales the rest of the schedule)", "replace": " (replaces the schedule)"}
+    mode = modes.get(str(data.get("mode")), "")
     change = f"{number(data.get('old'))} → {number(data.get('new'))}"
     return (
         f"Set {data.get('path')} of {name}: {change}, applied at step {number(step)}{mode}{lasts}"
     )
+
+
+def previewed(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """Each value without and with the change: a picture and its ends."""
+    steps = data.get("step") or []
+    now, then = data.get("now") or {}, data.get("then") or {}
+    if not steps or not then:
+        return f"{name} has nothing to preview"
+    head = f"{name}, steps {number(steps[0])} to {number(steps[-1])}, nothing is changed:"
+    rows = [("", "", "from", "to")]
+    for path, values in then.items():
+        rows.append((path, sparkline(now[path]), number(now[path][0]), number(now[path][-1])))
+        if values != now[path]:
+            ends = number(values[0]), number(values[-1])
+            rows.append(("  with the change", sparkline(values), *ends))
+    more = [str(each) for each in data.get("assumes") or []]
+    if ends_at := data.get("ends"):
+        more.append(f"the schedule ends at step {number(ends_at['step'])}: {ends_at['why']}")
+    return "\n".join([head, columns(rows, right=("from", "to")), *more])
 
 
 def params(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above

@@ -101,8 +101,21 @@ def read_value(text: str) -> bool | int | float | str:
 
 def _set(given: Payload) -> tuple[str, Payload]:
     if given.pop("mul", None):
+        if "value" not in given:
+            msg = "otf set NAME VALUE --mul takes the factor as VALUE."
+            raise UsageError(msg)
         given["mul"] = given.pop("value")
+    if "value" not in given and "mul" not in given and "to" not in given:
+        msg = "otf set takes NAME and VALUE, or NAME with --to and --over."
+        raise UsageError(msg)
     return "set_param", given
+
+
+def _preview(given: Payload) -> tuple[str, Payload]:
+    """Of the rate if nothing is named."""
+    steps = {"steps": given.pop("steps")} if "steps" in given else {}
+    changes = [_set({"path": "lr", **given})[1]] if given else []
+    return "preview_params", {"changes": changes, **steps}
 
 
 def _resume(given: Payload) -> tuple[str, Payload]:
@@ -259,6 +272,16 @@ def _reset(given: Payload) -> tuple[str, Payload]:
     return "reset_session", {"reason": "manual", **given}
 
 
+_CHANGE: Final = (
+    Arg("value", "The new value.", kind="value", required=False, shown="[VALUE]"),
+    Arg("mul", "VALUE is a factor.", ("--mul",), "flag"),
+    Arg("until", "Only until this step; then it is the script's again.", ("--until",), "int"),
+    Arg("to", "Go there over so many steps, in place of the schedule.", ("--to",), "float"),
+    Arg("over", "How many.", ("--over",), "int"),
+    Arg("shape", "On which way.", ("--shape",), choices=("linear", "cosine")),
+    Arg("mode", "Under a schedule: scale what remains of it, or hold the value.",
+        ("--mode",), choices=("scale", "override")),
+)  # fmt: skip
 _AT_STEP: Final = Arg("at_step", "Not before this step.", ("--at-step",), "int")
 
 VERBS: Final[tuple[Verb, ...]] = (
@@ -294,14 +317,20 @@ VERBS: Final[tuple[Verb, ...]] = (
         "set", "set_param", "Set a parameter: otf set lr 0.0005, otf set after_fit hold",
         sentences.was_set,
         (
-            Arg("path", "Its name, as otf params lists it.", shown="NAME"),
-            Arg("value", "The new value.", kind="value"),
-            Arg("mul", "VALUE is a factor.", ("--mul",), "flag"),
-            _AT_STEP,
-            Arg("mode", "Under a schedule: scale what remains of it, or hold the value.",
-                ("--mode",), choices=("scale", "override")),
+            Arg("path", "Its name, as otf params lists it.", shown="NAME"), *_CHANGE, _AT_STEP,
         ),
         request=_set,
+    ),
+    Verb(
+        "preview", "preview_params",
+        "Say what a value will be in the coming steps, and with a change: otf preview lr 0.0005",
+        sentences.previewed,
+        (
+            Arg("path", "Its name; lr if none is given.", shown="[NAME]", required=False),
+            *_CHANGE, _AT_STEP,
+            Arg("steps", "How many; to the end of the run if not given.", ("--steps",), "int"),
+        ),
+        request=_preview,
     ),
     Verb("params", "list_params", "List the parameters that can be set.", sentences.params),
     Verb(

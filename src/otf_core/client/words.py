@@ -42,6 +42,16 @@ def span(seconds: float) -> str:
     return f"{whole // 86400} d" + (f" {whole % 86400 // 3600} h" if whole % 86400 >= 3600 else "")
 
 
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """A curve from zero up, in a line of blocks."""
+    top = max(0.0, *values) if values else 0.0
+    if top <= 0:
+        return "▁" * min(width, len(values))
+    count = min(width, len(values))
+    picked = [values[i * (len(values) - 1) // max(1, count - 1)] for i in range(count)]
+    return "".join("▁▂▃▄▅▆▇█"[max(0, min(7, int(value / top * 8)))] for value in picked)
+
+
 def one_line(text: Any) -> str:
     """What others wrote, without what a terminal would obey or what turns its letters round."""
     return "".join(c if c.isprintable() else " " for c in str(text))

@@ -176,6 +176,9 @@ class OwnLoopDelegate:
         with_optimizer = ((s, getattr(s, "optimizer", None)) for s in self._pieces.schedulers)
         return [(s, o) for s, o in with_optimizer if isinstance(o, torch.optim.Optimizer)]
 
+    def cadence(self) -> None:
+        """The loop steps its schedules itself."""
+
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """None: what the loop has beside optimizers is its own."""
         return {}

@@ -26,6 +26,7 @@ from otf_core.state.keeper import ResumeError
 from otf_core.state.parts import params_of, rates_of
 from otf_core.state.training import Pieces
 from otf_core.steering.params import Steering
+from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.telemetry.canonical import canonicalize_metrics
 
 KIND: Final = "a loop with otf_core.attach"
@@ -238,7 +239,7 @@ class OwnLoop:
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=world_size,
-            unsupported=only_watched(world_size),
+            unsupported={**only_watched(world_size), **NEEDS_CADENCE},
             cannot_save=_cannot_save(world_size),
             stop_may_fail=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from otf_core.state.host_pool import HostPool
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.reading import Reading
 from otf_core.state.training import Pieces, TrainingState
+from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.params import Knob, clip_knob
 
 if TYPE_CHECKING:
@@ -147,6 +149,28 @@ class RunnerDelegate:
         """Each scheduler with its optimizer."""
         found = [config.scheduler for config in self._run.schedulers]
         return [(scheduler, unwrapped(scheduler.optimizer)) for scheduler in found]
+
+    def cadence(self) -> Cadence | None:
+        """None where the module steps its schedules itself."""
+        run, counters = self._run, self._run.counters
+        if not run.automatic or "lr_scheduler_step" in run.hooks:
+            return None
+        batches = run.fit_loop.max_batches
+        return Cadence(
+            step=counters.batches_that_stepped,
+            batch_idx=counters.batches_done,
+            epoch=counters.epoch,
+            batches=int(batches) if math.isfinite(batches) else None,
+            accumulate=run.accumulate_grad_batches,
+            schedules=[
+                Stepping(
+                    "step" if config.interval == "step" else "epoch",
+                    config.frequency,
+                    (config.monitor or "a metric") if config.reduce_on_plateau else None,
+                )
+                for config in run.schedulers
+            ],
+        )
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """The gradient clip, where the Runner applies it."""

@@ -18,6 +18,7 @@ from otf_core.script.register import REGISTERED
 from otf_core.state.host_pool import HostPool
 from otf_core.state.rng import get_rng, set_rng
 from otf_core.steering.params import Knob
+from otf_core.steering.preview import NEEDS_CADENCE
 
 NO_TEST: Final = (
     "A script under otf-fit has no test that otf could call; allowed: a validation that the "
@@ -40,6 +41,7 @@ NO_WEIGHTS: Final = (
     "script's own; allowed: torch.save in the script."
 )
 UNSUPPORTED: Final = {
+    **NEEDS_CADENCE,
     "export_weights": NO_WEIGHTS,
     "test_now": NO_TEST,
     "test": NO_TEST,
@@ -182,6 +184,9 @@ class ScriptDelegate:
         found = self._found()
         pairs = [(s, getattr(s, "optimizer", None)) for _, s in found.schedulers]
         return [(s, o) for s, o in pairs if isinstance(o, Optimizer)]
+
+    def cadence(self) -> None:
+        """The script steps its schedules itself."""
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """A script has no trainer."""

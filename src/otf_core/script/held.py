@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 from torch import Tensor
 from torch.optim import Optimizer
 
-from otf_core.steering.ledger import Edit, Loss, Mode, Raw, Slot, detached
+from otf_core.steering.ledger import Asked, Edit, Loss, Mode, Ramp, Raw, Slot, detached
 from otf_core.steering.params import CEILINGS
 
 _BETAS: Final = ("beta1", "beta2")
@@ -30,6 +30,7 @@ class Held:
 
     def __init__(self) -> None:
         self._edits: dict[Slot, Edit] = {}
+        self._step = 0  # steps done, as of the last ``advance``
         self._parked: list[Sequence[_Parked]] = []  # one for each optimizer that is in its step
 
     def __bool__(self) -> bool:
@@ -57,7 +58,7 @@ class Held:
             parked = _Parked(slot)
             if parked.place not in taken:
                 level.setdefault(parked.place, parked)
-                wanted.append((slot, self._at(slot).wanted()))
+                wanted.append((slot, self._at(slot).wanted(self._step)))
         for slot, value in wanted:
             slot.write(value)
         for parked in level.values():
@@ -85,15 +86,18 @@ class Held:
     def used(self, slot: Slot) -> Raw:
         """What the next step uses."""
         edit = self.get(slot)
-        return edit.wanted() if edit is not None else slot.raw()
+        return edit.wanted(self._step) if edit is not None else slot.raw()
 
-    def put(self, asked: Mapping[Slot, tuple[Mode, float]]) -> None:
+    def put(self, asked: Mapping[Slot, Asked]) -> None:
         """Hold these. ZeroDivisionError: a scale of what is 0; nothing is changed then."""
         made: dict[Slot, Edit] = {}
-        for slot, (mode, value) in asked.items():
+        for slot, wish in asked.items():
             own = detached(slot.raw())
-            factor = value / float(own) if mode == "scale" else 1.0
-            made[slot] = Edit(mode, value, factor, own, own, CEILINGS.get(slot.key, math.inf))
+            factor = wish.value / float(own) if wish.mode == "scale" else 1.0
+            made[slot] = Edit(
+                wish.mode, wish.value, factor, own, own, CEILINGS.get(slot.key, math.inf),
+                until=wish.until, ramp=wish.ramp,
+            )  # fmt: skip
         self._edits.update(made)
 
     def put_back(self, before: Mapping[Slot, Edit | None]) -> None:
@@ -102,6 +106,13 @@ class Held:
             self._edits.pop(slot, None)
             if edit is not None:
                 self._edits[slot] = edit
+
+    def advance(self, step: int) -> dict[Slot, Edit]:
+        """As a Ledger's."""
+        self._step = step
+        over = {s: e for s, e in self._edits.items() if e.until is not None and e.until <= step}
+        self.put_back(dict.fromkeys(over))
+        return over
 
     def losses(self) -> list[Loss]:
         """None: whatever the script writes, it stays held."""
@@ -116,13 +127,16 @@ class Held:
                 "factor": edit.factor,
                 "anchor": float(edit.anchor),
                 "shadow": float(slot.raw()),
+                "until": edit.until,
+                "ramp": edit.ramp and [*edit.ramp],
             }
             for slot, edit in self._edits.items()
             if slot.exists()
         }
 
-    def load(self, state: Mapping[Slot, Mapping[str, Any]]) -> None:
+    def load(self, state: Mapping[Slot, Mapping[str, Any]], step: int) -> None:
         """Hold what ``state`` held, and nothing else."""
+        self._step = step
         self._edits = {
             slot: Edit(
                 row["mode"],
@@ -131,6 +145,8 @@ class Held:
                 row["anchor"],
                 row["shadow"],
                 CEILINGS.get(slot.key, math.inf),
+                until=row.get("until"),
+                ramp=Ramp(*row["ramp"]) if row.get("ramp") else None,
             )
             for slot, row in state.items()
         }

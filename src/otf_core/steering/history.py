@@ -16,7 +16,7 @@ import dataclasses
 import math
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -89,17 +89,21 @@ class History:
 
     # What was done.
 
-    def set_param(self, ticket: Ticket, applied: AppliedParam) -> None:
-        """Tell and remember a value that was set."""
+    def set_params(self, ticket: Ticket, applied: Sequence[AppliedParam]) -> None:
+        """Tell and remember values that were set as one."""
 
         def take_back(by: Ticket) -> dict[str, Any]:
-            undone = self._steering.undo(applied, self._step())
-            self._run.changed()
-            self.tell_param(undone.path, undone.old, undone.new, by="undo", request=by)
-            return {undone.path: undone.new}
+            now: dict[str, Any] = {}
+            for each in reversed(applied):
+                undone = self._steering.undo(each, self._step())
+                self._run.changed()
+                self.tell_param(undone.path, undone.old, undone.new, by="undo", request=by)
+                now[undone.path] = undone.new
+            return now
 
-        self._remember(ticket, applied.applied_step, take_back)
-        self.tell_param(applied.path, applied.old, applied.new, by="user", request=ticket)
+        self._remember(ticket, applied[0].applied_step, take_back)
+        for each in applied:
+            self.tell_param(each.path, each.old, each.new, by="user", request=ticket)
 
     def tell_param(self, path: str, old: Any, new: Any, *, by: str, request: Ticket) -> None:
         """Say that a parameter has another value."""

@@ -7,9 +7,9 @@ is simply written is lost at the next step (closed forms) or bends the rest of t
 Rule 1: before a schedule steps, the group gets the schedule's own value back (the *shadow*); then
 the untouched step runs; then its result is the new shadow and the group gets the edited value.
 The shadow is therefore, bit for bit, the value of the run that was never edited.
-Rule 2: the edited value is a pure function of the shadow: the held value (override), or
-``shadow * factor`` (scale; up to a ceiling), or exactly what was asked wherever the shadow is what
-it was then.
+Rule 2: the edited value is a pure function of the shadow and the step: the held value (override),
+or ``shadow * factor`` (scale; up to a ceiling), or exactly what was asked wherever the shadow is
+what it was then; or a curve of its own (replace).
 Rule 3: nothing is installed before the first edit, and nothing is ever put into the instance of a
 scheduler, whose ``state_dict`` takes all that it finds there.
 Rule 4: a value that somebody else has written is theirs: the edit is over and is reported.
@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Mode: TypeAlias = Literal["scale", "override"]
+Mode: TypeAlias = Literal["scale", "override", "replace"]
+Shape: TypeAlias = Literal["linear", "cosine"]
 Raw: TypeAlias = float | Tensor  # a tensor of one element where lr is one (capturable, fused)
 
 _BETAS: Final = {"beta1": 0, "beta2": 1}
@@ -75,7 +76,8 @@ class Slot(NamedTuple):
             group["betas"] = tuple(betas)
         # An int that is equal stays the int that it was.
         elif found != value:
-            group[self.key] = float(value)
+            # The script's own int comes back as one.
+            group[self.key] = value if isinstance(value, int) else float(value)
 
 
 def detached(raw: Raw) -> Raw:
@@ -90,18 +92,55 @@ def on_host(raw: Raw) -> float | None:
     return float(raw)
 
 
+class Ramp(NamedTuple):
+    """A curve from one value to another, which then stays.
+
+    Attributes:
+        start_step: steps done where it has ``start``.
+        steps: how many later it has ``to``; 1 or more.
+        shape: "cosine" is half a period, flat at both ends (Loshchilov and Hutter, 2017, SGDR).
+    """
+
+    start: float
+    to: float
+    start_step: int
+    steps: int
+    shape: Shape = "linear"
+
+    def at(self, step: int) -> float:
+        """The value with so many steps done."""
+        done = min(max(step - self.start_step, 0), self.steps) / self.steps
+        if done == 1:
+            return self.to  # to the last bit
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.to - self.start) * done
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be made of one value; see ``Edit``."""
+
+    mode: Mode
+    value: float
+    until: int | None = None
+    ramp: Ramp | None = None
+
+
 @dataclasses.dataclass(slots=True)
 class Edit:
     """What was made of one value.
 
     Attributes:
-        mode: "override" holds ``value``; "scale" multiplies what the schedule does.
+        mode: "override" holds ``value``; "scale" multiplies what the schedule does; "replace"
+            follows ``ramp``.
         value: what was asked.
         factor: ``value / anchor``.
         anchor: the shadow at the time of the edit. There the edited value is ``value`` itself,
             so that a flat schedule keeps what was asked to the last bit.
         shadow: what the script by itself would have in the group now.
         ceiling: what a scaled value is cut to, unless the schedule itself is above it.
+        until: with so many steps done the script has the value again; None: for good.
     """
 
     mode: Mode
@@ -110,11 +149,15 @@ class Edit:
     anchor: Raw
     shadow: Raw
     ceiling: float = math.inf
+    until: int | None = None
+    ramp: Ramp | None = None
     _left: Raw = 0.0
     _version: int = 0
 
-    def wanted(self) -> Raw:
+    def wanted(self, step: int) -> Raw:
         """What the group is to hold now; for a tensor computed where it is, without reading it."""
+        if self.ramp is not None:
+            return self.ramp.at(step)
         if self.mode == "override":
             return self.value
         if isinstance(self.shadow, Tensor):
@@ -139,10 +182,10 @@ class Edit:
             return raw is self._left and _version(raw) == self._version
         return raw == self._left
 
-    def left_with(self) -> float | None:
+    def left_with(self, step: int) -> float | None:
         """The value that the group was left with, if that can be told without a device."""
         if isinstance(self._left, Tensor):
-            return on_host(torch.as_tensor(self.wanted()))
+            return on_host(torch.as_tensor(self.wanted(step)))
         return float(self._left)
 
 
@@ -174,6 +217,7 @@ class Ledger:
         self._intercepted: dict[int, tuple[Any, type]] = {}  # id -> (scheduler, its own class)
         self._stepping: set[int] = set()  # ids of optimizers inside an intercepted step
         self._losses: list[Loss] = []
+        self._step = 0  # steps done, as of the last ``advance``
 
     def __bool__(self) -> bool:
         """Whether there is any edit."""
@@ -192,7 +236,7 @@ class Ledger:
         """What the next step uses."""
         return slot.raw()
 
-    def put(self, asked: Mapping[Slot, tuple[Mode, float]]) -> None:
+    def put(self, asked: Mapping[Slot, Asked]) -> None:
         """Edit these slots; a slot that was edited keeps its shadow.
 
         Raises:
@@ -200,11 +244,14 @@ class Ledger:
         """
         self._sweep(asked)
         made: dict[Slot, Edit] = {}
-        for slot, (mode, value) in asked.items():
+        for slot, wish in asked.items():
             before = self._edits.get(slot)
             shadow = before.shadow if before else detached(slot.raw())
-            factor = value / float(shadow) if mode == "scale" else 1.0
-            made[slot] = Edit(mode, value, factor, shadow, shadow, self._ceiling(slot))
+            factor = wish.value / float(shadow) if wish.mode == "scale" else 1.0
+            made[slot] = Edit(
+                wish.mode, wish.value, factor, shadow, shadow, self._ceiling(slot),
+                until=wish.until, ramp=wish.ramp,
+            )  # fmt: skip
         self._edits.update(made)
         self._write(made)
 
@@ -226,6 +273,18 @@ class Ledger:
         self._write(made)
         self._report([slot for slot, _ in freed])
 
+    def advance(self, step: int) -> dict[Slot, Edit]:
+        """So many steps are done: curves go on; the edits that are over, which are taken back."""
+        self._step = step
+        self._sweep(self._edits)
+        over = {s: e for s, e in self._edits.items() if e.until is not None and e.until <= step}
+        if over:
+            self.put_back(dict.fromkeys(over))
+        moving = {s: e for s, e in self._edits.items() if e.ramp is not None}
+        if moving:
+            self._write(moving)
+        return over
+
     def losses(self) -> list[Loss]:
         """The edits that were ended by somebody else since the last call; reads no device."""
         self._sweep(self._edits)
@@ -241,12 +300,19 @@ class Ledger:
                 "factor": edit.factor,
                 "anchor": float(edit.anchor),
                 "shadow": float(edit.shadow),
+                "until": edit.until,
+                "ramp": edit.ramp and [*edit.ramp],
             }
             for slot, edit in self._edits.items()
         }
 
-    def load(self, state: Mapping[Slot, Mapping[str, Any]]) -> None:
-        """Take over what ``state`` gave, in place of all edits, and write it to the groups."""
+    def load(self, state: Mapping[Slot, Mapping[str, Any]], step: int) -> None:
+        """Take over what ``state`` gave, in place of all edits, and write it to the groups.
+
+        Args:
+            step: steps done when it was taken.
+        """
+        self._step = step
         self._losses.clear()
         self._edits = {
             slot: Edit(
@@ -256,6 +322,8 @@ class Ledger:
                 anchor=_like(slot.raw(), row["anchor"]),
                 shadow=_like(slot.raw(), row["shadow"]),
                 ceiling=self._ceiling(slot),
+                until=row.get("until"),  # checkpoints of 0.2.0 have neither
+                ramp=Ramp(*row["ramp"]) if row.get("ramp") else None,
             )
             for slot, row in state.items()
         }
@@ -315,7 +383,7 @@ class Ledger:
 
     def _write(self, edits: Mapping[Slot, Edit], stepped: Any = None) -> None:
         for slot, edit in edits.items():
-            slot.write(edit.wanted())
+            slot.write(edit.wanted(self._step))
         for slot, edit in edits.items():
             edit.leave(slot.raw())
         self._report(edits, stepped)
@@ -341,7 +409,7 @@ class Ledger:
             if edit is None or (slot.exists() and edit.stands(slot.raw())):
                 continue
             found = on_host(slot.raw()) if slot.exists() else None
-            self._losses.append(Loss(slot, edit.left_with(), found))
+            self._losses.append(Loss(slot, edit.left_with(self._step), found))
             del self._edits[slot]
 
 

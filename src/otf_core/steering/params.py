@@ -24,7 +24,8 @@ from torch.optim import Optimizer, RMSprop
 
 from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
 from otf_core.protocol import SetParam
-from otf_core.steering.ledger import Edit, Ledger, Loss, Mode, Raw, Slot, on_host
+from otf_core.steering.cadence import Cadence
+from otf_core.steering.ledger import Asked, Edit, Ledger, Loss, Mode, Ramp, Raw, Slot, on_host
 
 Owner: TypeAlias = Literal["optimizer", "scheduler", "trainer", "data", "model", "user"]
 Value: TypeAlias = float | int | bool | str | None
@@ -103,6 +104,9 @@ class Tunable(Protocol):
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """By path."""
 
+    def cadence(self) -> Cadence | None:
+        """When the schedules step; None where the script does that itself."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AppliedParam:
@@ -149,6 +153,16 @@ class Overwritten:
     step: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A value that was set until a step, and is the script's again."""
+
+    path: str
+    old: Value
+    new: Value
+    step: int
+
+
 class Edits(Protocol):
     """How edits of parameter groups are made to last; ``Ledger`` is one."""
 
@@ -158,11 +172,12 @@ class Edits(Protocol):
     def __iter__(self) -> Iterator[Slot]: ...
     def get(self, slot: Slot) -> Edit | None: ...
     def used(self, slot: Slot) -> Raw: ...
-    def put(self, asked: Mapping[Slot, tuple[Mode, float]]) -> None: ...
+    def put(self, asked: Mapping[Slot, Asked]) -> None: ...
+    def advance(self, step: int) -> Mapping[Slot, Edit]: ...
     def put_back(self, before: Mapping[Slot, Edit | None]) -> None: ...
     def losses(self) -> builtins.list[Loss]: ...
     def state(self) -> dict[Slot, dict[str, Any]]: ...
-    def load(self, state: Mapping[Slot, Mapping[str, Any]]) -> None: ...
+    def load(self, state: Mapping[Slot, Mapping[str, Any]], step: int) -> None: ...
     def intercepts(self, scheduler: Any) -> bool: ...
     def intercept(self, scheduler: Any, optimizer: Optimizer) -> None: ...
     def close(self) -> None: ...
@@ -176,11 +191,13 @@ class Steering:
     """
 
     def __init__(self, tunable: Tunable, edits: Edits | None = None) -> None:
-        self._tunable = tunable
+        self.tunable = self._tunable = tunable
         self._ledger: Edits = Ledger(CEILINGS) if edits is None else edits
         self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
         self._script: dict[str, Value] = {}  # path of a knob -> what the script has there
+        self._until: dict[str, int] = {}  # path of a knob -> when it is the script's again
         self._added: dict[str, Knob] = {}
+        self._step = 0  # steps done, as of the last ``watch`` or ``apply``
 
     def add_knob(self, path: str, knob: Knob) -> None:
         """A value that is no part of the training's state, so that no rollback changes it."""
@@ -256,22 +273,28 @@ class Steering:
             raise CommandError(
                 ErrorCode.BAD_PAYLOAD, detail, field="at_step", allowed={"min": step}
             )
+        begins = step if request.at_step is None else request.at_step
+        _check_span(request, begins)
         knob = self._knobs().get(request.path)
         if request.release:
             self._plan_release(request, knob)
         elif knob is not None:
             self._plan_knob(request, knob)
         else:
-            self._plan(request, on_host)
+            self._plan(request, on_host, begins)
 
     def apply(self, request: SetParam, step: int) -> AppliedParam:
         """Set it now, whatever ``at_step`` says; all of it, or nothing and a CommandError."""
+        _check_span(request, step)
         knob = self._knobs().get(request.path)
         if request.release:
             return self._release(request, knob, step)
         if knob is not None:
-            return self._set_knob(request.path, knob, self._plan_knob(request, knob), step)
-        asked = self._plan(request, float)
+            value = self._plan_knob(request, knob)
+            return self._set_knob(request.path, knob, value, step, request.until)
+        asked = self._plan(request, float, step)
+        self._step = step
+        self._ledger.advance(step)  # a curve begins here
         self._intercept(asked)
         before = {
             slot: edit and dataclasses.replace(edit)
@@ -279,7 +302,9 @@ class Steering:
         }
         old = [float(self._ledger.used(slot)) for slot in asked]
         self._ledger.put(asked)
-        return self._applied(request.path, old, before, step, [m for m, _ in asked.values()])
+        modes = [wish.mode for wish in asked.values()]
+        applied = self._applied(request.path, old, before, step, modes)
+        return dataclasses.replace(applied, until=request.until)
 
     def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
         """Put back what was before: the earlier edit, or the schedule as it is now.
@@ -291,6 +316,12 @@ class Steering:
             knob = self._knobs()[applied.path]
             return self._set_knob(applied.path, knob, applied.old, step)
         lost = [slot for slot in applied.undo if self._ledger.get(slot) is None]
+        if lost and applied.until is not None and applied.until <= step:
+            detail = (
+                f"{applied.path} was asked to be put back, it was set until step {applied.until} "
+                "and is the script's again."
+            )
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
         if lost and not applied.released:
             detail = (
                 f"{applied.path} was asked to be put back, {self._path(lost[0])} has been written "
@@ -315,6 +346,9 @@ class Steering:
                 ("value", request.value, msgspec.UNSET),
                 ("mul", request.mul, msgspec.UNSET),
                 ("mode", request.mode, None),
+                ("until", request.until, None),
+                ("to", request.to, None),
+                ("over", request.over, None),
             )
             if value is not unset
         ]
@@ -340,25 +374,28 @@ class Steering:
         """Give it back to the script, as the script and its schedule have it by now."""
         slots = self._plan_release(request, knob)
         if knob is not None:
-            applied = self._set_knob(request.path, knob, self._script.pop(request.path), step)
-            del self._held[request.path]
-            return applied
+            return self._free_knob(request.path, knob, step)
         before = {s: dataclasses.replace(e) for s in slots if (e := self._ledger.get(s))}
         old = [float(self._ledger.used(slot)) for slot in slots]
         self._ledger.put_back(dict.fromkeys(slots))
         applied = self._applied(request.path, old, before, step, [e.mode for e in before.values()])
         return dataclasses.replace(applied, released=True)
 
-    def watch(self, step: int) -> builtins.list[Overwritten]:
-        """What the script has written over since the last call; cheap, and free without edits.
+    def watch(self, step: int) -> builtins.list[Overwritten | Ended]:
+        """What has become of the edits since the last call; cheap, and free without edits.
 
-        An edit that was written over is ended: the script's value stands from then on. Also takes
-        in schedulers that came after an edit (weight averaging brings its own).
+        An edit that the script has written over is ended: the script's value stands from then on.
+        So is one whose last step is reached. Also takes in schedulers that came after an edit
+        (weight averaging brings its own).
         """
-        found: builtins.list[Overwritten] = []
+        found: builtins.list[Overwritten | Ended] = []
+        self._step = step
         if self._ledger:
             self._intercept(self._ledger, strict=False)
-            found = [
+            for slot, edit in self._ledger.advance(step).items():
+                old, new = edit.left_with(step), on_host(self._ledger.used(slot))
+                found.append(Ended(self._path(slot), old, new, step))
+            found += [
                 Overwritten(self._path(loss.slot), loss.left, loss.found, step)
                 for loss in self._ledger.losses()
             ]
@@ -369,12 +406,28 @@ class Steering:
                 if now != value:
                     found.append(Overwritten(path, value, now, step))
                     del self._held[path]
+                    self._until.pop(path, None)
+                elif step >= self._until.get(path, math.inf):
+                    freed = self._free_knob(path, knobs[path], step)
+                    found.append(Ended(path, freed.old, freed.new, step))
         return found
+
+    def _free_knob(self, path: str, knob: Knob, step: int) -> AppliedParam:
+        """It is the script's again."""
+        applied = self._set_knob(path, knob, self._script.pop(path), step)
+        del self._held[path]
+        self._until.pop(path, None)
+        return applied
 
     def state(self) -> dict[str, Any]:
         """The edits as plain values, to go into a checkpoint beside optimizers and schedulers."""
         edits = {self._path(slot): row for slot, row in self._ledger.state().items()}
-        return {"edits": edits, "knobs": dict(self._held)}
+        return {
+            "edits": edits,
+            "knobs": dict(self._held),
+            "until": dict(self._until),
+            "step": self._step,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a ``state`` in place of all edits; after the optimizers have theirs.
@@ -390,12 +443,19 @@ class Steering:
             raise LocalProtocolError(msg)
         edits = {paths[path]: row for path, row in state["edits"].items()}
         self._intercept(edits)
-        self._ledger.load(edits)
+        self._step = state.get("step", 0)
+        self._ledger.load(edits, self._step)
         # Those that were set after that state was taken are the script's again.
         script = {p: v for p, v in self._script.items() if p in knobs and p not in state["knobs"]}
         for path, value in {**script, **state["knobs"]}.items():
+            self._script.setdefault(path, knobs[path].read())  # of a process that begins
             knobs[path].write(value)
         self._held = dict(state["knobs"])
+        self._until = dict(state.get("until", {}))  # checkpoints of 0.2.0 have none
+
+    def slots(self) -> dict[str, Slot]:
+        """Each single value of a parameter group, by its whole path."""
+        return {_one(index, slot): slot for index, slot in self._slots()}
 
     def close(self) -> None:
         """Leave the schedulers as they were found; the values stay as they are."""
@@ -423,7 +483,9 @@ class Steering:
             undo=before,
         )
 
-    def _set_knob(self, path: str, knob: Knob, value: Value, step: int) -> AppliedParam:
+    def _set_knob(
+        self, path: str, knob: Knob, value: Value, step: int, until: int | None = None
+    ) -> AppliedParam:
         old = knob.read()
         if old != value:
             knob.write(value)
@@ -431,7 +493,10 @@ class Steering:
         if path not in self._added:
             self._script.setdefault(path, old)
             self._held[path] = new
-        return AppliedParam(path, old, new, step, knob.owner, "override")
+            self._until.pop(path, None)
+            if until is not None:
+                self._until[path] = until
+        return AppliedParam(path, old, new, step, knob.owner, "override", until)
 
     # What is there.
 
@@ -480,22 +545,41 @@ class Steering:
     # What is allowed.
 
     def _plan(
-        self, request: SetParam, read: Callable[[float | Tensor], float | None]
-    ) -> dict[Slot, tuple[Mode, float]]:
-        """Mode and value for each slot; what ``read`` does not tell is left unchecked."""
+        self, request: SetParam, read: Callable[[float | Tensor], float | None], step: int
+    ) -> dict[Slot, Asked]:
+        """What is to be made of each slot; what ``read`` does not tell is left unchecked."""
         slots = self._find(request.path)
         param = PARAMS[slots[0].key]
-        plan: dict[Slot, tuple[Mode, float]] = {}
+        plan: dict[Slot, Asked] = {}
         for slot in slots:
             old = read(self._ledger.used(slot))
             # A value that is not read stands as 0, so that only the factor is checked.
-            value = _number(request, 0.0 if old is None else old, param.low, param.high)
+            start = 0.0 if old is None else old
+            if request.over is not None:
+                ramp = self._ramp(request, slot, start, step)
+                plan[slot] = Asked("replace", ramp.start, request.until, ramp)
+                continue
+            value = _number(request, start, param.low, param.high)
             self._check_optimizer(request, slot, value)
             edit = self._ledger.get(slot)
             shadow = read(edit.shadow) if edit else old
-            plan[slot] = (self._mode(request, slot, value, old, shadow), value)
+            mode = self._mode(request, slot, value, old, shadow)
+            plan[slot] = Asked(mode, value, request.until)
         self._check_shared(request, slots)
         return plan
+
+    def _ramp(self, request: SetParam, slot: Slot, now: float, step: int) -> Ramp:
+        """The curve that is asked for, from what is asked or stands there."""
+        assert request.to is not None
+        assert request.over is not None
+        param = PARAMS[slot.key]
+        end = msgspec.structs.replace(request, value=request.to, mul=msgspec.UNSET)
+        to = _number(end, None, param.low, param.high)
+        begins = request.value is not msgspec.UNSET or request.mul is not msgspec.UNSET
+        start = _number(request, now, param.low, param.high) if begins else now
+        for value in (start, to):
+            self._check_optimizer(request, slot, value)
+        return Ramp(start, to, step, request.over, request.shape)
 
     def _mode(
         self, request: SetParam, slot: Slot, value: float, old: float | None, shadow: float | None
@@ -561,6 +645,15 @@ class Steering:
                 "allowed: override."
             )
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["override"])
+        if request.over is not None:
+            detail = (
+                f"{request.path} was asked to go to {request.to} over {request.over} steps; "
+                f"allowed: of {', '.join(PARAMS)}."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="over", allowed=[*PARAMS])
+        if request.until is not None and request.path in self._added:
+            detail = f"{request.path} was asked until a step; it is no value of the training."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="until")
         if knob.kind == "float":
             return _number(request, knob.read(), knob.low, knob.high)
         if knob.kind == "int":
@@ -592,6 +685,31 @@ class Steering:
                         f"edit, found: {error}; allowed: schedulers whose class does the step."
                     )
                     raise CommandError(ErrorCode.UNSUPPORTED, detail) from error
+
+
+def _check_span(request: SetParam, begins: int) -> None:
+    """How long a change lasts, and what belongs to a curve."""
+    if request.until is not None and request.until <= begins:
+        detail = (
+            f"{request.path} was asked until step {request.until}, from step {begins} on; "
+            f"allowed: {begins + 1} or later."
+        )
+        allowed = {"min": begins + 1}
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="until", allowed=allowed)
+    curve = (request.to is not None, request.over is not None)
+    if curve == (False, False) and (request.mode == "replace" or request.shape != "linear"):
+        detail = f"{request.path} was asked to follow a curve; it needs to and over."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="to")
+    if any(curve) and not all(curve):
+        missing = "over" if curve[0] else "to"
+        detail = f"{request.path} was asked to follow a curve without {missing}; it needs both."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=missing)
+    if request.over is not None and request.over < 1:
+        detail = f"{request.path} was asked over {request.over} steps; allowed: 1 or more."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="over", allowed={"min": 1})
+    if request.over is not None and request.mode not in (None, "replace"):
+        detail = f"{request.path} was asked to {request.mode} and to follow a curve; it replaces."
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["replace"])
 
 
 def _written_by(scheduler: Any) -> frozenset[str]:

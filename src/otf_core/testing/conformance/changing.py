@@ -84,6 +84,46 @@ class Changing(Suite):
             found = run.found()
         self._trained_with(Rate(0.00375, step, until), found)
 
+    def test_what_is_previewed_is_what_then_happens(self, tmp_path: Path) -> None:
+        self.needs("preview_params", "set_params", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            step = run.pause_in(batch)["step"]
+            until = step + 4
+            changes = [{"path": "lr", "value": 0.02, "to": 0.001, "over": 3, "until": until}]
+            curves = run.ask("preview_params", changes=changes, steps=500)
+            alone = run.ask("preview_params")
+            assert alone["now"] == alone["then"]
+            assert not run.events("param_changed")
+            run.ask("set_params", changes=changes)
+            run.resume()
+            found = run.found()
+            told = [e for e in run.events("param_changed") if e["by"] == "until"]
+        assert {e["applied_step"] for e in told} == {until}
+        first = next(iter(curves["then"]))
+        used = found.probe.lrs[step:]
+        assert curves["step"][0] == step + 1
+        assert curves["then"][first][: len(used)] == used
+        assert self.bare().probe.lrs[step:] == curves["now"][first][: len(used)]
+        assert alone["now"][first] == curves["now"][first][: len(alone["now"][first])]
+
+    def test_several_changes_are_one(self, tmp_path: Path) -> None:
+        self.needs("set_params", "undo", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path, hold=(batch,)) as run:
+            run.pause_in(batch)
+            lr, decay = (self._row(run, path)["value"] for path in ("lr", "weight_decay"))
+            wrong = [{"path": "lr", "value": 0.5}, {"path": "weight_decay", "value": 50.0}]
+            assert run.refused("set_params", changes=wrong)["code"] == "bad_payload"
+            assert self._row(run, "lr")["value"] == lr
+            changes = [{"path": "lr", "value": 0.5}, {"path": "weight_decay", "value": 0.25}]
+            assert len(run.ask("set_params", changes=changes)["applied"]) == 2
+            now = run.ask("undo")
+            assert now["undone"]["cmd"] == "set_params"
+            assert [self._row(run, p)["value"] for p in ("lr", "weight_decay")] == [lr, decay]
+            run.resume()
+            self.same(run.found())
+
     def test_everything_set_to_what_it_is_nothing_changes(self, tmp_path: Path) -> None:
         self.needs("set_param", "pause")
         batch = self.batch(WITHIN)

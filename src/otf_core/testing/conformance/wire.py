@@ -11,6 +11,7 @@ from otf_core import protocol
 from otf_core.control.actions import NOT_IN_THIS_VERSION
 from otf_core.protocol import COMMANDS
 from otf_core.run_commands import NEEDS_HEALTH, NEEDS_MODULES, NEEDS_SAMPLES
+from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.testing.conformance.running import Running
 from otf_core.testing.conformance.suite import LATE, WITHIN, Suite
 
@@ -76,6 +77,7 @@ class Wire(Suite):
             **NEEDS_SAMPLES,
             **NEEDS_HEALTH,
             **NEEDS_MODULES,
+            **NEEDS_CADENCE,
             **self.framework.cannot,
         }
         if name not in declared:
@@ -97,6 +99,7 @@ class Wire(Suite):
             "resume_from": {"seq": 0, "until": 1},
             "ping": {"t": 1.0},
             "set_param": {"path": "lr", "mul": 1.0},
+            "set_params": {"changes": [{"path": "lr", "mul": 1.0}]},
             "note": {"text": "here"},
             "attach_context": {"run_id": run_id},
             "switch_run": {"run_id": run_id},
