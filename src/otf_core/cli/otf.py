@@ -30,6 +30,8 @@ from otf_core.client import (
     NoDashboardError,
     NotConnectedError,
 )
+from otf_core.client.choosing import ChoiceError, choose
+from otf_core.client.choosing import name_of as _name
 from otf_core.client.verbs import VERBS, UsageError, Verb, request_of
 
 TAIL_SHOWN: Final = 10
@@ -62,35 +64,14 @@ def choose_session(sessions: Sequence[Mapping[str, Any]], asked: str | None) -> 
     Raises:
         Failure: none is live (4), none fits (4), or several could be meant (2).
     """
-    live = [session for session in sessions if session["connected"]]
-    if asked is not None:
-        keys = ("run_name", "session_id", "run_id")
-        fits = [s for s in live if asked in [s[key] for key in keys]]
-        if not fits:
-            known = ", ".join(_label(s) for s in live) or "none"
-            detail = f"No live run {asked!r}; live: {known}."
-            _fail(EXIT_NO_RUN, "no_run", detail, allowed=[s["session_id"] for s in live])
-    else:
-        fits = live
-    if len(fits) == 1:
-        return fits[0]
-    if not fits:
-        detail = (
-            "No run is connected to the dashboard. Start one with OnTheFlyCallback() or otf-fit; "
-            "runs find the dashboard of otf dashboard by themselves."
-        )
-        _fail(EXIT_NO_RUN, "no_run", detail)
-    which = ", ".join(_label(session) for session in fits)
-    detail = f"{len(fits)} live runs could be meant: {which}; say which with --run."
-    _fail(EXIT_USAGE, "usage", detail, field="run", allowed=[s["session_id"] for s in fits])
-
-
-def _label(session: Mapping[str, Any]) -> str:
-    return f"{session['run_name'] or session['run_id']} ({session['session_id']})"
-
-
-def _name(session: Mapping[str, Any]) -> str:
-    return str(session["run_name"] or session["run_id"])
+    try:
+        return choose(sessions, asked)
+    except ChoiceError as error:
+        if error.several:
+            detail = str(error).replace("say which.", "say which with --run.")
+            _fail(EXIT_USAGE, "usage", detail, field="run", allowed=error.allowed)
+        more = {"allowed": error.allowed} if asked is not None else {}
+        _fail(EXIT_NO_RUN, "no_run", str(error), **more)
 
 
 # -- the verbs of the wire -----------------------------------------------------------------------
@@ -280,6 +261,38 @@ def top(once: bool, url: str | None, as_json: bool) -> None:  # noqa: FBT001 -- 
     sys.exit(print_once(url, as_json=as_json) if once or as_json else run(url))
 
 
+@click.command("mcp", help="Serve runs to an agent, over stdio (Model Context Protocol).")
+@click.option("--write", is_flag=True, help="The agent may change runs; without it, only look.")
+@click.option("--bounds", multiple=True, metavar="NAME=LEAST:GREATEST",
+              help="Narrower than the run's own, as lr=1e-5:1e-2; may be repeated.")  # fmt: skip
+@click.option("--per-minute", type=click.IntRange(1), default=10, help="Changes, at most.")
+@click.option("--run", "only", help="Only this run: its name, session id or run id.")
+@click.option("--url", help="A dashboard's address, as it prints it; else the one that runs here.")
+def mcp(write: bool, bounds: tuple[str, ...], per_minute: int, only: str | None,  # noqa: FBT001 -- click passes by name
+        url: str | None) -> None:  # fmt: skip
+    """Until the agent hangs up."""
+    from otf_core.agents.guard import Guard, Rules, bounds_of
+    from otf_core.agents.tools import Tools
+
+    try:
+        rules = Rules(write=write, bounds=dict(map(bounds_of, bounds)), per_minute=per_minute)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        from otf_core.agents.server import serve
+    except ImportError as error:
+        detail = f"otf mcp needs {error.name}: pip install 'otf-lightning[agents]'"
+        _fail(EXIT_REFUSED, "unsupported", detail)
+    names: dict[str, str] = {}
+    tools = Tools(
+        lambda: Client.from_url(url) if url is not None else Client.from_rendezvous(),
+        Guard(rules),
+        who=lambda: f"{names.get('client', 'an agent')} by mcp, {_who()}",
+        only=only,
+    )
+    serve(tools, names)
+
+
 @click.command(
     "demo",
     help="Train a real model on real digits, with a dashboard.",
@@ -407,6 +420,7 @@ for _command in (
     runs,
     tail,
     top,
+    mcp,
     doctor,
     import_runs,
     *map(_command_of, VERBS),

@@ -115,10 +115,14 @@ class ParamCommands:
                 f"allowed: 1 to {MAX_STEPS:,} steps, 1 to {MAX_POINTS:,} points."
             )
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="steps")
+        changes = self._changes(asked.changes, at_steps=True)
+        for change in changes:
+            if not change.release:  # it may be of what is set before it
+                self._steering.check(change, self._step())
         found = preview(
             self._steering.tunable,
             self._steering.state(),
-            self._changes(asked.changes, at_steps=True),
+            [change for change in changes if not self._steering.is_knob(change.path)],
             steps=steps,
             points=asked.points,
         )

@@ -453,6 +453,10 @@ class Steering:
         self._held = dict(state["knobs"])
         self._until = dict(state.get("until", {}))  # checkpoints of 0.2.0 have none
 
+    def is_knob(self, path: str) -> bool:
+        """Whether it is a single value, which no schedule writes."""
+        return path in self._knobs()
+
     def slots(self) -> dict[str, Slot]:
         """Each single value of a parameter group, by its whole path."""
         return {_one(index, slot): slot for index, slot in self._slots()}

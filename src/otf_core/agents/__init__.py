@@ -1,0 +1,1 @@
+"""Runs for agents: the verbs as tools, under guard."""
