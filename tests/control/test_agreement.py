@@ -230,7 +230,7 @@ class Ranks:
             assert not thread.is_alive(), thread.name
 
     def close(self) -> None:
-        for agreement in self.agreements:
+        for agreement in reversed(self.agreements):  # rank 0 waits for the others
             agreement.close()
 
 
@@ -360,6 +360,20 @@ def test_who_stands_when_the_others_are_gone_is_told(ranks: Callable[..., Ranks]
     found.attend = attend
     found.run(found.agreements[0].ask)
     assert str(found.errors[1]) == "control store lost"
+
+
+def test_rank_0_stays_until_the_others_have_read_what_it_has_written(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(3, 0)
+    first = threading.Thread(target=found.agreements[0].close)
+    first.start()
+    for agreement in found.agreements[1:]:
+        first.join(0.01)
+        assert first.is_alive()
+        agreement.close()
+    first.join(WAIT_S)
+    assert not first.is_alive()
 
 
 def test_letters_are_plain_text() -> None:

@@ -32,6 +32,7 @@ from otf_core.errors import OtfError
 
 PROMISE_S: Final = 10.0  # so long rank 0 waits for promises, then it lets all go and says so
 LOOK_S: Final = 0.5  # a signal's handler wakes nobody
+LEAVE_S: Final = 2.0  # so long rank 0 stays for the others: letters may lie in its process
 
 Message = list[Any]
 
@@ -151,6 +152,7 @@ class StepAgreement:
         self._promises: dict[int, int] = {}  # rank -> boundary, of the proposal under way
         self._round = 0
         self._told = 0
+        self._gone: set[int] = set()
         self._asked = self._closing = False
         self.meeting = False
         self.lost: str | None = None
@@ -282,13 +284,24 @@ class StepAgreement:
             self._wakeup.notify_all()
 
     def close(self) -> None:
-        """End the threads; also when training fails. On every rank, once nothing is awaited."""
+        """End the threads; also when training fails. On every rank, once nothing is awaited.
+
+        Rank 0 waits for the others, ``LEAVE_S`` at most.
+        """
+        if self.rank:
+            with contextlib.suppress(ConnectionError):
+                self._mail.push(0, _letter(["gone", self.rank]))
         with self._wakeup:
+            if self.rank == 0 and not self._closing:
+                self._wakeup.wait_for(self._left_alone, LEAVE_S)
             self._closing = True
             self._wakeup.notify_all()
         self._mail.close()
         for thread in self._threads:
             thread.join()
+
+    def _left_alone(self) -> bool:
+        return self.lost is not None or len(self._gone) == self.world_size - 1
 
     def _send(self, message: Message) -> None:
         letter = _letter(message)
@@ -323,6 +336,8 @@ class StepAgreement:
                     self._promises[rest[1]] = rest[2]
                 elif kind == "done" and rest[0] in self._answers:
                     self._answers[rest[0]][rest[1]] = rest[2:]
+                elif kind == "gone":
+                    self._gone.add(rest[0])
                 elif kind in ("do", "go"):
                     self._todo.append(message)
                 self._wakeup.notify_all()
