@@ -1020,7 +1020,7 @@ class Session:
             step=manifest.step,
             id=manifest.id,
             kind=manifest.kind,
-            bytes=manifest.bytes,
+            bytes=manifest.total_bytes,
             exact=manifest.exact,
         )
         self.journal.sync()
@@ -1118,7 +1118,7 @@ def _described(manifest: Manifest, path: str) -> dict[str, Any]:
     return {
         **_brief(manifest, path),
         "epoch": manifest.epoch,
-        "bytes": manifest.bytes,
+        "bytes": manifest.total_bytes,
         "kind": manifest.kind,
         "pinned": manifest.pinned,
         "exact": manifest.exact,

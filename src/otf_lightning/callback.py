@@ -139,6 +139,7 @@ class OnTheFlyCallback(L.Callback):
         model = type(pl_module).__name__
         origin = agree_on_origin(trainer, lambda: self._options.origin(model, asked))
         mail = mail_of(trainer)
+        self._delegate.make_shard_writer(self._checkpoints)
         if trainer.is_global_zero:
             self._open_session(trainer, pl_module, origin, mail)
         if trainer.world_size > 1:
@@ -147,6 +148,10 @@ class OnTheFlyCallback(L.Callback):
             if not trainer.is_global_zero:
                 self._open_other_rank(trainer, origin, mail, saves=saves)
         return ours
+
+    def _checkpoints(self) -> Path | None:
+        folder = self.run_dir
+        return folder / "checkpoints" if folder is not None else None
 
     def _open_other_rank(
         self, trainer: L.Trainer, origin: Origin | None, mail: StoreMail | None, *, saves: bool
@@ -273,9 +278,9 @@ class OnTheFlyCallback(L.Callback):
             self._close()
 
     def _close(self) -> None:
-        if self._delegate is not None:
-            self._delegate.detach()
-            self._delegate = None
+        delegate, self._delegate = self._delegate, None
+        if delegate is not None:
+            delegate.detach()
         if self._session is not None:
             self._run_dir = self._session.run_dir
             self._session.close()
@@ -283,6 +288,8 @@ class OnTheFlyCallback(L.Callback):
         if self._other is not None:
             self._other.close()
             self._other = None
+        if delegate is not None:
+            delegate.close_shards()
 
     # Steps.
 

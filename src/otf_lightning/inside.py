@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import lightning as L
+import torch
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from otf_core.telemetry.norms import is_sharded
 
 # owner -> names; "owner" is an attribute path from the trainer of a fit
 PRIVATE: Final = {
@@ -113,6 +117,28 @@ class Wraps:
             vars(owner).pop(name, None)
 
 
+def time_fetches(trainer: L.Trainer, clocks: Any) -> None:
+    """Have ``clocks`` told of every fetch of a training batch in this fit; again for another.
+
+    Args:
+        clocks: see strategies.PhaseClocks.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    kind, before = type(loop), [None]
+
+    def begin() -> None:
+        kind._on_before_fetch(loop)
+        if clocks.on:
+            before[0] = clocks.switch("data_wait")
+
+    def end() -> None:
+        if clocks.on:
+            clocks.switch(before[0])
+        kind._on_after_fetch(loop)
+
+    loop._on_before_fetch, loop._on_after_fetch = begin, end
+
+
 def steps_done(trainer: L.Trainer) -> int:
     """Batches after which an optimizer stepped: the step that Lightning's loggers use."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -144,9 +170,45 @@ def set_log_state(trainer: L.Trainer, state: dict[str, Any]) -> None:
         setattr(trainer._logger_connector, name, value)
 
 
+def shards_weights(trainer: L.Trainer) -> bool:
+    """Whether each rank may hold a part of the weights (FSDP2, tensor parallel)."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def reshard(trainer: L.Trainer) -> None:
+    """Have every rank hold its part again; a forward without a backward leaves some whole."""
+    if shards_weights(trainer):
+        for module in trainer.lightning_module.modules():
+            if isinstance(module, torch.distributed.fsdp.FSDPModule):
+                module.reshard()
+
+
+def empty_beside(live: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """A tensor of this shape and type that lies on the ranks as ``live`` does."""
+    if not is_sharded(live):
+        return torch.empty_like(shape, device=live.device)
+    if shape.shape == live.shape:
+        return torch.empty_like(live, dtype=shape.dtype, requires_grad=False)
+    sharded: Any = live
+    return torch.distributed.tensor.empty(
+        *shape.shape, dtype=shape.dtype, device_mesh=sharded.device_mesh
+    )
+
+
 def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
-    """A full Lightning checkpoint as live references."""
-    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    """A full Lightning checkpoint as live references.
+
+    Of weights in parts each rank has its own: nothing is gathered, and an optimizer that has not
+    stepped yet is not made to, as torch does for its state.
+    """
+    wraps, strategy = Wraps(), trainer.strategy
+    if shards_weights(trainer):
+        wraps.put(strategy, "lightning_module_state_dict", trainer.lightning_module.state_dict)
+        wraps.put(strategy, "optimizer_state", lambda optimizer: optimizer.state_dict())
+    try:
+        return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    finally:
+        wraps.off()
 
 
 def eval_loop(trainer: L.Trainer, *, testing: bool) -> Any:

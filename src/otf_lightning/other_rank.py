@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from otf_core.errors import OtfError
 from otf_core.ranks.mail import NoStoreError, StoreMail
@@ -22,10 +22,10 @@ from otf_core.state.keeper import Origin, ResumeError
 
 def cannot_save(trainer: L.Trainer) -> str | None:
     """Why this version keeps no checkpoints of such a run; the same on every rank."""
-    if trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy):
+    if trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy | ModelParallelStrategy):
         return None
     return (
-        f"This version (0.2.0) keeps checkpoints of one process and of DDP; this run has "
+        "This version (0.2.0) keeps checkpoints of one process, of DDP and of FSDP2; this run has "
         f"{trainer.world_size} ranks under {type(trainer.strategy).__name__}."
     )
 

@@ -90,7 +90,7 @@ class AllRanks:
             own = self._delegate.apply(state)
         lost, left_out, saved = (list(each) for each in own)
         for rank, (more_lost, more_left_out, more_saved) in heard.items():
-            lost += [f"rank {rank}: {text}" for text in more_lost]
+            lost += [f"rank {rank}: {text}" for text in more_lost if text not in own.lost]
             left_out += [text for text in more_left_out if text not in left_out]
             saved += [text for text in more_saved if text not in saved]
         return Applied(lost, left_out, saved)

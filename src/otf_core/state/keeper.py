@@ -133,9 +133,12 @@ def read_fitting(
         delegate.check(state)
         allow(state)
     except CommandError as error:
-        msg = f"resume was asked from {path}: {error.detail}"
-        raise ResumeError(msg) from error
+        raise _refused(path, error) from error
     return state, manifest
+
+
+def _refused(path: Path, error: CommandError) -> ResumeError:
+    return ResumeError(f"resume was asked from {path}: {error.detail}")
 
 
 class Run(Protocol):
@@ -278,7 +281,10 @@ class Keeper:
         self._going_on = True
         state, manifest = read_fitting(path, self._delegate, self._allow)
         ours = manifest if origin.run_dir is not None else None
-        self._run.put(state, ours.id if ours is not None else None)
+        try:
+            self._run.put(state, ours.id if ours is not None else None)
+        except CommandError as error:
+            raise _refused(path, error) from error
         self._going_on = False
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name
