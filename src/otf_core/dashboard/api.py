@@ -358,7 +358,7 @@ class Api:
             _integer(request, bound, 0, 0, 2**62) if bound in request.query_params else None
             for bound in ("from", "to")
         )
-        session_ids, views = await reading.views(self._store, run, names)
+        session_ids, views = await reading.views(self._store, run, names, dated=False)
         found = await asyncio.to_thread(
             peaks.curves, views, names, low=low, high=high, buckets=buckets
         )

@@ -116,15 +116,21 @@ class Chunks:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def columns(self, session_id: str, run_id: str, names: Sequence[str], rows: int) -> Block:
-        """The first ``rows`` rows, or those that there are, in order of event_seq."""
+    def columns(
+        self, session_id: str, run_id: str, names: Sequence[str], rows: int, *, dated: bool = True
+    ) -> Block:
+        """The first ``rows`` rows, or those that there are, in order of event_seq.
+
+        Not ``dated``: without their times and generations, which are 0; a chart needs neither.
+        """
         found = self._find(session_id, run_id)
         if found is None or rows <= 0:
             return NO_ROWS
         columns_id, held, known = found
         rows = min(rows, held)
         read: dict[str, Any] = {}
-        for name in (*AXES, *(name for name in names if name in known)):
+        axes = AXES if dated else ("event_seq", "step")
+        for name in (*axes, *(name for name in names if name in known)):
             key = (session_id, run_id, name, rows)
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -132,6 +138,8 @@ class Chunks:
                 self._remember(key, self._column(columns_id, name, rows))
             read[name] = self._cache[key]
         values = {name: column for name, column in read.items() if name not in AXES}
+        for axis in AXES.keys() - read.keys():
+            read[axis] = array(AXES[axis], bytes(8 * rows))
         in_order = self._in_order(columns_id, (rows - 1) // CHUNK_ROWS)
         seq, step, ts, gen = (read[axis] for axis in AXES)
         block = Block(seq, step, ts, gen, values, rises=in_order)

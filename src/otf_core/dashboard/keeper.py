@@ -526,14 +526,20 @@ class Keeper:
                 await self.read_journal(session.session_id)
 
     async def rows(
-        self, session_id: str, run_id: str, names: Sequence[str], columns: Columns
+        self,
+        session_id: str,
+        run_id: str,
+        names: Sequence[str],
+        columns: Columns,
+        *,
+        dated: bool = True,
     ) -> Block:
         """All rows of these columns, those that are not saved yet too."""
         saved, unsaved = columns.saved, columns.unsaved()
 
         def read() -> Block:
             assert self._database is not None
-            base = self._database.rows.columns(session_id, run_id, names, saved)
+            base = self._database.rows.columns(session_id, run_id, names, saved, dated=dated)
             return joined([base, *unsaved], names) if unsaved else base
 
         return await self._read(read, joined([NO_ROWS, *unsaved], names))

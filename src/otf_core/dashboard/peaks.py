@@ -130,16 +130,15 @@ def _value(point: _Point) -> float:
 def _extremes(
     column: array[float], index: int, start: int, stop: int
 ) -> tuple[_Point, _Point] | None:
-    part: Any = column[start:stop]
-    low = min(part)
-    if low != low:  # the first is missing: nothing is less than NaN
-        real = [value for value in part if value == value]
+    part = column[start:stop].tolist()  # each number is made once, not by each of the passes
+    if part[0] == part[0]:
+        low, high = part.index(min(part)), part.index(max(part))
+    else:  # the first is missing: nothing is less than NaN
+        real = [row for row, value in enumerate(part) if value == value]
         if not real:
             return None
-        low, high = min(real), max(real)
-    else:
-        high = max(part)
-    return (low, index, start + part.index(low)), (high, index, start + part.index(high))
+        low, high = min(real, key=part.__getitem__), max(real, key=part.__getitem__)
+    return (part[low], index, start + low), (part[high], index, start + high)
 
 
 def _in_order(lowest: _Point | None, greatest: _Point | None) -> list[_Point]:
