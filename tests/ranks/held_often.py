@@ -1,7 +1,8 @@
 """One rank of a process group that is held again and again, without a framework:
-``python -m tests.ranks.held_often FOLDER``, RANK and the rest in the environment.
+``python -m tests.ranks.held_often FOLDER [GROUP_S]``, RANK and the rest in the environment.
 
-Notes at which boundary it stood at each pause, and at which each part ended.
+Notes at which boundary it stood at each pause, and at which each part ended. With a time-out of
+the process group it is held once, four times longer; then rank 0 alone waits as long.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from otf_core.control.agreement import StepAgreement
 from otf_core.ranks.mail import StoreMail
-from tests.ranks.rig import note
+from tests.ranks.rig import be_impatient, note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Part:
         reduced_every: batches from one collective to the next; 0 for none at all.
         slower: the last rank's delays are so many times longer.
         early: the share of pauses that are over before the others can have come.
+        held_s: so long each other pause takes, and up to a fifth longer.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Part:
     reduced_every: int
     slower: float = 1.0
     early: float = 0.3
+    held_s: float = 0.002
 
 
 PARTS = (
@@ -86,7 +89,7 @@ class Rank:
             self.agreement.ask()
             assert self.standing.acquire(timeout=60)
             if not early:
-                threading.Event().wait(draw.uniform(0, DELAY_S))
+                threading.Event().wait(draw.uniform(part.held_s, 1.2 * part.held_s))
                 self.let_go.release()
             threading.Event().wait(draw.uniform(0, 4 * DELAY_S))
 
@@ -108,17 +111,34 @@ class Rank:
             person.join()
 
 
-def main(folder: Path) -> None:
+def alone(rank: int, group_s: float) -> str:
+    """What a rank is told that waits in a collective while rank 0 stands alone."""
+    if rank == 0:
+        threading.Event().wait(4 * group_s)
+        return ""
+    try:
+        dist.all_reduce(torch.zeros(()))
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def main(folder: Path, group_s: float | None) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    if group_s is not None:
+        be_impatient(group_s)
     rank = Rank(dist.get_rank(), dist.get_world_size())
     found: dict[str, Any] = {"stood": [], "ended": []}
-    for part in PARTS:
+    long = () if group_s is None else (Part("long", 1, 1, early=0, held_s=4 * group_s),)
+    for part in long or PARTS:
         rank.train(part)
         found["stood"].append(rank.stood)
         found["ended"].append(rank.at)
         rank.stood = []
     found["alike"] = all(rank.sums) and len(rank.sums) > 0
+    if group_s is not None:
+        found["alone"] = alone(rank.rank, group_s)
     rank.agreement.close()
     note(folder, rank.rank, found)
     dist.destroy_process_group()
@@ -126,4 +146,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -9,9 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import distributed_c10d
 
 from otf_core.testing import FakeDashboard, LoopbackListener
 
@@ -44,10 +47,10 @@ def by_hand(rank: int, size: int, port: int) -> dict[str, str]:
 @contextlib.contextmanager
 def started(*command: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     """A process, and whatever it has started, in a group of its own."""
+    ours = {"PYTHONPATH": f"{ROOT}/src:{ROOT}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}", "OMP_NUM_THREADS": "1", **(env or {})},
+        start_new_session=True, cwd=ROOT, env={**os.environ, **ours, **(env or {})},
     )  # fmt: skip
     try:
         yield process
@@ -57,9 +60,9 @@ def started(*command: str, env: Mapping[str, str] | None = None) -> Iterator[sub
         process.communicate()
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def ended(process: subprocess.Popen[str], within_s: float = 2 * PATIENCE_S) -> str:
     """What it said on stderr; it has to end well."""
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, said = process.communicate(timeout=within_s)
     assert process.returncode == 0, said
     return said
 
@@ -80,6 +83,13 @@ def run_by_hand(module: str, folder: Path, size: int, *args: str) -> list[dict[s
         for rank in ranks:
             ended(rank)
     return noted(folder, size)
+
+
+def be_impatient(group_s: float) -> None:
+    """The process group's time-out from here on: ranks may take longer to find each other."""
+    patience = timedelta(seconds=group_s)
+    distributed_c10d._set_pg_timeout(patience, distributed_c10d._get_default_group())
+    distributed_c10d._get_default_store().set_timeout(patience)
 
 
 def note(folder: Path, rank: int, found: Mapping[str, Any]) -> None:

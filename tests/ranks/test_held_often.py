@@ -23,3 +23,15 @@ def test_two_hundred_pauses_of_skewed_ranks_are_each_at_one_boundary(
     assert all(stood == sorted(stood) for stood in first["stood"])
     assert found == [first] * size
     assert first["alike"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_a_pause_may_last_four_times_longer_than_a_collective_would_wait(tmp_path: Path) -> None:
+    first, second = run_by_hand("tests.ranks.held_often", tmp_path, 2, "5")
+
+    assert len(first["stood"][0]) == 1
+    assert "Timed out waiting 5000ms" in second.pop("alone")
+    assert first.pop("alone") == ""
+    assert first == second
+    assert first["alike"]

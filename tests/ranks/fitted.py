@@ -1,0 +1,98 @@
+"""One rank of a fit that something else has launched: ``python -m tests.ranks.fitted FOLDER PORT``.
+
+PORT 0: no dashboard, a checkpoint at every fifth step, and a fit that goes on by itself. Without
+PORT: without us. GROUP_S is the time-out of the process group, NODES on how many machines it is,
+DIES at which batch rank 1 is killed, the first time that it is launched. Notes the end of the fit,
+and the sockets that Python has connected.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+import torch
+
+from otf_lightning import OnTheFlyCallback
+from tests.no_harm import digest
+from tests.no_harm.configs import Counting, Net, _train, _trainer, _val
+from tests.plugin.ranks_live import OfRank
+from tests.ranks.rig import be_impatient, note
+
+STEPS: Final = 40
+ENDLESS: Final = 100_000
+
+
+class Impatient(L.Callback):
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        be_impatient(float(os.environ["GROUP_S"]))
+
+
+class Dies(L.Callback):
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def connected() -> list[str]:
+    """Fills with whatever a socket of Python's is connected to from now on."""
+    found: list[str] = []
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event in ("socket.connect", "socket.bind"):
+            found.append(str(args[1]))
+
+    sys.addaudithook(hook)
+    return found
+
+
+def ours(folder: Path, port: int) -> OnTheFlyCallback:
+    if port:
+        return OnTheFlyCallback(
+            "p", "r", save_dir=folder / "runs", dashboard=f"127.0.0.1:{port}", after_fit="return",
+            pause_at_start=True,
+        )  # fmt: skip
+    return OnTheFlyCallback(
+        "p", "r", save_dir=folder / "runs", dashboard="off", checkpoint_every=5, resume="auto"
+    )
+
+
+def main(folder: Path, port: int | None) -> None:
+    torch.set_num_threads(1)
+    to = connected()
+    L.seed_everything(7, verbose=False)
+    callbacks: list[L.Callback] = [OfRank(), Counting()]
+    callbacks += [] if port is None else [ours(folder, port)]
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and "DIES" in os.environ:
+        callbacks.append(Dies(int(os.environ["DIES"])))
+    callbacks += [Impatient()] if "GROUP_S" in os.environ else []
+    nodes = int(os.environ.get("NODES", "1"))
+    trainer = _trainer(
+        callbacks,
+        strategy="ddp",
+        devices=2 // nodes,
+        num_nodes=nodes,
+        max_epochs=-1,
+        max_steps=ENDLESS if port else STEPS,
+    )
+    trainer.fit(Net(), _train(), _val())
+    found = {
+        **digest.of(trainer),
+        "sum": callbacks[0].sum.hex(),  # type: ignore[attr-defined]
+        "connected": to,
+        "launched by": type(trainer.strategy.cluster_environment).__name__,
+        "step": trainer.global_step,
+    }
+    note(folder, trainer.global_rank, found)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
