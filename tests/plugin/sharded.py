@@ -27,7 +27,7 @@ from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
 
 KILLED_IN = 20
-STEPS = 36
+STEPS = 30
 SEEN = "seen"
 
 

@@ -118,8 +118,8 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         ("machine", "machine {} (it was {})"),
         ("data", "{} training batches an epoch (it was {})"),
     ):
-        if name == "data" and other_ranks:
-            continue  # each has other batches
+        if other_ranks and name in ("data", "threads"):
+            continue  # they come with the number of ranks
         if name in saved and saved[name] != here.get(name):
             found.append(said.format(here.get(name), saved[name]))
     return found
