@@ -33,6 +33,8 @@ from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.subject import Subject as HealthSubject
+from otf_core.ranks.beating import Beats
+from otf_core.ranks.reports import RankReports
 from otf_core.run_commands import Held, RunCommands, no_run
 from otf_core.runs.budget import Budget
 from otf_core.runs.data import TrainingData
@@ -115,6 +117,7 @@ class Session:
         health: the run as a check of its health sees it, with its losses so far.
         modules: those that are trained, where other weights may be tried in them.
         agreement: of a run of several ranks that can be controlled; closed with the session.
+        beats: of all its ranks; likewise.
     """
 
     def __init__(
@@ -137,10 +140,12 @@ class Session:
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None = None,
         modules: Callable[[], Modules] | None = None,
         agreement: StepAgreement | None = None,
+        beats: Beats | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
         self._alone, self._guest, self._agreement = world_size == 1, guest, agreement
+        self._beats, self._record_lock = beats, threading.Lock()
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self._lock: run_folder.RunLock | None = None
@@ -195,12 +200,17 @@ class Session:
         self.recorder = StepRecorder(
             self.emitter, level=options.telemetry, monitor=self.monitor, gpu=gpu
         )
+        self.ranks: RankReports | None = None
+        if agreement is not None and beats is not None:
+            self.ranks = RankReports(self, agreement, beats)
+            agreement.say = self._warn
         self.stalls = StallWatch(
             self.emit,
             trains=lambda: self._began_training and self.state.state in ("running", "pausing"),
             step=lambda: self._position.step,
             step_s=lambda: self._step_s,
             say=lambda text: self._say(f"{self.run_id}: {text}"),
+            others=self.ranks.stalled if self.ranks is not None else None,
         )
         tree = RunTree(options.save_dir, options.project, Here(self._record, self.run_dir))
         self.results = Results(tree, lambda: (self.run_id, self.run_dir), self.emit)
@@ -286,6 +296,8 @@ class Session:
             self.monitor.start()
         self.channel.start()
         self.stalls.start()
+        if self._beats is not None:
+            self._beats.start()
         if options.pause_at_start:
             self.actions.hold(None)
         at_fork(self._abandon_in_child)
@@ -427,6 +439,8 @@ class Session:
         """
         if self.state.ended:
             return
+        if self._beats is not None:
+            self._beats.over()
         self.look()
         self.recorder.abort()
         self.recorder.flush()
@@ -472,6 +486,8 @@ class Session:
         if not self.state.ended:
             self.finish("interrupted")
         self.stalls.stop()
+        if self._beats is not None:
+            self._beats.close()
         if self._agreement is not None:
             self._agreement.close()
         self.steering.close()
@@ -559,8 +575,46 @@ class Session:
         return self._delegate.position()
 
     def say(self, line: str) -> None:
-        """One line for the person at the terminal."""
+        """One line for the person at the terminal; any thread."""
         self._say(line)
+
+    # What of several ranks is told beside the training; any thread.
+
+    def emit_at_once(self, kind: str, /, **fields: Any) -> None:
+        """Tell, and have it on the disk when this returns, unless the disk is very slow."""
+        self.emit(kind, **fields)
+        self.journal.flush(FLUSH_S)
+
+    def tell_connection(self, kind: str, /, **fields: Any) -> None:
+        """Tell who is connected, and nobody else."""
+        stamps = {"run_id": self.run_id, "session_id": self.session_id, "ts": time.time()}
+        self.channel.send_connection_event({"type": kind, **fields, **stamps})
+
+    def newest_exact(self) -> tuple[Manifest, str] | None:
+        """The checkpoint from which the run goes on exactly."""
+        return self.store.last_exact()
+
+    def steps_done(self) -> int:
+        """As of the last safe point."""
+        return self._position.step
+
+    def has_failed(self) -> None:
+        """Have ``run.json`` say so, whatever becomes of this process."""
+        self._write_record(status="failed")
+
+    def folder_of(self, what: str) -> str | None:
+        """One in the run's folder, for what belongs to the present step; it need not be there."""
+        if self.run_dir is None:
+            return None
+        return str((self.run_dir / what / str(self._position.step)).absolute())
+
+    def wake(self) -> None:
+        """Have the training thread look, where it stands."""
+        self.actions.gate.nudge()
+
+    def _warn(self, text: str) -> None:
+        self.emit("log", level="warning", phase="info", text=text)
+        self._say(f"{self.run_id}: {text}")
 
     def put(self, state: dict[str, Any], base: str | None) -> bool:
         """Put another state in place: what comes now supersedes what was told; training thread.
@@ -668,6 +722,7 @@ class Session:
             "pid": os.getpid(),
             "host": os.uname().nodename,
             "world_size": self._world_size,
+            "ranks": self.ranks.in_short() if self.ranks is not None else None,
             "last_seq": self.emitter.last_seq,
             "acked_seq": self.channel.acked_seq,
             "dropped": self.channel.dropped,
@@ -1083,11 +1138,12 @@ class Session:
     def _write_record(self, *, status: str | None) -> None:
         if self.run_dir is None:
             return
-        if status is not None:
-            self._record.status, self._record.ended_ts = status, time.time()
-        self._record.step = self._position.step
         try:
-            run_folder.write_record(self.run_dir, self._record)
+            with self._record_lock:  # otf-beat may have the last word
+                if status is not None:
+                    self._record.status, self._record.ended_ts = status, time.time()
+                self._record.step = self._position.step
+                run_folder.write_record(self.run_dir, self._record)
         except OSError as error:
             text = f"run.json could not be written: {error.strerror}"
             self.emit("log", level="error", phase="info", text=text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import subprocess
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -253,6 +254,20 @@ def set_last_val_time(trainer: L.Trainer, value: Any) -> None:
     """Put it back."""
     if value is not None:
         trainer._last_val_time = value
+
+
+def exit_codes(trainer: L.Trainer) -> dict[int, int]:
+    """Of the ranks that Lightning has started from this process, those that have ended; any thread.
+
+    They are the ranks behind this one, in order.
+    """
+    procs = getattr(trainer.strategy.launcher, "procs", ())
+    codes = {
+        trainer.global_rank + 1 + place: proc.poll()
+        for place, proc in enumerate(procs)
+        if isinstance(proc, subprocess.Popen)
+    }
+    return {rank: code for rank, code in codes.items() if code is not None}
 
 
 def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:

@@ -11,13 +11,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from otf_core.control.agreement import StepAgreement
 from otf_core.errors import OtfError
-from otf_core.ranks.mail import NoStoreError, StoreMail
+from otf_core.ranks.beating import MIB, Beats
+from otf_core.ranks.mail import NoStoreError, StoreBeats, StoreMail
+from otf_core.ranks.pace import Pace
 from otf_core.state.keeper import Origin, ResumeError
+from otf_lightning import inside
 
 
 def cannot_save(trainer: L.Trainer) -> str | None:
@@ -39,6 +45,38 @@ def mail_of(trainer: L.Trainer) -> StoreMail | None:
         return StoreMail(name, trainer.global_rank)
     except NoStoreError:
         return None  # of all ranks alike: the run is only watched
+
+
+def pace_of(trainer: L.Trainer) -> Pace:
+    """How fast this rank trains, and waits for others where its strategy has clocks for that."""
+    clocks: Any = getattr(trainer.strategy, "clocks", None)
+
+    def waited_s() -> float | None:
+        if clocks is None or not clocks.on:
+            return None
+        spent: dict[str, float] = clocks.totals()
+        return spent["backward"] + spent["barrier"]
+
+    return Pace(waited_s=waited_s)
+
+
+def beats_of(trainer: L.Trainer, mail: StoreMail, agreement: StepAgreement, pace: Pace) -> Beats:
+    """How this rank says that it is there."""
+    device = trainer.strategy.root_device
+
+    def device_mb() -> float | None:
+        # Counters of the allocator, on the host.
+        return torch.cuda.memory_reserved(device) / MIB if device.type == "cuda" else None
+
+    return Beats(
+        StoreBeats(mail.name, trainer.global_rank),
+        trainer.global_rank,
+        trainer.world_size,
+        pace,
+        stands=lambda: agreement.stands,
+        exits=lambda: inside.exit_codes(trainer),
+        device_mb=device_mb,
+    )
 
 
 def agree_on_origin(trainer: L.Trainer, find: Callable[[], Origin | None]) -> Origin | None:

@@ -376,6 +376,106 @@ def test_rank_0_stays_until_the_others_have_read_what_it_has_written(
     assert not first.is_alive()
 
 
+def until(fits: Callable[[], object]) -> None:
+    for _ in range(2000):
+        if fits():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError
+
+
+def test_an_answer_that_cannot_come_ends_the_wait_and_all_others(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(3, 10_000_000)
+
+    def attend(agreement: StepAgreement, _n: int) -> bool:
+        found.boxes.lose.add(2)  # it stands, and hears nothing of what it is to do
+        number = agreement.tell("note")
+        until(lambda: agreement.awaited() == ("note", (2,)))
+        agreement.fail("rank 2 ended with exit code -9 (SIGKILL)")
+        agreement.answers(number)
+        raise AssertionError
+
+    found.attend = attend
+
+    def beside() -> None:
+        found.agreements[0].ask()
+        until(lambda: 0 in found.errors)
+        found.agreements[2].fail("killed")
+
+    found.run(beside)
+    assert {rank: str(error) for rank, error in found.errors.items() if rank < 2} == dict.fromkeys(
+        (0, 1), "rank 2 ended with exit code -9 (SIGKILL)"
+    )
+
+
+def test_a_rank_that_is_silent_is_lost_only_where_this_one_broke_as_well(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(2, 10_000_000)
+
+    def attend(agreement: StepAgreement, _n: int) -> bool:
+        agreement.silent = frozenset({1})
+        assert agreement.answers(agreement.tell("note")) == {1: [1]}  # it was only slow
+        found.boxes.lose.add(1)
+        with pytest.raises(PeerLostError, match="rank 1 cannot be heard"):
+            agreement.answers(agreement.tell("note"), broken=True)
+        found.boxes.lose.clear()
+        return True
+
+    found.attend = attend
+    found.run(found.agreements[0].ask)
+    assert set(found.errors) == {0}
+
+
+def test_nothing_is_asked_of_ranks_that_are_lost(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(2, 100, promise_s=0.05)
+    found.agreements[0].fail("gone")
+    found.agreements[0].ask()
+    found.run()
+    assert found.said == []
+    assert found.errors == {}
+
+
+def test_a_rank_that_hangs_is_asked_where_it_is_by_its_watch_thread(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(3, 0)
+    for rank, agreement in enumerate(found.agreements):
+        agreement._place_of = lambda folder, rank=rank: [rank, folder]  # type: ignore[misc]
+    assert found.agreements[0].places("here", WAIT_S) == {1: [1, "here"], 2: [2, "here"]}
+    found.boxes.lose.add(2)
+    assert found.agreements[0].places(None, 0.2) == {1: [1, None]}
+    assert found.agreements[0]._asking == {}
+
+
+def test_who_stands_is_known(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(2, 10_000_000)
+    seen: list[bool] = []
+
+    def attend(agreement: StepAgreement, _n: int) -> bool:
+        agreement.answers(agreement.tell("note"))
+        seen.extend(each.stands for each in found.agreements)
+        return True
+
+    found.attend = attend
+    assert not any(each.stands for each in found.agreements)
+    found.run(found.agreements[0].ask)
+    assert seen == [True, True]
+    assert not any(each.stands for each in found.agreements)
+
+
+def test_what_waits_for_a_promise_is_known_and_said_once(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 0, promise_s=0.05)
+    found.boxes.lose.add(2)
+    found.agreements[0].ask()
+    until(lambda: found.said)
+    until(lambda: found.agreements[0]._round > 4)
+    assert found.agreements[0].awaited() == ("what was asked", (2,))
+    assert len(found.said) == 1
+
+
 def test_letters_are_plain_text() -> None:
     boxes = Boxes(2)
     agreement = StepAgreement(boxes.of(0), 0, 2)

@@ -136,7 +136,7 @@ class ConsoleAction:
         names: Callable[[], Mapping[str, str]] = dict,
         agreement: StepAgreement | None = None,
     ) -> None:
-        self._keep, self._names = keep, names
+        self._keep, self._names, self._agreement = keep, names, agreement
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
@@ -241,6 +241,8 @@ class ConsoleAction:
                 self._paused_reply = {**self._paused_reply, **moved}
 
     def _lets_go(self) -> bool:
+        if self._agreement is not None:
+            self._agreement.check()  # what it raises ends the pause, and the run
         return self._leaving() or (self.gate.causes == ("after_fit",) and self._deserted())
 
     def resume(self, ticket: Ticket) -> Later:

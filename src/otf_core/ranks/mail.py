@@ -7,6 +7,7 @@ request at a time, so who waits for letters has one for himself.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ class StoreMail:
 
     def __init__(self, name: str, rank: int) -> None:
         store = _default_store()
-        self._rank = rank
+        self.name, self._rank = name, rank
         try:
             self._inbox = distributed_c10d.PrefixStore(f"otf/{name}", store.clone())
             self._outbox = distributed_c10d.PrefixStore(f"otf/{name}", store.clone())
@@ -66,6 +67,46 @@ class StoreMail:
         """Ends ``pop``: a thread within it at the interpreter's end aborts the process."""
         with contextlib.suppress(ConnectionError):
             self.push(self._rank, b"")
+
+
+class StoreBeats:
+    """The newest beat of each rank, in the same store; for one thread. A client of its own.
+
+    Args:
+        name: as of ``StoreMail``.
+
+    Raises:
+        NoStoreError: as there.
+    """
+
+    def __init__(self, name: str, rank: int) -> None:
+        store = _default_store()
+        try:
+            self._store = distributed_c10d.PrefixStore(f"otf/{name}/beat", store.clone())
+        except (AttributeError, RuntimeError, NotImplementedError) as error:
+            msg = f"{type(store).__name__} cannot be shared by several threads: {error}"
+            raise NoStoreError(msg) from error
+        self._rank = rank
+        self._there: set[int] = set()
+
+    def write(self, beat: bytes) -> None:
+        """In place of the one before."""
+        try:
+            self._store.set(str(self._rank), beat.decode())
+        except RuntimeError as error:
+            raise ConnectionError(_first_line(error)) from error
+
+    def read(self, ranks: Sequence[int]) -> dict[int, bytes]:
+        """The newest of these ranks, of those that have beaten; one question once all have."""
+        # A question for a key that is not there would wait for it.
+        try:
+            new = [rank for rank in ranks if rank not in self._there]
+            self._there.update(rank for rank in new if self._store.check([str(rank)]))
+            there = [rank for rank in ranks if rank in self._there]
+            found = self._store.multi_get([str(rank) for rank in there]) if there else []
+        except RuntimeError as error:
+            raise ConnectionError(_first_line(error)) from error
+        return {rank: bytes(each) for rank, each in zip(there, found, strict=True)}
 
 
 def _default_store() -> Any:

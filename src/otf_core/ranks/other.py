@@ -15,9 +15,11 @@ import msgspec
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.delegate import ControlDelegate
 from otf_core.protocol import SetParam
+from otf_core.ranks.beating import Beats
+from otf_core.ranks.judging import Change
 from otf_core.ranks.together import send
 from otf_core.state.exactness import refuse_elsewhere
-from otf_core.state.keeper import Origin, Schedule, read_fitting
+from otf_core.state.keeper import Origin, Schedule, read_fitting, resume_command
 from otf_core.steering.params import AppliedParam, Steering
 
 
@@ -43,6 +45,7 @@ class OtherRank:
         self._delegate, self._schedule, self._origin = delegate, schedule, origin
         self._steering, self._saves, self._env = steering, saves, env
         self.agreement: StepAgreement | None = None
+        self.beats: Beats | None = None
         self._set: list[AppliedParam] = []
         self._began = self._stopped = False
 
@@ -72,8 +75,39 @@ class OtherRank:
         if self.agreement is not None:
             self.agreement.meet_here()
 
-    def close(self) -> None:
-        """The run is over here."""
+    def watch(self, beats: Beats, say: Callable[[str], None]) -> None:
+        """Beat, and hear rank 0."""
+
+        def changed(change: Change) -> None:
+            say(change.why)
+            if change.state == "failed" and self.agreement is not None:
+                self.agreement.fail(change.why)
+
+        self.beats, beats.changed = beats, changed
+        beats.start()
+
+    def last_word(self) -> str | None:
+        """What rank 0 can no longer say itself; None where it can."""
+        beats, agreement = self.beats, self.agreement
+        if beats is None or agreement is None or not agreement.deaf:
+            return None
+        newest = beats.judge.beats.get(0, {}).get("newest")
+        goes_on = f"; the run goes on exactly: {resume_command(newest)}" if newest else ""
+        return f"rank {beats.rank}: {agreement.lost}{goes_on}"
+
+    def over(self) -> None:
+        """Training is over here."""
+        if self.beats is not None:
+            self.beats.over()
+
+    def close(self, error: str | None = None) -> None:
+        """The run is over here.
+
+        Args:
+            error: what it failed with, where that is news to the others.
+        """
+        if self.beats is not None:
+            self.beats.close(error)
         if self.agreement is not None:
             self.agreement.close()
         if self._steering is not None:

@@ -50,7 +50,7 @@ class Others:
             yield heard
         except BaseException:
             with contextlib.suppress(RankError):  # its own failure is the one that is told
-                self._agreement.answers(number)
+                self._agreement.answers(number, broken=True)
             raise
         try:
             heard.update(self._agreement.answers(number))

@@ -376,6 +376,11 @@ class CheckpointStore:
         """The one from which the run goes on; see ``newest``; any thread."""
         return newest(self.list(), self._branch, self._base)
 
+    def last_exact(self) -> tuple[Manifest, str] | None:
+        """The newest of those from which the run goes on exactly; any thread."""
+        exact = [each for each in self.list() if each[0].exact]
+        return newest(exact, self._branch, self._base)
+
     def _path(self, manifest: Manifest) -> Path:
         assert self._folder is not None
         return self._folder / f"{manifest.id}.ckpt"
