@@ -21,6 +21,7 @@ from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parallel import DistributedDataParallel
 
 from otf_core.telemetry.norms import is_sharded
 
@@ -253,6 +254,22 @@ def set_last_val_time(trainer: L.Trainer, value: Any) -> None:
     """Put it back."""
     if value is not None:
         trainer._last_val_time = value
+
+
+def syncs_buffers(trainer: L.Trainer) -> bool | None:
+    """Whether DDP's next forward brings rank 0's buffers to all; None where there is no DDP.
+
+    Not behind one without gradients, or one within an accumulation.
+    """
+    model = trainer.strategy.model
+    return model.require_forward_param_sync if isinstance(model, DistributedDataParallel) else None
+
+
+def set_syncs_buffers(trainer: L.Trainer, value: bool | None) -> None:  # noqa: FBT001 -- as it was
+    """Put it back."""
+    model = trainer.strategy.model
+    if value is not None and isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = value
 
 
 def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:

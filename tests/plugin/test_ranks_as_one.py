@@ -18,7 +18,7 @@ import pytest
 from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 RANKS = (0, 1)
 
 
@@ -39,7 +39,7 @@ def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=2 * PATIENCE_S)
     assert process.returncode == 0, err
     return err
 
