@@ -26,11 +26,11 @@ TELEMETRY: Final = ("full", "basic", "off")
 # collective: what all ranks do together is ``TOGETHER``, the rest is refused.
 TOGETHER: Final = (
     "pause", "stop", "set_param", "save_ckpt", "test_now", "test", "validate_now", "rollback",
-    "undo", "extend", "load_ckpt", "reset_session",
+    "undo", "extend", "load_ckpt", "reset_session", "attach_context", "fork", "switch_run",
+    "merge", "merge_preview", "cancel",
 )  # fmt: skip
 CHANGES: Final = (
-    *TOGETHER, "attach_context", "cancel", "fork", "switch_run",
-    "merge", "merge_preview", "scan", "samples", "select", "show_samples", "compare",
+    *TOGETHER, "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",
     "export_subset", "prepare_export", "spill_all",
     "export_weights", "export_session", "export_report",

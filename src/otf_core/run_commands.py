@@ -8,11 +8,13 @@ Rule: a new command on runs has its row in ``RunCommands.register``; what it doe
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
+import torch
 
 from otf_core.control.actions import ConsoleAction
 from otf_core.control.bus import Ticket
@@ -23,6 +25,8 @@ from otf_core.health.checks import CHECKS
 from otf_core.health.checks import run as run_check
 from otf_core.health.subject import Subject as HealthSubject
 from otf_core.protocol import SetParam
+from otf_core.ranks.shared import SharedWeights, tell_budget
+from otf_core.ranks.together import Others
 from otf_core.runs import forking
 from otf_core.runs.comparing import Comparing
 from otf_core.runs.data import TrainingData
@@ -31,6 +35,7 @@ from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
 from otf_core.runs.merges import NO_MERGE, Merges
 from otf_core.runs.out_files import OutFiles
+from otf_core.runs.selection import decode_selection
 from otf_core.runs.session_files import SessionFiles
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
@@ -79,6 +84,7 @@ class RunCommands:
         health: the run as a check of its health sees it, with its losses so far.
         changes: what is other when the run has changed at the same step.
         modules: those that are trained, where other weights may be tried in them.
+        others: the other ranks of the run.
     """
 
     def __init__(
@@ -97,8 +103,10 @@ class RunCommands:
         samples: Callable[[str], SampleSubject] | None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None,
         modules: Callable[[], Modules] | None,
+        others: Others | None = None,
     ) -> None:
         self._run, self._actions, self._history, self._store = run, actions, history, store
+        self._others = others
         self._losses, self._health = losses, health
         self._seeds = {"fork": 0, "merge": 0, "gen": 0}
 
@@ -124,7 +132,8 @@ class RunCommands:
             delegate=delegate,
             data=data,
             check_value=check_value,
-            chosen=self.looking.chosen,
+            chosen=self._chosen,
+            **({} if others is None else {"limited": functools.partial(tell_budget, others)}),
         )
         files = OutFiles(lambda: run.run_dir)
         self.exports = Exports(
@@ -153,6 +162,7 @@ class RunCommands:
             modules=modules,
             samples=samples,
             exclusive=self._cancellable,
+            **({} if others is None else {"beside": SharedWeights(others)}),
         )
         self._cannot = {
             **(NEEDS_SAMPLES if samples is None else {}),
@@ -242,6 +252,19 @@ class RunCommands:
         self._raise_seeds(asked)
         self._actions.hold(Held(ticket, {"ok": True, **found, **self._counters()}))
         return LATER
+
+    def _chosen(self, ticket: Ticket) -> torch.Tensor | None:
+        asked = ticket.payload
+        by_rule = asked.region is not None or (
+            asked.selection is not None and decode_selection(asked.selection).needs()
+        )
+        if by_rule and self._others is not None:
+            detail = (
+                "Samples were asked by what is found of them, which one rank alone would look at; "
+                "allowed on several ranks: those that are named (indices)."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="selection")
+        return self.looking.chosen(ticket)
 
     def _fork(self, ticket: Ticket) -> dict[str, Any]:
         return self._other_run(ticket, lambda: self.forks.fork(ticket, self._seeds["fork"]))

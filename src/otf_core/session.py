@@ -35,6 +35,8 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.subject import Subject as HealthSubject
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.reports import RankReports
+from otf_core.ranks.shared import schedule_of
+from otf_core.ranks.together import Others
 from otf_core.run_commands import Held, RunCommands, no_run
 from otf_core.runs.budget import Budget
 from otf_core.runs.data import TrainingData
@@ -44,7 +46,7 @@ from otf_core.runs.tree import Here, RunTree
 from otf_core.state import run_folder
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
 from otf_core.state.host_pool import HostPool
-from otf_core.state.keeper import Every, Keeper, Origin, Schedule
+from otf_core.state.keeper import Every, Keeper, Origin
 from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.history import History
@@ -146,6 +148,8 @@ class Session:
         self._device, self._world_size = device, world_size
         self._alone, self._guest, self._agreement = world_size == 1, guest, agreement
         self._beats, self._record_lock = beats, threading.Lock()
+        others = Others(agreement) if agreement is not None else None
+        self._stuck = False  # the fork has had its patience, and only rank 0 knows
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self._lock: run_folder.RunLock | None = None
@@ -228,6 +232,7 @@ class Session:
             keep=self.results.keep,
             names=lambda: {"run_id": self.run_id, "session_id": self.session_id},
             agreement=agreement,
+            due=self._due_while_all_stand,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -250,15 +255,17 @@ class Session:
             samples=samples,
             health=health,
             modules=modules,
+            others=others,
         )
         self.forks, self.looking = self._runs.forks, self._runs.looking
         self.keeper = Keeper(
             self,
             store=self.store,
             delegate=delegate,
-            schedule=Schedule(options.every),
+            schedule=schedule_of(options.every, others),
             origin=options.origin,
             allow=self._allow,
+            meet=self.actions.safe_point.wake if agreement is not None else None,
         )
         choice = Knob(
             lambda: self._after_fit,
@@ -345,12 +352,11 @@ class Session:
             self._begin_training(logged)
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.keeper.step(self._position.step)
-        if self.forks.budget:
-            self._hold_if_over(logged())
+        here = bool(self.forks.budget) and self._hold_if_over(logged())
         if self.actions.safe_point.attention:
             # What is on its way belongs before ``paused``.
             self.recorder.flush()
-        stop = self.actions.safe_point.tick()
+        stop = self.actions.safe_point.tick(here=here)
         self._after_safe_point(logged)
         if (scan := self.looking.background) is not None:
             self.router.carry_out(scan.ticket, self.looking.go_on)
@@ -358,13 +364,29 @@ class Session:
         self._left_at_s = time.monotonic()
         return stop
 
-    def _hold_if_over(self, logged: Mapping[str, Any]) -> None:
-        """A fork that has had its budget waits for what becomes of it."""
-        why = self.forks.budget.over(self._position, logged)
-        if why is not None:
+    def _hold_if_over(self, logged: Mapping[str, Any]) -> bool:
+        """A fork that has had its budget waits for what becomes of it.
+
+        Returns:
+            Whether every rank finds so here.
+        """
+        budget = self.forks.budget
+        why = budget.over(self._position, logged)
+        if why is None:
+            return False
+        counted = budget.counted(self._position) is not None
+        if counted or self._alone:
             self.forks.budget = Budget()
-            self.emit("log", level="info", phase="info", text=f"{self.run_id} is held: {why}")
-            self.actions.hold(None, cause="guard")
+        else:
+            budget.patience, self._stuck = None, True  # the others count on until all stand
+        self.emit("log", level="info", phase="info", text=f"{self.run_id} is held: {why}")
+        self.actions.hold(None, cause="guard")
+        return counted
+
+    def _due_while_all_stand(self) -> None:
+        if self._stuck:
+            self._stuck, self.forks.budget = False, Budget()
+        self.keeper.stand()
 
     def tell_step(
         self,
@@ -1029,6 +1051,7 @@ class Session:
         except Exception as error:  # border: the user's save hooks may raise anything
             self._crashed(None, traceback.format_exc())
             raise crashed("save", error) from error  # noqa: EM101 -- the command's name
+        self.forks.hear(state["otf"].get("ranks", ()))
         self._look_for_what_is_not_exact()  # the capture has told the delegate what it left out
         state["otf"] = {
             "version": __version__,

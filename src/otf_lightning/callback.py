@@ -18,6 +18,7 @@ from otf_core.ranks.mail import StoreMail
 from otf_core.ranks.other import OtherRank
 from otf_core.ranks.pace import Pace
 from otf_core.ranks.reports import of_the_group, placed
+from otf_core.ranks.shared import SharedData
 from otf_core.ranks.together import AllRanks, Others, SharedSteering
 from otf_core.runs.data import TrainingData
 from otf_core.session import Session
@@ -138,10 +139,11 @@ class OnTheFlyCallback(L.Callback):
         self._opened = True
         ours = given is not None and exact_state_in(given) is not None
         asked = given if ours else self._asked_origin(given)
-        _refuse_for_ranks(trainer, self._options.every, asked)
+        _refuse_origin_for_ranks(trainer, asked)
         model = type(pl_module).__name__
         origin = agree_on_origin(trainer, lambda: self._options.origin(model, asked))
         mail = mail_of(trainer)
+        _refuse_clock_for_ranks(trainer, self._options.every, agree=mail is not None)
         self._delegate.make_shard_writer(self._checkpoints)
         if trainer.is_global_zero:
             self._open_session(trainer, pl_module, origin, mail)
@@ -161,9 +163,16 @@ class OnTheFlyCallback(L.Callback):
     ) -> None:
         assert self._delegate is not None
         self._other = other = OtherRank(
-            self._delegate, Schedule(self._options.every), origin,
-            steering=Steering(self._delegate), saves=saves, env=os.environ,
-        )  # fmt: skip
+            self._delegate,
+            Schedule(self._options.every),
+            origin,
+            steering=Steering(self._delegate),
+            data=TrainingData(FitData(trainer)),
+            modules=lambda: {"": trainer.lightning_module},
+            saves=saves,
+            env=os.environ,
+        )
+        self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
@@ -196,12 +205,14 @@ class OnTheFlyCallback(L.Callback):
         device, model = trainer.strategy.root_device, type(pl_module).__name__
         delegate: ControlDelegate = self._delegate
         steering, agreement, beats = Steering(self._delegate), None, None
+        data = TrainingData(FitData(trainer))
         if mail is not None:
             agreement = StepAgreement(mail, 0, trainer.world_size)
             self._pace = pace_of(trainer)
             beats = beats_of(trainer, mail, agreement, self._pace)
             others = Others(agreement)
             delegate, steering = AllRanks(delegate, others), SharedSteering(self._delegate, others)
+            data = SharedData(FitData(trainer), others)
         together = agreement is not None
         self._session = Session(
             delegate,
@@ -216,7 +227,7 @@ class OnTheFlyCallback(L.Callback):
             world_size=trainer.world_size,
             unsupported=only_watched(trainer.world_size, together=together),
             cannot_save=cannot_save(trainer),
-            data=TrainingData(FitData(trainer)),
+            data=data,
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
             health=lambda losses: FitSubject(trainer, losses),
             modules=lambda: {"": trainer.lightning_module},
@@ -447,16 +458,18 @@ def attach_lightning(
     return callback
 
 
-def _refuse_for_ranks(trainer: L.Trainer, every: Every, origin: Any) -> None:
-    """What a run of several ranks cannot have, before anything has begun; the same on each."""
-    if trainer.world_size == 1:
-        return
+def _refuse_origin_for_ranks(trainer: L.Trainer, origin: Any) -> None:
+    """What cannot be resumed, before anything has begun; the same on each rank."""
     if origin is not None and (why := cannot_save(trainer)) is not None:
         msg = f"resume was asked from {origin}. {why}"
         raise ResumeError(msg)
-    if every.seconds is not None:
+
+
+def _refuse_clock_for_ranks(trainer: L.Trainer, every: Every, *, agree: bool) -> None:
+    """As ``_refuse_origin_for_ranks``, of checkpoints by rank 0's clock."""
+    if trainer.world_size > 1 and every.seconds is not None and not agree:
         msg = (
             f"checkpoint_every was asked every {every.seconds:g} s for {trainer.world_size} ranks, "
-            "whose clocks are not the same; allowed: a number of steps"
+            "whose process group has no store to agree through; allowed: a number of steps"
         )
         raise ValueError(msg)

@@ -52,6 +52,8 @@ class LightningFrameworkDelegate:
         self._shards: ShardWriter | None = None  # where weights lie in parts on the ranks
         self._checkpoints: Callable[[], Path | None] = lambda: None
         self._in_parts: dict[str, Any] = {}  # of the last capture
+        # What a part of another rank's has more.
+        self.of_rank: Callable[[], Mapping[str, Any]] = dict
         # What other ranks are not exact for, and what they leave out.
         self._of_others: tuple[dict[str, None], dict[str, None]] = ({}, {})
 
@@ -272,6 +274,8 @@ class LightningFrameworkDelegate:
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
+        if part:
+            state["otf"].update(self.of_rank())
         return state
 
     def sizes(self) -> list[tuple[int, bool]]:

@@ -22,6 +22,7 @@ from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parallel import DistributedDataParallel
 
 from otf_core.telemetry.norms import is_sharded
 
@@ -268,6 +269,22 @@ def exit_codes(trainer: L.Trainer) -> dict[int, int]:
         if isinstance(proc, subprocess.Popen)
     }
     return {rank: code for rank, code in codes.items() if code is not None}
+
+
+def syncs_buffers(trainer: L.Trainer) -> bool | None:
+    """Whether DDP's next forward brings rank 0's buffers to all; None where there is no DDP.
+
+    Not behind one without gradients, or one within an accumulation.
+    """
+    model = trainer.strategy.model
+    return model.require_forward_param_sync if isinstance(model, DistributedDataParallel) else None
+
+
+def set_syncs_buffers(trainer: L.Trainer, value: bool | None) -> None:  # noqa: FBT001 -- as it was
+    """Put it back."""
+    model = trainer.strategy.model
+    if value is not None and isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = value
 
 
 def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:

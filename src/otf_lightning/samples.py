@@ -35,12 +35,9 @@ def subject_of(trainer: L.Trainer, name: str, *, loader: int = 0, loaders: Any =
 
     Raises:
         CommandError: ``bad_payload`` there is no such set or loader, ``unsupported`` it has no
-            samples by index, nobody has a loader for it, or the fit trains on several ranks.
+            samples by index, or nobody has a loader for it.
     """
     refuse_another_set(name)
-    if trainer.world_size > 1:
-        detail = f"The loss of each sample was asked; the run trains on {trainer.world_size} ranks."
-        raise CommandError(ErrorCode.UNSUPPORTED, detail)
     found = loader_of(_loaders(trainer, name, loaders), name, loader)
     module = trainer.lightning_module
     step_name = "training_step"

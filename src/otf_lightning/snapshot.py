@@ -460,6 +460,11 @@ PARTS: Final[tuple[Part[Taking, Giving], ...]] = (
     ),
     Part("logged", _take_logged, _give_logged),
     Part(
+        "buffers are synced",  # by DDP's next forward
+        lambda taking: inside.syncs_buffers(taking.trainer),
+        lambda giving, saved: inside.set_syncs_buffers(giving.trainer, saved),
+    ),
+    Part(
         "positions",
         lambda taking: capture_positions(taking.trainer, taking.enc),
         lambda giving, saved: giving.differ.extend(

@@ -189,6 +189,7 @@ class Ranks:
         self.pauses: list[random.Random] = [random.Random(rank) for rank in range(count)]
         self.attend: Callable[[StepAgreement, int], bool] = lambda _a, _n: False
         self.skew: Callable[[int], None] = lambda _rank: None
+        self.here: Callable[[int], bool] = lambda _n: False
         self.agreements = [
             StepAgreement(
                 self.boxes.of(rank), rank, count,
@@ -211,7 +212,8 @@ class Ranks:
             for n in range(self.boundaries):
                 self.skew(rank)
                 self.at[rank] = n
-                if agreement.boundary(lambda: self.attend(agreement, n)):  # noqa: B023 -- called here
+                attend = lambda: self.attend(agreement, n)  # noqa: B023, E731 -- called here
+                if agreement.boundary(attend, here=self.here(n)):
                     self.done[rank].append((n, "stop"))
                     return
         except PeerLostError as error:
@@ -279,6 +281,102 @@ def test_all_do_the_same_things_at_the_same_boundaries(
     assert len(seen) == asked
     assert seen == sorted(seen)
     assert found.done[1:] == [found.done[0]] * (count - 1)
+
+
+def test_who_counts_where_to_stand_and_who_asks_meet_alike(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 4_000)
+    seen: list[int] = []
+
+    def attend(agreement: StepAgreement, n: int) -> bool:
+        seen.append(n)
+        number = agreement.tell("note", len(seen))
+        found.done[0].append((n, "note"))
+        agreement.answers(number)
+        if n % 600 == 7:
+            agreement.ask()  # as whoever is woken there does
+        return False
+
+    def skew(rank: int) -> None:
+        slow = found.pauses[rank].random() < 0.01  # longer than a thread has the interpreter
+        if rank == 2 and slow:
+            found.agreements[0].ask()
+        for _ in range(200_000 if slow else found.pauses[rank].randrange(40 * (rank + 1))):
+            pass
+
+    found.attend, found.skew, found.here = attend, skew, lambda n: n % 200 == 7
+    found.run(found.agreements[0].ask)
+    assert found.errors == {}
+    assert {n for n in range(4_000) if n % 200 == 7} <= set(seen)
+    assert len(set(seen)) > 20  # and where somebody had asked
+    assert found.done[1:] == [found.done[0]] * 2
+
+
+# ---------------------------------------------------------------- an evaluation that is left
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("totals", [(30, 30, 30), (30, 12, 30), (9, 30, 30), (30, None, 30)])
+def test_an_evaluation_is_left_by_all_behind_one_batch_or_by_none(
+    ranks: Callable[..., Ranks], totals: tuple[int | None, ...], together: bool
+) -> None:
+    found = ranks(3, 0)
+    alike = totals == (30, 30, 30)
+    work = threading.Event()
+    collective = threading.Barrier(3)  # of the script: all ranks or none must come to it
+
+    def evaluate(rank: int, asks_at: int, left: list[int | None]) -> None:
+        agreement, total = found.agreements[rank], totals[rank]
+        agreement.leaving.begin()
+        at: int | None = None
+        for done in range(1, (total or 30) + 1):
+            work.wait(found.pauses[rank].random() * 0.001 * (rank + 1))
+            if together and done <= 9:
+                collective.wait(WAIT_S)
+            if rank == 0 and done >= asks_at and at is None:
+                at = agreement.leave_evaluation(done, total)
+            if (
+                (at is not None and done >= at)
+                if rank == 0
+                else agreement.leaving.behind(done, total)
+            ):
+                left[rank] = done
+                break
+        else:
+            collective.wait(WAIT_S)
+        agreement.leaving.begin()
+
+    ends: list[int | None] = []
+    for asks_at in [1, 3, 9, 29, 31] * 2:
+        left: list[int | None] = [None, None, None]
+        threads = [
+            threading.Thread(target=evaluate, args=(rank, asks_at, left), name=f"rank-{rank}")
+            for rank in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive(), thread.name
+        assert len(set(left)) == 1, left
+        assert left[0] is None or left[0] >= asks_at
+        ends.append(left[0])
+    if alike:
+        assert {end for end in ends if end is not None}
+    if None in totals:
+        assert set(ends) == {None}
+
+
+def test_who_waits_to_leave_is_told_that_the_others_are_gone(ranks: Callable[..., Ranks]) -> None:
+    leaving = ranks(2, 0).agreements[1].leaving
+    leaving.begin()
+    assert leaving.promise() is None  # before it has begun
+    assert not leaving.behind(1, 5)
+    assert leaving.promise() == (2, 5)
+    leaving.end("gone")
+    assert not leaving.behind(2, 5)
+    leaving.commit(None)
+    assert not leaving.behind(5, 5)
+    assert leaving.promise() is None  # it is through
 
 
 def test_asked_again_while_they_stand_they_meet_again(ranks: Callable[..., Ranks]) -> None:

@@ -18,7 +18,7 @@ import pytest
 from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 RANKS = (0, 1)
 
 
@@ -39,7 +39,7 @@ def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=2 * PATIENCE_S)
     assert process.returncode == 0, err
     return err
 
@@ -113,9 +113,6 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
 @pytest.mark.timeout(120)
 def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
     with attached(tmp_path) as (process, dashboard):
-        refused = dashboard.request("fork", {"selection": {"kind": "all"}})
-        assert (refused["ok"], refused["code"]) == (False, "unsupported")
-        assert "2 ranks" in refused["detail"]
         done(dashboard, "resume")
         stopped = done(dashboard, "stop")
         outcome(process)

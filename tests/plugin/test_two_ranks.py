@@ -118,14 +118,6 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two_and_says_what_is_not_exact(
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-def test_a_time_between_checkpoints_is_refused_for_ranks(tmp_path: Path) -> None:
-    done = run(tmp_path, "timed", "live")
-    assert done.returncode != 0
-    assert "checkpoint_every was asked every 60 s for 2 ranks" in done.stderr
-
-
-@pytest.mark.long
-@pytest.mark.timeout(120)
 def test_what_rank_0_cannot_resume_from_ends_both(tmp_path: Path) -> None:
     done = run(tmp_path, "plain", "nowhere")
     assert done.returncode != 0

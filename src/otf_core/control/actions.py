@@ -117,6 +117,7 @@ class ConsoleAction:
         keep: told what each test and validation has found.
         names: run and session, as a test answers them.
         agreement: of several ranks.
+        due: done first, wherever the run stands.
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class ConsoleAction:
         keep: Keep = lambda *_: None,
         names: Callable[[], Mapping[str, str]] = dict,
         agreement: StepAgreement | None = None,
+        due: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keep, self._names, self._agreement = keep, names, agreement
+        self._keep, self._names, self._due = keep, names, due
+        self._agreement = agreement
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
@@ -329,6 +332,7 @@ class ConsoleAction:
 
     def _attend(self) -> bool:
         """Everything that is due; True when the run is to stop."""
+        self._due()
         self._work()
         while not self._stopping and self.gate.should_block():
             self._paused_s += self.gate.wait_until_resumed(self._work)

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
+from otf_core.control.leaving import Leaving
 from otf_core.errors import OtfError
 
 PROMISE_S: Final = 10.0  # so long rank 0 waits for promises, then it lets all go and says so
@@ -157,6 +158,9 @@ class StepAgreement:
         self._asking: dict[int, dict[int, Any]] = {}  # question -> rank -> its place
         self._promises: dict[int, int] = {}  # rank -> boundary, of the proposal under way
         self._round = 0
+        self.leaving = Leaving(self._wakeup)
+        self._leaves: dict[int, Any] = {}  # rank -> its promise, of the attempt under way
+        self._attempt = 0
         self._told = 0
         self._gone: set[int] = set()
         self._asked = self._closing = self._proposing = False
@@ -175,15 +179,19 @@ class StepAgreement:
 
     # Training thread.
 
-    def boundary(self, attend: Callable[[], bool] = lambda: False) -> bool:
+    def boundary(self, attend: Callable[[], bool] = lambda: False, *, here: bool = False) -> bool:
         """Pass, or stand with all others; True, on every rank, when the run is to stop here.
 
         Args:
             attend: what rank 0 does while all stand; True when the run is to stop.
+            here: stand unasked, as every rank has found by counting.
 
         Raises:
             PeerLostError: while it had to stand.
         """
+        # Before the boundary is reached: whoever promises meanwhile promises this one.
+        if here and self.meet_here(attend):
+            return True
         self._count = at = self._count + 1
         if self._place.passes(at):
             return False
@@ -283,6 +291,32 @@ class StepAgreement:
             self._wakeup.wait(LOOK_S)
             return self._without(self._answers[number])
 
+    def leave_evaluation(self, done: int, total: int | None) -> int | None:
+        """Have all ranks leave the evaluation that is under way; rank 0, behind a batch of it.
+
+        Returns:
+            Behind which batch; None: it cannot be agreed here.
+        """
+        if total is None:
+            return None
+        with self._wakeup:
+            self._attempt += 1
+            self._leaves = {}
+        try:
+            self._send(["leave", self._attempt])
+        except ConnectionError as error:
+            self._hears_nobody(error)
+            self.check()
+        self._wait_for_all(self._leaves)
+        found = [self._leaves.get(rank) for rank in range(1, self.world_size)]
+        known = [each for each in found if each is not None]
+        at = max(done, *(each[0] for each in known)) if len(known) == len(found) else None
+        if at is not None and at > min(total, *(each[1] for each in known)):
+            at = None
+        with contextlib.suppress(ConnectionError):  # who hears nobody is told where it waits
+            self._send(["left", at])
+        return at
+
     def _serve(self) -> bool:
         """What rank 0 tells, until it lets go; whether the run is to stop."""
         while True:
@@ -367,6 +401,7 @@ class StepAgreement:
             if first:
                 self.lost = why
             self._wakeup.notify_all()
+        self.leaving.end(why)
         if first and self.rank == 0:
             with contextlib.suppress(ConnectionError):
                 self._send(["lost", why])
@@ -435,10 +470,17 @@ class StepAgreement:
             self._mail.push(0, _letter(["stack", number, self.rank, self._place_of(folder)]))
         elif kind == "lost":
             self.fail(rest[0])
+        elif kind == "leave":
+            said = ["leaves", rest[0], self.rank, self.leaving.promise()]
+            self._mail.push(0, _letter(said))
+        elif kind == "left":
+            self.leaving.commit(rest[0])
         else:
             with self._wakeup:
                 if kind == "promise" and rest[0] == self._round:
                     self._promises[rest[1]] = rest[2]
+                elif kind == "leaves" and rest[0] == self._attempt:
+                    self._leaves[rest[1]] = rest[2]
                 elif kind == "done" and rest[0] in self._answers:
                     self._answers[rest[0]][rest[1]] = rest[2:]
                 elif kind == "gone":
@@ -483,13 +525,8 @@ class StepAgreement:
             self._send(["propose", self._round])
         except ConnectionError as error:
             self._hears_nobody(error)
-        end_s = time.monotonic() + self._promise_s
+        self._wait_for_all(self._promises)
         with self._wakeup:
-            while self._without(self._promises) and not self._closing:
-                left_s = end_s - time.monotonic()
-                if left_s <= 0 or self.lost is not None:
-                    break
-                self._wakeup.wait(left_s)
             missing = [*self._without(self._promises)]
             at = None if missing else max(own, *self._promises.values())
             self._asked = self._asked or bool(missing)
@@ -498,6 +535,16 @@ class StepAgreement:
             self._send(["commit", at])
         self._place.commit(at)
         return [] if self._closing else missing
+
+    def _wait_for_all(self, promises: Mapping[int, Any]) -> None:
+        """Until each other rank has its promise there, or for so long."""
+        end_s = time.monotonic() + self._promise_s
+        with self._wakeup:
+            while self._without(promises) and not self._closing:
+                left_s = end_s - time.monotonic()
+                if left_s <= 0 or self.lost is not None:
+                    break
+                self._wakeup.wait(left_s)
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:

@@ -42,6 +42,27 @@ class Weights(Protocol):
         """Some elements of one, on the host; not to be written to. Raises as ``read``."""
 
 
+class Beside(Protocol):
+    """The other ranks of the run in which weights are tried."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """What each has itself is there again behind it."""
+
+    def follow(self, modules: Modules) -> None:
+        """What this rank's model has now, all have."""
+
+
+class Alone:
+    """Beside, where there is no other rank."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """See Beside."""
+        return contextlib.nullcontext()
+
+    def follow(self, modules: Modules) -> None:
+        """See Beside."""
+
+
 class LiveWeights:
     """Weights in memory.
 
@@ -180,6 +201,12 @@ def live_weights(modules: Modules) -> dict[str, torch.Tensor]:
         for t in part.values()
     }
     for name, tensor in found.items():
+        if hasattr(tensor, "placements"):  # a DTensor
+            detail = (
+                f"Weights were to be put into the live model, but {name} lies in parts on its "
+                "ranks; allowed: a model that each rank has whole."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
         if tensor.untyped_storage().data_ptr() not in own:
             detail = (
                 f"Weights were to be put into the live model, but its state_dict has a copy of "

@@ -95,7 +95,7 @@ def find_origin(
 
 
 class Schedule:
-    """Which checkpoints are due, by counting alone: so every rank of a run finds the same."""
+    """Which checkpoints are due: by counting, as every rank of a run finds it, or by the clock."""
 
     def __init__(self, every: Every, clock: Callable[[], float] = time.monotonic) -> None:
         self.every, self._clock = every, clock
@@ -112,6 +112,10 @@ class Schedule:
         if steps is not None and step % steps == 0 and step != self._last_step:
             self._last_step = step
             return True
+        return False
+
+    def overdue(self) -> bool:
+        """Whether its time has come; by this process's clock."""
         due_s = self.every.seconds
         return due_s is not None and self._clock() - self._last_s >= due_s
 
@@ -167,6 +171,7 @@ class Keeper:
 
     Args:
         allow: raises CommandError where a snapshot is not of this machine or this data.
+        meet: of several ranks: has all of them stand, and then ``stand`` is called.
     """
 
     def __init__(
@@ -178,9 +183,11 @@ class Keeper:
         schedule: Schedule,
         origin: Origin | None,
         allow: Callable[[Mapping[str, Any]], None],
+        meet: Callable[[], None] | None = None,
     ) -> None:
         self._run, self._store, self._delegate, self._schedule = run, store, delegate, schedule
-        self._origin, self._allow = origin, allow
+        self._origin, self._allow, self._meet = origin, allow, meet
+        self._asked = False  # for a meeting
         self._said_busy = self._prepared = False
         self._going_on = False  # a resume is under way; where it is refused it stays so
         self._final: Pending | None = None
@@ -215,7 +222,23 @@ class Keeper:
         if not self._prepared and step > 0:
             self._prepared = True  # the optimizers have their state by now
             self._prepare()
-        if self._schedule.due(step) and self._quietly("ring") is not None:
+        if self._schedule.due(step):
+            self._keep_one()
+        elif self._schedule.overdue() and not self._asked:
+            if self._meet is None:
+                self._keep_one()
+            else:
+                self._asked = True
+                self._meet()
+
+    def stand(self) -> None:
+        """All ranks stand: what only waits for that."""
+        if self._asked:
+            self._asked = False
+            self._keep_one()
+
+    def _keep_one(self) -> None:
+        if self._quietly("ring") is not None:
             self._schedule.kept()
 
     def _prepare(self) -> None:
