@@ -14,10 +14,10 @@ from otf_core.channel import to_stderr
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.delegate import ControlDelegate
 from otf_core.opening import RunOptions, only_watched, tell_epoch
-from otf_core.ranks.mail import StoreMail
+from otf_core.ranks.mail import StoreMail, of_the_group
 from otf_core.ranks.other import OtherRank
 from otf_core.ranks.pace import Pace
-from otf_core.ranks.reports import of_the_group, placed
+from otf_core.ranks.reports import placed
 from otf_core.ranks.shared import SharedData
 from otf_core.ranks.together import AllRanks, Others, SharedSteering
 from otf_core.runs.data import TrainingData

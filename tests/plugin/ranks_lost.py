@@ -36,7 +36,7 @@ class Sleepy(Net):
 
 def main(folder: Path, port: int) -> None:
     torch.set_num_threads(1)
-    stalls.LIMIT_S = stalls.FIRST_LIMIT_S = 2.0  # type: ignore[misc]
+    stalls.LIMIT_S = stalls.FIRST_LIMIT_S = 3.0  # type: ignore[misc]
     L.seed_everything(7, verbose=False)
     rank = os.environ.get("LOCAL_RANK", "0")
     (folder / f"pid.{rank}").write_text(str(os.getpid()))

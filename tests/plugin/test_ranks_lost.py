@@ -167,6 +167,8 @@ def test_when_rank_0_is_killed_in_a_pause_the_others_leave(
 ) -> None:
     with live(tmp_path) as run:
         other = psutil.Process(run.pid(1))
+        for _ in range(2):  # by then the other has heard which checkpoint is the newest
+            run.board.expect("ranks")
         sent_s = run.send(signal.SIGKILL, 0)
         other.wait(PATIENCE_S)
         seen("the other has left", sent_s)
@@ -195,18 +197,21 @@ def test_stopped_it_is_silent_and_back_and_asleep_it_is_shown_where(
         assert silent["resume"].startswith("OTF_RESUME=")
         assert run.board.expect("ranks")["rows"][1]["state"] == "silent"
         assert run.board.request("status")["data"]["ranks"]["silent"] == [1]
-        stalled = run.board.expect("stall", over=False)
-        assert stalled["unheard"] == [1] or stalled["ranks"]  # by which of the two came first
         sent_s = run.send(signal.SIGCONT, 1)
         back = run.board.expect("rank_state")
         seen("back", sent_s)
         assert (back["rank"], back["state"], back["resume"]) == (1, "back", None)
         assert run.board.reply_to(asked)["ok"] is False  # nothing to validate on; it is answered
         run.board.expect("trainStep")
+        stalls = [event for event in run.board.events() if event["type"] == "stall"]
+        if stalls and not stalls[-1]["over"]:
+            run.board.expect("stall", over=True)
 
         (tmp_path / "sleep").touch()
         slept_s = time.monotonic()
         stall = run.board.expect("stall", over=False)
+        while len(stall["ranks"]) < 2:  # one that a slow machine has told before
+            stall = run.board.expect("stall", over=False)
         seen("stalled", slept_s)
         held = run.board.send("pause")
         run.board.expect("accepted", cmd="pause")

@@ -16,8 +16,9 @@ from otf_core.control.agreement import PeerLostError, StepAgreement, ranks_in_wo
 from otf_core.ranks import flight
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.judging import Change
+from otf_core.ranks.mail import of_the_group
 from otf_core.ranks.pace import Pace
-from otf_core.ranks.reports import RankReports, grouped, of_the_group, place, stall_in_words
+from otf_core.ranks.reports import RankReports, grouped, place, stall_in_words
 from otf_core.telemetry.stalls import Spot
 
 OWN = Spot("t.py:1 in f", ["a", "f"])

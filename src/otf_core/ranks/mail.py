@@ -7,6 +7,7 @@ request at a time, so who waits for letters has one for himself.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -14,10 +15,21 @@ from typing import Any, Final
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from otf_core.control.agreement import PeerLostError
 from otf_core.errors import OtfError
 
 # A read that times out prints a trace to stderr; one that waits for a day costs nothing.
 FOREVER: Final = timedelta(days=365)
+
+
+_BROKEN: Final = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|socket", re.I)
+
+
+def of_the_group(error: BaseException) -> bool:
+    """Whether an exception says that ranks could not reach each other, and nothing of its cause."""
+    if isinstance(error, PeerLostError | dist.DistError | ConnectionError):
+        return True
+    return isinstance(error, RuntimeError) and _BROKEN.search(str(error)) is not None
 
 
 class NoStoreError(OtfError):

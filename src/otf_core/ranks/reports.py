@@ -7,17 +7,15 @@ Rule 2: who has failed ends the run here; who is silent ends nothing.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-import torch.distributed as dist
-
-from otf_core.control.agreement import PeerLostError, StepAgreement, ranks_in_words
+from otf_core.control.agreement import StepAgreement, ranks_in_words
 from otf_core.ranks.beating import TURN_S, Beats
 from otf_core.ranks.flight import record
 from otf_core.ranks.judging import Change, slowest
+from otf_core.ranks.mail import of_the_group
 from otf_core.state.checkpoint_file import Manifest
 from otf_core.state.keeper import resume_command
 from otf_core.telemetry.stalls import Spot, spot_of
@@ -56,16 +54,6 @@ class Run(Protocol):
 
     def wake(self) -> None:
         """Have whoever stands look."""
-
-
-_BROKEN: Final = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|socket", re.I)
-
-
-def of_the_group(error: BaseException) -> bool:
-    """Whether an exception says that ranks could not reach each other, and nothing of its cause."""
-    if isinstance(error, PeerLostError | dist.DistError | ConnectionError):
-        return True
-    return isinstance(error, RuntimeError) and _BROKEN.search(str(error)) is not None
 
 
 class RankReports:

@@ -21,6 +21,7 @@ from otf_core.control.agreement import RankError, StepAgreement
 from otf_core.control.delegate import Applied, ControlDelegate, Evaluation, OnBatch, Position
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
+from otf_core.ranks.mail import of_the_group
 from otf_core.steering.params import AppliedParam, Steering, Tunable
 
 
@@ -76,9 +77,9 @@ class Others:
         number = self._agreement.tell(name, *args)
         try:
             yield heard
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(RankError):  # its own failure is the one that is told
-                self._agreement.answers(number, broken=True)
+                self._agreement.answers(number, broken=of_the_group(error))
             raise
         try:
             heard.update(self._agreement.answers(number))
