@@ -27,7 +27,7 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
-from otf_lightning.other_rank import agree_on_origin, cannot_save, mail_of
+from otf_lightning.other_rank import agree_on_origin, cannot_save, mail_of, signals_of
 from otf_lightning.samples import subject_of
 from otf_lightning.training_data import FitData
 
@@ -168,12 +168,13 @@ class OnTheFlyCallback(L.Callback):
             modules=lambda: {"": trainer.lightning_module},
             saves=saves,
             env=os.environ,
+            signals=signals_of(trainer) if mail is not None else None,
         )
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
-                do=other.do, leave=lambda: trainer.received_sigterm,
+                do=other.do, leave=other.wishes,
             )  # fmt: skip
 
         # As on rank 0: a learning-rate finder runs the same loop for itself.
@@ -213,6 +214,7 @@ class OnTheFlyCallback(L.Callback):
             ),
             steering=steering,
             agreement=agreement,
+            signals=signals_of(trainer) if together else None,
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=trainer.world_size,

@@ -8,16 +8,20 @@ parts, and collectives in a user's own save hooks, meet on all ranks. Nothing is
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from otf_core.errors import OtfError
 from otf_core.ranks.mail import NoStoreError, StoreMail
+from otf_core.ranks.signals import RankSignals
 from otf_core.state.keeper import Origin, ResumeError
+from otf_lightning import inside
 
 
 def cannot_save(trainer: L.Trainer) -> str | None:
@@ -39,6 +43,22 @@ def mail_of(trainer: L.Trainer) -> StoreMail | None:
         return StoreMail(name, trainer.global_rank)
     except NoStoreError:
         return None  # of all ranks alike: the run is only watched
+
+
+def signals_of(trainer: L.Trainer) -> RankSignals:
+    """SIGTERM and Ctrl-C on this rank of several; what ends it is what Lightning would raise."""
+
+    def ends_by(why: str) -> BaseException:
+        if why != "SIGTERM":
+            return KeyboardInterrupt()
+        inside.was_told_to_end(trainer)
+        return SIGTERMException()
+
+    return RankSignals(
+        pass_on=functools.partial(inside.pass_on_sigterm, trainer),
+        ends_by=ends_by,
+        speaks=trainer.is_global_zero,
+    )
 
 
 def agree_on_origin(trainer: L.Trainer, find: Callable[[], Origin | None]) -> Origin | None:
