@@ -36,6 +36,7 @@ from otf_core.health.subject import Subject as HealthSubject
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.reports import RankReports
 from otf_core.ranks.shared import schedule_of
+from otf_core.ranks.signals import RankSignals
 from otf_core.ranks.together import Others
 from otf_core.run_commands import Held, RunCommands, no_run
 from otf_core.runs.budget import Budget
@@ -120,6 +121,7 @@ class Session:
         modules: those that are trained, where other weights may be tried in them.
         agreement: of a run of several ranks that can be controlled; closed with the session.
         beats: of all its ranks; likewise.
+        signals: of this rank of such a run.
     """
 
     def __init__(
@@ -143,12 +145,15 @@ class Session:
         modules: Callable[[], Modules] | None = None,
         agreement: StepAgreement | None = None,
         beats: Beats | None = None,
+        signals: RankSignals | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
         self._alone, self._guest, self._agreement = world_size == 1, guest, agreement
         self._beats, self._record_lock = beats, threading.Lock()
-        others = Others(agreement) if agreement is not None else None
+        self._others = others = Others(agreement) if agreement is not None else None
+        self._signals = signals
+        self._left: str | None = None  # by which signal all ranks have left
         self._stuck = False  # the fork has had its patience, and only rank 0 knows
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
@@ -225,7 +230,9 @@ class Session:
             saver=self,
             position=lambda: self._position,
             max_pause_s=options.max_pause_s,
-            leaving=lambda: delegate.leaving() or self._interrupt.asked,
+            leaving=lambda: (
+                delegate.leaving() or self._interrupt.asked or self._told_to_leave() is not None
+            ),
             deserted=self._deserted,
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
             stop_may_fail=guest or stop_may_fail,
@@ -233,6 +240,7 @@ class Session:
             names=lambda: {"run_id": self.run_id, "session_id": self.session_id},
             agreement=agreement,
             due=self._due_while_all_stand,
+            leaves=self._leave_together,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -353,6 +361,8 @@ class Session:
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.keeper.step(self._position.step)
         here = bool(self.forks.budget) and self._hold_if_over(logged())
+        if self._told_to_leave() is not None:
+            self.actions.safe_point.wake()
         if self.actions.safe_point.attention:
             # What is on its way belongs before ``paused``.
             self.recorder.flush()
@@ -522,6 +532,8 @@ class Session:
         self.channel.close()
         self.journal.close()
         self._interrupt.off()
+        if self._signals is not None:
+            self._signals.off()
         self.forks.tree.close()
         if self._lock is not None:
             self._lock.release()
@@ -878,6 +890,8 @@ class Session:
         self.look()  # a script is met behind its first step
         if self._alone and not self._guest:  # else the other ranks would go on
             self._interrupt.on()
+        elif self._signals is not None:
+            self._signals.on()
         self.keeper.begin()
         self._look_for_what_is_not_exact()
         if self._rewound:
@@ -899,6 +913,27 @@ class Session:
         if self._interrupt.asked:
             self.leave("Ctrl-C")
             raise KeyboardInterrupt
+        if self._left is not None and self._signals is not None:
+            raise self._signals.ends_by(self._left)
+
+    def _told_to_leave(self) -> str | None:
+        """By which signal this rank or another is to end; of several ranks."""
+        if self._signals is None or self._agreement is None:
+            return None
+        return self._signals.asked or self._agreement.wished
+
+    def _leave_together(self) -> bool:
+        """Where all ranks stand: if one is to end, the run is kept, and all leave it here."""
+        why = self._told_to_leave()
+        if why is None or self._others is None or not self._others.stand:
+            return False
+        self._told_to_end, self._left = True, why
+        self.look()
+        self.recorder.flush()
+        self.keeper.leave(why)
+        with self._others.do("leave", why):
+            pass
+        return True
 
     def _tell_how_it_goes_on(self, left_by: str) -> None:
         whole = self._began_training and self._alone and self.history.torn is None

@@ -29,7 +29,14 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
-from otf_lightning.other_rank import agree_on_origin, beats_of, cannot_save, mail_of, pace_of
+from otf_lightning.other_rank import (
+    agree_on_origin,
+    beats_of,
+    cannot_save,
+    mail_of,
+    pace_of,
+    signals_of,
+)
 from otf_lightning.samples import subject_of
 from otf_lightning.training_data import FitData
 
@@ -171,13 +178,13 @@ class OnTheFlyCallback(L.Callback):
             modules=lambda: {"": trainer.lightning_module},
             saves=saves,
             env=os.environ,
+            signals=signals_of(trainer) if mail is not None else None,
         )
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
-                do=other.do, leave=lambda: trainer.received_sigterm,
-                place=placed(trainer.global_rank),
+                do=other.do, leave=other.wishes, place=placed(trainer.global_rank),
             )  # fmt: skip
             self._pace = pace_of(trainer)
             other.watch(beats_of(trainer, mail, other.agreement, self._pace), to_stderr)
@@ -222,6 +229,7 @@ class OnTheFlyCallback(L.Callback):
             steering=steering,
             agreement=agreement,
             beats=beats,
+            signals=signals_of(trainer) if together else None,
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=trainer.world_size,

@@ -80,6 +80,7 @@ PRIVATE: Final = {
         "restore_model",
         "restore_precision_plugin_state",
     ),
+    "_signal_connector": ("received_sigterm",),
     "lightning_module": ("_current_fx_name", "_on_before_batch_transfer"),
     "": ("_last_val_time", "_val_check_time_interval"),
 }
@@ -269,6 +270,30 @@ def exit_codes(trainer: L.Trainer) -> dict[int, int]:
         if isinstance(proc, subprocess.Popen)
     }
     return {rank: code for rank, code in codes.items() if code is not None}
+
+
+def pass_on_sigterm(trainer: L.Trainer, number: int, frame: Any, before: Any) -> None:
+    """To the processes that the launcher has started, and the script's own handlers.
+
+    Not to Lightning's, which begins a collective wherever the training stands.
+
+    Args:
+        before: the handler that was there.
+    """
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(number)
+    for handler in getattr(before, "signal_handlers", [before]):
+        if callable(handler) and getattr(handler, "__self__", None) is not _signals(trainer):
+            handler(number, frame)
+
+
+def was_told_to_end(trainer: L.Trainer) -> None:
+    """As Lightning's own handler notes it."""
+    _signals(trainer).received_sigterm = True
+
+
+def _signals(trainer: L.Trainer) -> Any:
+    return trainer._signal_connector
 
 
 def syncs_buffers(trainer: L.Trainer) -> bool | None:

@@ -8,6 +8,7 @@ parts, and collectives in a user's own save hooks, meet on all ranks. Nothing is
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from otf_core.control.agreement import StepAgreement
 from otf_core.errors import OtfError
 from otf_core.ranks.beating import MIB, Beats
 from otf_core.ranks.mail import NoStoreError, StoreBeats, StoreMail
 from otf_core.ranks.pace import Pace
+from otf_core.ranks.signals import RankSignals
 from otf_core.state.keeper import Origin, ResumeError
 from otf_lightning import inside
 
@@ -76,6 +79,22 @@ def beats_of(trainer: L.Trainer, mail: StoreMail, agreement: StepAgreement, pace
         stands=lambda: agreement.stands,
         exits=lambda: inside.exit_codes(trainer),
         device_mb=device_mb,
+    )
+
+
+def signals_of(trainer: L.Trainer) -> RankSignals:
+    """SIGTERM and Ctrl-C on this rank of several; what ends it is what Lightning would raise."""
+
+    def ends_by(why: str) -> BaseException:
+        if why != "SIGTERM":
+            return KeyboardInterrupt()
+        inside.was_told_to_end(trainer)
+        return SIGTERMException()
+
+    return RankSignals(
+        pass_on=functools.partial(inside.pass_on_sigterm, trainer),
+        ends_by=ends_by,
+        speaks=trainer.is_global_zero,
     )
 
 

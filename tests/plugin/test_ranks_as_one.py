@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from otf_core.state.run_folder import complete_checkpoints
 from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
 
@@ -120,3 +121,44 @@ def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
     assert [steps for steps, _ in ends] == [stopped["step"]] * 2
     weights = [trained(result(tmp_path, "live", rank)["weights"]) for rank in RANKS]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("number", "whom", "held"),
+    [
+        (signal.SIGTERM, "all", True),
+        pytest.param(signal.SIGTERM, "first", False, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "other", False, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "all", False, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "other", True, marks=pytest.mark.long),
+    ],
+)
+def test_whichever_rank_is_told_to_end_all_leave_at_one_step_and_the_run_is_kept(
+    tmp_path: Path, number: signal.Signals, whom: str, held: bool
+) -> None:
+    with attached(tmp_path) as (process, dashboard):
+        if not held:
+            done(dashboard, "resume")
+            dashboard.expect("trainStep", step=5)
+        if whom == "all":
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid if whom == "first" else other_rank_of(process.pid), number)
+        dashboard.expect("trainingFinished")
+        _, err = process.communicate(timeout=2 * PATIENCE_S)
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    [said] = [line for line in err.splitlines() if f"{name}: saved step" in line]
+    assert "OTF_RESUME=" in said
+    assert process.returncode != -signal.SIGABRT, err
+    kept = complete_checkpoints(tmp_path / "runs/p/r")
+    step = kept[-1][0].step
+    assert f"saved step {step}" in said
+    assert (step == 0) is held
+
+
+def other_rank_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [c for c in children if "ranks_live" in Path(f"/proc/{c}/cmdline").read_text()]
+    [other] = map(int, found)
+    return other

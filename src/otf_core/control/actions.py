@@ -118,6 +118,7 @@ class ConsoleAction:
         names: run and session, as a test answers them.
         agreement: of several ranks.
         due: done first, wherever the run stands.
+        leaves: done last; whether all ranks leave the run here.
     """
 
     def __init__(
@@ -137,8 +138,9 @@ class ConsoleAction:
         names: Callable[[], Mapping[str, str]] = dict,
         agreement: StepAgreement | None = None,
         due: Callable[[], None] = lambda: None,
+        leaves: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._keep, self._names, self._due = keep, names, due
+        self._keep, self._names, self._due, self._leaves = keep, names, due, leaves
         self._agreement = agreement
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
@@ -339,7 +341,7 @@ class ConsoleAction:
             self._work()
         if self.bus.waiting:
             self.safe_point.wake()
-        return self._stopping
+        return self._stopping or self._leaves()
 
     def _work(self) -> None:
         while not self._stopping:

@@ -161,6 +161,7 @@ class StepAgreement:
         self.leaving = Leaving(self._wakeup)
         self._leaves: dict[int, Any] = {}  # rank -> its promise, of the attempt under way
         self._attempt = 0
+        self.wished: str | None = None  # why another rank is about to end; rank 0
         self._told = 0
         self._gone: set[int] = set()
         self._asked = self._closing = self._proposing = False
@@ -346,6 +347,10 @@ class StepAgreement:
         if self.lost is not None:
             raise PeerLostError(self.lost)
 
+    def wish(self, why: str) -> None:
+        """Have rank 0 lead all out of the run; another rank."""
+        self._mail.push(0, _letter(["wish", why]))
+
     @property
     def stands(self) -> bool:
         """Whether training stands at a boundary, for others or for what is done there."""
@@ -483,6 +488,8 @@ class StepAgreement:
                     self._leaves[rest[1]] = rest[2]
                 elif kind == "done" and rest[0] in self._answers:
                     self._answers[rest[0]][rest[1]] = rest[2:]
+                elif kind == "wish":
+                    self.wished, self._asked = self.wished or rest[0], True
                 elif kind == "gone":
                     self._gone.add(rest[0])
                 elif kind == "stack" and rest[0] in self._asking:

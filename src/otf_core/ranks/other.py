@@ -20,6 +20,7 @@ from otf_core.protocol import SetParam
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.judging import Change
 from otf_core.ranks.shared import send_weights
+from otf_core.ranks.signals import RankSignals
 from otf_core.ranks.together import send
 from otf_core.runs.budget import Budget
 from otf_core.runs.data import DataChoice, TrainingData
@@ -39,6 +40,7 @@ class OtherRank:
         steering: of this rank, where values can be set.
         data: its training data, where it can be changed.
         modules: those that are trained, where other weights may be tried in them.
+        signals: of this rank.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class OtherRank:
         steering: Steering | None = None,
         data: TrainingData | None = None,
         modules: Callable[[], Modules] | None = None,
+        signals: RankSignals | None = None,
     ) -> None:
+        self._signals, self._wished = signals, False
+        self._left: str | None = None  # by which signal all ranks have left
         self._delegate, self._schedule, self._origin = delegate, schedule, origin
         self._steering, self._saves, self._env = steering, saves, env
         self._data, self._modules = data, modules
@@ -67,6 +72,8 @@ class OtherRank:
         """At the safe point; True when the run is to stop here."""
         if not self._began:
             self._began = True
+            if self._signals is not None:
+                self._signals.on()
             if self._origin is not None:
                 self._go_on(self._origin)
             self._keep(due=self._schedule.begins(self._delegate.position().step, self._origin))
@@ -76,9 +83,23 @@ class OtherRank:
                 self._steering.watch(step)
             self._keep(due=self._schedule.due(step))
         here = bool(self._budget) and self._is_over()
+        self.wishes()
         if self.agreement is not None and self.agreement.boundary(here=here):
             self._stopped = True
+            self._end()
         return self._stopped
+
+    def wishes(self) -> bool:
+        """Rank 0 is told, once, that this process is to end; it leads all out. False: it waits."""
+        asked = self._signals.asked if self._signals is not None else None
+        if asked is not None and not self._wished and self.agreement is not None:
+            self._wished = True
+            self.agreement.wish(asked)
+        return False
+
+    def _end(self) -> None:
+        if self._left is not None and self._signals is not None:
+            raise self._signals.ends_by(self._left)
 
     def _go_on(self, origin: Origin) -> None:
         state, _ = read_fitting(origin.path, self._delegate, self._allow)
@@ -109,6 +130,7 @@ class OtherRank:
         self._keep(due=True)
         if self.agreement is not None:
             self.agreement.meet_here()
+            self._end()
 
     def watch(self, beats: Beats, say: Callable[[str], None]) -> None:
         """Beat, and hear rank 0."""
@@ -151,6 +173,8 @@ class OtherRank:
             self._steering.close()
         if self._data is not None:
             self._data.off()
+        if self._signals is not None:
+            self._signals.off()
 
     def _keep(self, *, due: bool) -> None:
         if due and self._saves:
@@ -174,6 +198,7 @@ class OtherRank:
             "unset": self._unset_param,
             "load": self._load,
             "begins": self._begins,
+            "leave": self._leave,
             "budget": self._limit,
             "check_data": self._check_data,
             "choose": self._choose,
@@ -230,6 +255,9 @@ class OtherRank:
     def _load(self, state: dict[str, Any]) -> None:
         if self._steering is not None:
             self._steering.load(state)
+
+    def _leave(self, why: str) -> None:
+        self._left = why
 
     def _begins(self, step: int) -> None:
         self._schedule.begins(step, None)
