@@ -38,6 +38,7 @@ from otf_lightning.other_rank import (
     signals_of,
 )
 from otf_lightning.samples import subject_of
+from otf_lightning.strategies import clocks_of
 from otf_lightning.training_data import FitData
 
 
@@ -243,6 +244,8 @@ class OnTheFlyCallback(L.Callback):
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":
             self._recorder = self._session.recorder
+            if (clocks := clocks_of(trainer)) is not None:
+                self._recorder.time_phases(clocks.totals)
         self._session.start(meta={"model": model})
         if trainer.barebones:
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"

@@ -136,7 +136,7 @@ def time_fetches(trainer: L.Trainer, clocks: Any) -> None:
 
     def end() -> None:
         if clocks.on:
-            clocks.switch(before[0])
+            clocks.fetched(before[0])
         kind._on_after_fetch(loop)
 
     loop._on_before_fetch, loop._on_after_fetch = begin, end

@@ -41,8 +41,10 @@ class PhaseClocks:
 
     def __init__(self) -> None:
         self.on = True
+        self.phase: str | None = None
+        # Of a batch that was fetched: a validation has transfers too, a check of health forwards.
+        self.transfer_comes = self.forward_comes = False
         self._ns = dict.fromkeys(PHASES, 0)
-        self._phase: str | None = None
         self._since_ns = 0
 
     def totals(self) -> dict[str, float]:
@@ -51,32 +53,27 @@ class PhaseClocks:
 
     def switch(self, phase: str | None) -> str | None:
         """From here on time is this phase's, None for nobody's; returns whose it was."""
-        now_ns, before = time.perf_counter_ns(), self._phase
+        now_ns, before = time.perf_counter_ns(), self.phase
         if before is not None:
             self._ns[before] += now_ns - self._since_ns
-        self._phase, self._since_ns = phase, now_ns
+        self.phase, self._since_ns = phase, now_ns
         return before
+
+    def fetched(self, before: str | None) -> None:
+        """A batch was fetched, or there was none; what comes is its step."""
+        self.switch(before)
+        self.transfer_comes = self.forward_comes = True
 
     def reset(self) -> None:
         """A fit begins."""
-        self._ns, self._phase = dict.fromkeys(PHASES, 0), None
+        self._ns, self.phase = dict.fromkeys(PHASES, 0), None
+        self.transfer_comes = self.forward_comes = False
 
 
 def clocks_of(trainer: L.Trainer) -> PhaseClocks | None:
     """Those of its strategy; None where it has none, or they are off."""
     clocks = getattr(trainer.strategy, "clocks", None)
     return clocks if isinstance(clocks, PhaseClocks) and clocks.on else None
-
-
-def _timed(strategy: Any, phase: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    clocks = strategy.clocks
-    if not (clocks.on and strategy.trains):
-        return call(*args, **kwargs)
-    before = clocks.switch(phase)
-    try:
-        return call(*args, **kwargs)
-    finally:
-        clocks.switch(before)
 
 
 def with_clocks(base: Any, name: str) -> Any:
@@ -86,17 +83,15 @@ def with_clocks(base: Any, name: str) -> Any:
         name: of the class, under which this module has it: a spawned process looks for it here.
     """
 
+    # Bound once: super() at every call costs more than the clocks.
+    its_batch_to_device, its_training_step = base.batch_to_device, base.training_step
+    its_backward, its_optimizer_step = base.backward, base.optimizer_step
+
     class Clocked(base):  # type: ignore[misc]
         @functools.cached_property
         def clocks(self) -> PhaseClocks:
             """See PhaseClocks."""
             return PhaseClocks()
-
-        @property
-        def trains(self) -> bool:
-            """Whether a training step is under way, and no validation."""
-            module = self.lightning_module
-            return module is not None and module._trainer is not None and module.trainer.training  # noqa: SLF001 -- the public one raises where there is none
 
         def setup(self, trainer: L.Trainer) -> None:
             super().setup(trainer)
@@ -105,28 +100,73 @@ def with_clocks(base: Any, name: str) -> Any:
                 inside.time_fetches(trainer, self.clocks)
 
         def batch_to_device(self, *args: Any, **kwargs: Any) -> Any:
-            return _timed(self, "transfer", super().batch_to_device, args, kwargs)
+            clocks = self.clocks
+            if not (clocks.transfer_comes and clocks.on):
+                return its_batch_to_device(self, *args, **kwargs)
+            clocks.transfer_comes = False
+            before = clocks.switch("transfer")
+            try:
+                return its_batch_to_device(self, *args, **kwargs)
+            finally:
+                clocks.switch(before)
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            return _timed(self, "forward", super().training_step, args, kwargs)
+            clocks = self.clocks
+            if not (clocks.forward_comes and clocks.on):
+                return its_training_step(self, *args, **kwargs)
+            clocks.forward_comes = False
+            before = clocks.switch("forward")
+            try:
+                return its_training_step(self, *args, **kwargs)
+            finally:
+                clocks.switch(before)
 
         def backward(self, *args: Any, **kwargs: Any) -> Any:
-            return _timed(self, "backward", super().backward, args, kwargs)
+            clocks = self.clocks
+            if not clocks.on:
+                return its_backward(self, *args, **kwargs)
+            before = clocks.switch("backward")
+            try:
+                return its_backward(self, *args, **kwargs)
+            finally:
+                clocks.switch(before)
 
         def optimizer_step(
             self, optimizer: Any, closure: Callable[[], Any], *args: Any, **kwargs: Any
         ) -> Any:
-            def apart() -> Any:
-                return _timed(self, None, closure, (), {})  # type: ignore[arg-type]
+            clocks = self.clocks
+            if not clocks.on:
+                return its_optimizer_step(self, optimizer, closure, *args, **kwargs)
 
-            step = super().optimizer_step
-            return _timed(self, "optimizer", step, (optimizer, apart, *args), kwargs)
+            def apart() -> Any:
+                own = clocks.switch(None)
+                try:
+                    return closure()
+                finally:
+                    clocks.switch(own)
+
+            before = clocks.switch("optimizer")
+            try:
+                return its_optimizer_step(self, optimizer, apart, *args, **kwargs)
+            finally:
+                clocks.switch(before)
 
         def barrier(self, *args: Any, **kwargs: Any) -> Any:
-            return _timed(self, "barrier", super().barrier, args, kwargs)
+            return self._together(super().barrier, args, kwargs)
 
         def reduce(self, *args: Any, **kwargs: Any) -> Any:
-            return _timed(self, "barrier", super().reduce, args, kwargs)
+            return self._together(super().reduce, args, kwargs)
+
+        def _together(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            clocks, module = self.clocks, self.lightning_module
+            trainer = None if module is None else module._trainer  # noqa: SLF001 -- the public one raises where there is none
+            if not clocks.on or trainer is None or not trainer.training:
+                return call(*args, **kwargs)
+            before = clocks.switch("barrier")
+            try:
+                return call(*args, **kwargs)
+            finally:
+                clocks.switch(before)
 
     Clocked.__name__ = Clocked.__qualname__ = name
     Clocked.__doc__ = f"{base.__name__.lstrip('_')} with phase clocks; see ``PhaseClocks``."
