@@ -21,7 +21,7 @@ APART = (
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
 )
 FIT = "tests.ranks.fitted"
-GROUP_S = 5.0
+GROUP_S = 3.0
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -76,6 +76,7 @@ def of_slurm(rank: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_tasks_of_slurm_are_held_and_stopped_as_one(tmp_path: Path) -> None:
     port = str(free_port())
     with LoopbackListener(legacy_allowed=False) as listener, contextlib.ExitStack() as stack:
