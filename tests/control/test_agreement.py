@@ -548,6 +548,14 @@ def test_a_rank_that_hangs_is_asked_where_it_is_by_its_watch_thread(
     assert found.agreements[0]._asking == {}
 
 
+def test_a_meeting_that_is_ahead_waits_for_all(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 0)
+    assert found.agreements[0].awaited() == ("", ())
+    found.agreements[0].ask()
+    until(lambda: found.agreements[0]._place._meetings)
+    assert found.agreements[0].awaited() == ("what was asked", (1, 2))
+
+
 def test_who_stands_is_known(ranks: Callable[..., Ranks]) -> None:
     found = ranks(2, 10_000_000)
     seen: list[bool] = []

@@ -364,6 +364,8 @@ class StepAgreement:
             if self._doing is not None:
                 number, name = self._doing
                 return name, self._without(self._answers.get(number, {}))
+            if self._place.limit != math.inf and not self.meeting:
+                return "what was asked", self._without({})  # this rank cannot come without them
         return "", ()
 
     def _without(self, heard: Mapping[int, Any]) -> tuple[int, ...]:
