@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.loader_parts import length_of
@@ -98,13 +98,14 @@ def _why_not(trainer: L.Trainer, loaders: int) -> str | None:
 def _not_shared(trainer: L.Trainer) -> str | None:
     """Why nobody knows which rank is to draw which of some samples; None: it is known."""
     combined: Any = trainer.fit_loop._combined_loader
-    sampler = getattr(combined.flattened[0], "sampler", None)
-    of_all = trainer.world_size, trainer.global_rank
-    if isinstance(sampler, DistributedSampler) and (sampler.num_replicas, sampler.rank) == of_all:
-        return None
+    [loader] = combined.flattened
     # What is refused for its own reason has its own sentence.
-    loader = combined.flattened[0]
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        return None
+    sampler, of_all = loader.sampler, (trainer.world_size, trainer.global_rank)
+    if isinstance(sampler, DistributedSampler) and (sampler.num_replicas, sampler.rank) == of_all:
         return None
     return (
         f"its {trainer.world_size} ranks draw by {type(sampler).__name__}, which is no "
