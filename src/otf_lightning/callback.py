@@ -29,7 +29,14 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
-from otf_lightning.other_rank import agree_on_origin, beats_of, cannot_save, mail_of, pace_of
+from otf_lightning.other_rank import (
+    agree_on_origin,
+    beats_of,
+    cannot_save,
+    looks_of_rank,
+    mail_of,
+    pace_of,
+)
 from otf_lightning.samples import subject_of
 from otf_lightning.training_data import FitData
 
@@ -174,6 +181,7 @@ class OnTheFlyCallback(L.Callback):
         )
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
+            other.looks = looks_of_rank(trainer, self._test_dataloaders, lambda: other.ceased)
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
                 do=other.do, leave=lambda: trainer.received_sigterm,
