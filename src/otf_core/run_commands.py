@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
-import torch
 
 from otf_core.control.actions import ConsoleAction
 from otf_core.control.bus import Ticket
@@ -25,7 +24,9 @@ from otf_core.health.checks import CHECKS
 from otf_core.health.checks import run as run_check
 from otf_core.health.subject import Subject as HealthSubject
 from otf_core.protocol import SetParam
+from otf_core.ranks.health import SharedChecks
 from otf_core.ranks.shared import SharedWeights, tell_budget
+from otf_core.ranks.shares import SharedScan
 from otf_core.ranks.together import Others
 from otf_core.runs import forking
 from otf_core.runs.comparing import Comparing
@@ -35,7 +36,7 @@ from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
 from otf_core.runs.merges import NO_MERGE, Merges
 from otf_core.runs.out_files import OutFiles
-from otf_core.runs.selection import decode_selection
+from otf_core.runs.samples import Scan
 from otf_core.runs.session_files import SessionFiles
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
@@ -106,7 +107,6 @@ class RunCommands:
         others: Others | None = None,
     ) -> None:
         self._run, self._actions, self._history, self._store = run, actions, history, store
-        self._others = others
         self._losses, self._health = losses, health
         self._seeds = {"fork": 0, "merge": 0, "gen": 0}
 
@@ -114,9 +114,12 @@ class RunCommands:
             now = run.position()
             return run.run_id, now.step, now.batch_idx, changes()
 
+        self._run_check = run_check if others is None else SharedChecks(others).run
         self.looking = Looking(
-            samples, exclusive=actions.exclusive, emit=run.emit, at=at, step=lambda: self._step
-        )
+            samples, exclusive=actions.exclusive, emit=run.emit, at=at, step=lambda: self._step,
+            scan=Scan if others is None else functools.partial(SharedScan, others),
+            may_work=functools.partial(_all_stand, others, actions),
+        )  # fmt: skip
         actions.cancellable = self.looking.cancellable
         self._comparing = Comparing(
             self.looking,
@@ -125,6 +128,7 @@ class RunCommands:
             exclusive=self._cancellable,
             emit=run.emit,
             kept=self._keep,
+            **({} if others is None else {"beside": SharedWeights(others)}),
         )
         self.forks = Forks(
             run,
@@ -132,7 +136,7 @@ class RunCommands:
             delegate=delegate,
             data=data,
             check_value=check_value,
-            chosen=self._chosen,
+            chosen=self.looking.chosen,
             **({} if others is None else {"limited": functools.partial(tell_budget, others)}),
         )
         files = OutFiles(lambda: run.run_dir)
@@ -253,19 +257,6 @@ class RunCommands:
         self._actions.hold(Held(ticket, {"ok": True, **found, **self._counters()}))
         return LATER
 
-    def _chosen(self, ticket: Ticket) -> torch.Tensor | None:
-        asked = ticket.payload
-        by_rule = asked.region is not None or (
-            asked.selection is not None and decode_selection(asked.selection).needs()
-        )
-        if by_rule and self._others is not None:
-            detail = (
-                "Samples were asked by what is found of them, which one rank alone would look at; "
-                "allowed on several ranks: those that are named (indices)."
-            )
-            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="selection")
-        return self.looking.chosen(ticket)
-
     def _fork(self, ticket: Ticket) -> dict[str, Any]:
         return self._other_run(ticket, lambda: self.forks.fork(ticket, self._seeds["fork"]))
 
@@ -323,7 +314,7 @@ class RunCommands:
             if value is not None
         }
         with self._cancellable("validating", ticket) as cancelled:
-            found = run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
+            found = self._run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
         return {**found.to_wire(), "step": self._step}
 
     @contextlib.contextmanager
@@ -353,6 +344,14 @@ class Held:
         steps = {"step": data["step"], "applied_step": data["step"]}
         held = {"paused": True, "ckpt_path": data["ckpt"], **steps}
         self._ticket.reply({**held, **self._said})
+
+
+def _all_stand(others: Others | None, actions: ConsoleAction) -> bool:
+    """Whether nobody trains now; else all are asked to stand."""
+    if others is None or others.stand:
+        return True
+    actions.wake()
+    return False
 
 
 def no_run(asked: str, known: str) -> CommandError:

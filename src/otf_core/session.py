@@ -368,11 +368,14 @@ class Session:
             self.recorder.flush()
         stop = self.actions.safe_point.tick(here=here)
         self._after_safe_point(logged)
-        if (scan := self.looking.background) is not None:
-            self.router.carry_out(scan.ticket, self.looking.go_on)
+        self._scan_in_background()
         self.recorder.fetching()
         self._left_at_s = time.monotonic()
         return stop
+
+    def _scan_in_background(self) -> None:
+        if (scan := self.looking.background) is not None:
+            self.router.carry_out(scan.ticket, self.looking.go_on)
 
     def _hold_if_over(self, logged: Mapping[str, Any]) -> bool:
         """A fork that has had its budget waits for what becomes of it.
@@ -397,6 +400,8 @@ class Session:
         if self._stuck:
             self._stuck, self.forks.budget = False, Budget()
         self.keeper.stand()
+        if self._agreement is not None:  # one process does it when it goes on
+            self._scan_in_background()
 
     def tell_step(
         self,

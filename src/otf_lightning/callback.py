@@ -33,6 +33,7 @@ from otf_lightning.other_rank import (
     agree_on_origin,
     beats_of,
     cannot_save,
+    looks_of_rank,
     mail_of,
     pace_of,
     signals_of,
@@ -183,6 +184,7 @@ class OnTheFlyCallback(L.Callback):
         )
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
+            other.looks = looks_of_rank(trainer, self._test_dataloaders, lambda: other.ceased)
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
                 do=other.do, leave=other.wishes, place=placed(trainer.global_rank),

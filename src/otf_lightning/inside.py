@@ -358,7 +358,10 @@ def combined(trainer: L.Trainer, loader: Callable[[Any], Any]) -> Iterator[Any]:
 
 
 def training_step(trainer: L.Trainer, batch: Any) -> Any:
-    """What the module's ``training_step`` returns for a batch, under the index of the next one."""
+    """What the module's ``training_step`` returns for a batch, under the index of the next one.
+
+    Of several ranks this one's alone: past the wrapper of DDP, which would wait for the others.
+    """
     module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
     arguments = loop._build_kwargs(OrderedDict(), batch, batches_done(trainer))
     before = module._current_fx_name
@@ -366,7 +369,10 @@ def training_step(trainer: L.Trainer, batch: Any) -> Any:
     if loop._results is not None:
         loop._results.batch, loop._results.batch_size = batch, None
     try:
-        return trainer.strategy.training_step(*arguments.values())
+        if trainer.world_size == 1:
+            return trainer.strategy.training_step(*arguments.values())
+        with trainer.precision_plugin.train_step_context():
+            return module.training_step(*arguments.values())
     finally:
         module._current_fx_name = before
 

@@ -22,11 +22,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from otf_core.control.agreement import StepAgreement
 from otf_core.errors import OtfError
 from otf_core.ranks.beating import MIB, Beats
+from otf_core.ranks.health import ChecksOfOther
 from otf_core.ranks.mail import NoStoreError, StoreBeats, StoreMail
 from otf_core.ranks.pace import Pace
+from otf_core.ranks.shares import ScanOfOther
 from otf_core.ranks.signals import RankSignals
 from otf_core.state.keeper import Origin, ResumeError
 from otf_lightning import inside
+from otf_lightning.health import FitSubject
+from otf_lightning.samples import subject_of
 
 
 def cannot_save(trainer: L.Trainer) -> str | None:
@@ -96,6 +100,16 @@ def signals_of(trainer: L.Trainer) -> RankSignals:
         ends_by=ends_by,
         speaks=trainer.is_global_zero,
     )
+
+
+def looks_of_rank(
+    trainer: L.Trainer, test_dataloaders: Any, ceased: Callable[[], bool]
+) -> dict[str, Callable[..., Any]]:
+    """How another rank looks at its samples and its health, by what rank 0 tells."""
+    scans = ScanOfOther(
+        lambda on: subject_of(trainer, on, loaders=test_dataloaders), trainer.global_rank
+    )
+    return {**scans.rows(), **ChecksOfOther(lambda: FitSubject(trainer), ceased).rows()}
 
 
 def agree_on_origin(trainer: L.Trainer, find: Callable[[], Origin | None]) -> Origin | None:

@@ -24,10 +24,12 @@ RANKS = (0, 1)
 
 
 @contextmanager
-def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def started(
+    folder: Path, port: int, script: str = "tests.plugin.ranks_live"
+) -> Iterator[subprocess.Popen[str]]:
     root = str(Path(__file__).parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.plugin.ranks_live", str(folder), str(port)],
+        [sys.executable, "-m", script, str(folder), str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"},
     )  # fmt: skip
@@ -56,11 +58,13 @@ def trained(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def attached(folder: Path) -> Iterator[tuple[subprocess.Popen[str], FakeDashboard]]:
+def attached(
+    folder: Path, script: str = "tests.plugin.ranks_live"
+) -> Iterator[tuple[subprocess.Popen[str], FakeDashboard]]:
     """The run, held before its first batch, and the dashboard that holds it."""
     with (
         LoopbackListener(legacy_allowed=False) as listener,
-        started(folder, listener.port) as process,
+        started(folder, listener.port, script) as process,
         FakeDashboard(listener.accept(PATIENCE_S), patience_s=PATIENCE_S) as dashboard,
     ):
         ours = dashboard.expect("hello")["session_id"]

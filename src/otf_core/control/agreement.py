@@ -164,6 +164,7 @@ class StepAgreement:
         self.wished: str | None = None  # why another rank is about to end; rank 0
         self._told = 0
         self._gone: set[int] = set()
+        self._serving = self._called_off = 0  # requests of rank 0
         self._asked = self._closing = self._proposing = False
         self._said: list[int] = []  # who gave no promise, as was said
         self.meeting = self.waiting = False
@@ -318,6 +319,17 @@ class StepAgreement:
             self._send(["left", at])
         return at
 
+    def cease(self) -> None:
+        """What was told last is wanted no more; rank 0, at a meeting. It is answered still."""
+        try:
+            self._send(["cease", self._told])
+        except ConnectionError as error:
+            self._hears_nobody(error)
+
+    def ceased(self) -> bool:
+        """Whether what this rank is doing for rank 0 is wanted no more."""
+        return self._called_off >= self._serving > 0
+
     def _serve(self) -> bool:
         """What rank 0 tells, until it lets go; whether the run is to stop."""
         while True:
@@ -331,6 +343,7 @@ class StepAgreement:
             if kind == "go":
                 return bool(rest[0])
             number, name, args = rest
+            self._serving = number
             try:
                 answer = [True, self._do(name, args)]
             except Exception as error:  # noqa: BLE001 -- border: rank 0 is told, and decides
@@ -496,6 +509,8 @@ class StepAgreement:
                     self._gone.add(rest[0])
                 elif kind == "stack" and rest[0] in self._asking:
                     self._asking[rest[0]][rest[1]] = rest[2]
+                elif kind == "cease":
+                    self._called_off = rest[0]
                 elif kind in ("do", "go"):
                     self._todo.append(message)
                 self._wakeup.notify_all()

@@ -268,6 +268,23 @@ def parked_objects(
         give_attributes(objects, Decoder(skip=own, small=small), taken)
 
 
+def propagate_back(subject: Subject, loss: torch.Tensor) -> None:
+    """Have the gradients of a loss in ``grad`` of the parameters; those of this rank alone.
+
+    Where several ranks train, what brings their gradients together hangs on the accumulation into
+    ``grad``, and would wait for the others: it is not run.
+    """
+    scaled = loss * subject.loss_scale
+    if subject.world_size == 1:
+        scaled.backward()  # type: ignore[no-untyped-call]
+        return
+    params = [p for p in named_parameters(subject.modules).values() if p.requires_grad]
+    for p, found in zip(
+        params, torch.autograd.grad(scaled, params, allow_unused=True), strict=True
+    ):
+        p.grad = found
+
+
 def forget_gradients(subject: Subject) -> None:
     """Those of a check; the run's own are aside."""
     for p in named_parameters(subject.modules).values():

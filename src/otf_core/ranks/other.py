@@ -65,6 +65,7 @@ class OtherRank:
         self._aside: contextlib.ExitStack | None = None  # holds this rank's own weights
         self.agreement: StepAgreement | None = None
         self.beats: Beats | None = None
+        self.looks: dict[str, Callable[..., Any]] = {}  # rows of who looks, see ``do``
         self._set: list[AppliedParam] = []
         self._began = self._stopped = False
 
@@ -157,6 +158,11 @@ class OtherRank:
         if self.beats is not None:
             self.beats.over()
 
+    @property
+    def ceased(self) -> bool:
+        """Whether what is done for rank 0 is wanted no more."""
+        return self.agreement is not None and self.agreement.ceased()
+
     def close(self, error: str | None = None) -> None:
         """The run is over here.
 
@@ -206,6 +212,7 @@ class OtherRank:
             "weights_aside": self._weights_aside,
             "take_weights": self._take_weights,
             "weights_back": self._weights_back,
+            **self.looks,
         }
         return told[name](*args)
 

@@ -63,6 +63,15 @@ class Others:
         """What rank 0 is to call behind each batch of an evaluation that all ranks do."""
         return _Leaving(self._agreement, on_batch)
 
+    @property
+    def world_size(self) -> int:
+        """With this one."""
+        return self._agreement.world_size
+
+    def cease(self) -> None:
+        """What they do now is wanted no more; they answer as soon as they see it."""
+        self._agreement.cease()
+
     @contextlib.contextmanager
     def do(self, name: str, *args: Any) -> Iterator[dict[int, Any]]:
         """What stands inside is done by the others as well; then the dict has their answers.
@@ -219,9 +228,8 @@ def mean(own: Evaluation, heard: Mapping[int, Any]) -> Evaluation:
     return Evaluation(metrics, avg, own.seconds)
 
 
-def send(state: dict[str, Any] | None) -> dict[str, Any]:
+def send(given: Any) -> Any:
     """Rank 0's to all; collective."""
-    box: list[Any] = [state]
+    box: list[Any] = [given]
     dist.broadcast_object_list(box, src=0)
-    found: dict[str, Any] = box[0]
-    return found
+    return box[0]
