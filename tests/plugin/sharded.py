@@ -26,7 +26,7 @@ from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
 
-KILLED_IN = 20
+KILLED_IN = 14
 STEPS = 30
 SEEN = "seen"
 
@@ -138,7 +138,12 @@ def main(folder: Path, ranks: int, how: str, port: int) -> None:
         callbacks.append(ours)
     callbacks += [KillsAll()] if how == "kill" else []
     trainer = _trainer(
-        callbacks, strategy="otf_fsdp2", devices=ranks, max_epochs=-1, max_steps=STEPS
+        callbacks,
+        strategy="otf_fsdp2",
+        devices=ranks,
+        max_epochs=-1,
+        max_steps=STEPS,
+        val_check_interval=5,
     )
     trainer.fit(Net(), DataLoader(data, batch_size=8, shuffle=True), _val())
     digest._exact = _exact_local  # of this rank's shards

@@ -9,11 +9,12 @@ Rule 2: what is read is verified first, each rank its share; nothing in it is ex
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -115,7 +117,8 @@ class ShardWriter:
         if why := next((each for each in said if each), None):
             detail = f"{folder.name} was asked; it {why}. Allowed: a whole checkpoint of otf."
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="checkpoint")
-        load(tensors, storage_reader=reader, process_group=self._group)
+        with _told_by_torch():
+            load(tensors, storage_reader=reader, process_group=self._group)
         return tensors
 
     def close(self) -> None:
@@ -125,14 +128,33 @@ class ShardWriter:
     def _write(self, held: Mapping[str, Any], part: Path) -> list[ShardFile]:
         rank, n = dist.get_rank(self._group), dist.get_world_size(self._group)
         writer = filesystem.FileSystemWriter(part, sync_files=True)
-        save(dict(held), storage_writer=writer, process_group=self._group)
-        own = sorted(part.glob(f"__{rank}_*.distcp"))
-        if rank == 0:
-            own.append(part / METADATA)
-        told: list[Any] | None = [None] * n if rank == 0 else None
-        mine = [msgspec.to_builtins(_described(path)) for path in own]
-        dist.gather_object(mine, told, group=self._group)
-        return [msgspec.convert(each, ShardFile) for of_rank in told or () for each in of_rank]
+        with _told_by_torch():
+            save(dict(held), storage_writer=writer, process_group=self._group)
+        mine: Any
+        try:
+            own = sorted(part.glob(f"__{rank}_*.distcp"))
+            own += [part / METADATA] if rank == 0 else []
+            mine = [msgspec.to_builtins(_described(path)) for path in own]
+        except OSError as error:
+            mine = f"{type(error).__name__} ({error})"
+        told: list[Any] = [None] * n
+        dist.gather_object(mine, told if rank == 0 else None, group=self._group)
+        for other, each in enumerate(told):
+            if isinstance(each, str):
+                msg = f"rank {other}: {each}"
+                raise OSError(msg)
+        return [msgspec.convert(each, ShardFile) for of_rank in told if of_rank for each in of_rank]
+
+
+@contextlib.contextmanager
+def _told_by_torch() -> Iterator[None]:
+    """What torch raises where a rank has failed is no Exception, and is long."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (said, _) = min(error.failures.items(), key=lambda each: each[0])
+        msg = f"rank {rank}: {type(said).__name__} ({str(said)[:200]})"
+        raise OSError(msg) from None
 
 
 def _described(path: Path) -> ShardFile:
