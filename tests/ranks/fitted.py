@@ -2,8 +2,8 @@
 
 PORT 0: no dashboard, a checkpoint at every fifth step, and a fit that goes on by itself. Without
 PORT: without us. GROUP_S is the time-out of the process group, NODES on how many machines it is,
-DIES at which batch rank 1 is killed, the first time that it is launched. Notes the end of the fit,
-and the sockets that Python has connected.
+DIES at which batch rank 1 is killed, the first time that it is launched, FAILS behind which it
+fails, DAWDLES that it ends late. Notes the end of the fit, and to what its sockets were connected.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,34 @@ class Dies(L.Callback):
         self.left -= 1
         if self.left == 0 and trainer.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fails(L.Callback):
+    """Behind a batch, where all have the same collectives behind them, each rank waits for a file.
+    Rank 0 goes on then, rank 1 fails."""
+
+    def __init__(self, folder: Path, batch: int) -> None:
+        self.left, self.folder = batch, folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.left -= 1
+        if self.left:
+            return
+        rank = trainer.global_rank
+        (self.folder / f"waits.{rank}").touch()
+        while not (self.folder / f"go.{rank}").exists():
+            threading.Event().wait(0.02)
+        if rank:
+            msg = "out of luck"
+            raise ValueError(msg)
+
+
+class Dawdles(L.Callback):
+    """Rank 1 comes to its end long after rank 0."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_rank and trainer.global_step == STEPS:
+            threading.Event().wait(3.0)
 
 
 def connected() -> list[str]:
@@ -74,6 +103,8 @@ def main(folder: Path, port: int | None) -> None:
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and "DIES" in os.environ:
         callbacks.append(Dies(int(os.environ["DIES"])))
     callbacks += [Impatient()] if "GROUP_S" in os.environ else []
+    callbacks += [Fails(folder, int(os.environ["FAILS"]))] if "FAILS" in os.environ else []
+    callbacks += [Dawdles()] if "DAWDLES" in os.environ else []
     nodes = int(os.environ.get("NODES", "1"))
     trainer = _trainer(
         callbacks,
