@@ -34,6 +34,7 @@ from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.subject import Subject as HealthSubject
 from otf_core.ranks.beating import Beats
+from otf_core.ranks.other import TORN
 from otf_core.ranks.reports import RankReports
 from otf_core.ranks.shared import schedule_of
 from otf_core.ranks.signals import RankSignals
@@ -930,7 +931,13 @@ class Session:
     def _leave_together(self) -> bool:
         """Where all ranks stand: if one is to end, the run is kept, and all leave it here."""
         why = self._told_to_leave()
-        if why is None or self._others is None or not self._others.stand:
+        if self._others is None or not self._others.stand:
+            return False
+        if self.history.torn is not None:
+            with contextlib.suppress(CommandError), self._others.do("leave", TORN):
+                pass
+            return True  # this rank raises it
+        if why is None:
             return False
         self._told_to_end, self._left = True, why
         self.look()

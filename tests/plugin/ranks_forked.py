@@ -4,7 +4,7 @@
 HOW: ``bare`` (without us, on the samples that the other chooses), ``live`` (held at its beginning),
 ``resumed``. Writes ``FOLDER/<HOW>.<rank>.json`` at its end; ``seen`` and ``validated`` beside it
 have a line for each batch and each validation. Files in FOLDER say what else happens: ``slow``,
-``together``, ``fails``.
+``together``, ``gathers``, ``fails``, ``torn``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from otf_core.runs.data import TrainingData
+from otf_core.runs.data import DataChoice, TrainingData
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, Net, _trainer, digits
@@ -61,6 +61,8 @@ class Told(Net):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         x, y, ids = batch
+        if self.asked("gathers"):
+            dist.all_reduce(torch.ones(1))
         self.note("seen", self.trainer.current_epoch, ids.tolist())
         return super().training_step((x, y), batch_idx)
 
@@ -84,8 +86,8 @@ class DrawsAgain(L.Callback):
 
 
 def break_one_rank(folder: Path) -> None:
-    """Rank 1 cannot do its part of a fork while there is a file ``fails``."""
-    begin_pass = TrainingData.begin_pass
+    """Rank 1 cannot do its part of a fork, or of coming back, while there is a file for that."""
+    begin_pass, choose = TrainingData.begin_pass, TrainingData.choose
 
     def fails(self: TrainingData) -> None:
         if (folder / "fails").exists():
@@ -93,7 +95,14 @@ def break_one_rank(folder: Path) -> None:
             raise OSError(msg)
         begin_pass(self)
 
+    def torn(self: TrainingData, choice: DataChoice) -> list[str]:
+        if (folder / "torn").exists():
+            msg = "no room for anything"
+            raise OSError(msg)
+        return choose(self, choice)
+
     TrainingData.begin_pass = fails  # type: ignore[method-assign]
+    TrainingData.choose = torn  # type: ignore[method-assign]
 
 
 def main(folder: Path, how: str, port: int) -> None:

@@ -108,19 +108,37 @@ def test_forks_and_merges_are_those_of_all_ranks(tmp_path: Path) -> None:
         run.dashboard.expect("checkpoint_saved", kind="ring", step=8)
         os.killpg(run.process.pid, signal.SIGKILL)
     [*_, (_, kept)] = complete_checkpoints(tmp_path / "runs/p" / forked)
-    with started(tmp_path, "resumed", OTF_RESUME=kept) as process:
-        assert "resumed from step" in outcome(process)
-    with started(tmp_path, "bare") as process:
-        outcome(process)
+    with (
+        started(tmp_path, "resumed", OTF_RESUME=kept) as resumed,
+        started(tmp_path, "bare") as bare,
+    ):
+        assert "resumed from step" in outcome(resumed)
+        outcome(bare)
     for rank in RANKS:
-        bare, resumed = (result(tmp_path, how, rank) for how in ("bare", "resumed"))
-        logged = resumed.pop("logged")
-        assert logged == bare.pop("logged")[-len(logged) :]
-        assert resumed == bare
-        assert resumed["steps"][0] == STEPS
+        without, with_us = (result(tmp_path, how, rank) for how in ("bare", "resumed"))
+        logged = with_us.pop("logged")
+        assert logged == without.pop("logged")[-len(logged) :]
+        assert with_us == without
+        assert with_us["steps"][0] == STEPS
     # By rank 0's clock, at meetings.
     kinds = Counter(m.kind for m, _ in complete_checkpoints(tmp_path / "runs/p" / forked))
     assert kinds["ring"] >= 2, kinds
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_ranks_of_which_one_cannot_be_put_back_end_together(tmp_path: Path) -> None:
+    with attached(tmp_path) as run:
+        run.done("fork", selection=indices(CHOSEN))
+        (tmp_path / "torn").touch()
+        said = run.refused("switch_run", run_id="r")
+        assert "no room for anything" in said
+        run.done("resume")  # it was held
+        ended = run.dashboard.expect("trainingFinished")
+        assert ended["status"] == "failed"
+        _, err = run.process.communicate(timeout=2 * PATIENCE_S)
+    assert run.process.returncode not in (0, -signal.SIGABRT)
+    assert "rank 0 has left the run, which could not be put back" in err
 
 
 def a_rank_that_cannot_fork_takes_all_back(run: Session) -> None:
@@ -156,12 +174,12 @@ def a_merge_is_what_was_previewed(run: Session, forked: str) -> None:
     parents = [forked, "odd"]
     validated = len(run.validated(0))
     found = run.done(
-        "merge_preview", parents=parents, strategies=["linear", "fisher"], limit_batches=1
+        "merge_preview", parents=parents, strategies=["fisher", "linear"], limit_batches=1
     )
-    linear, fisher = found["candidates"]
-    assert "collective" in fisher["refused"]
+    fisher, linear = found["candidates"]
+    assert fisher["score"] is not None
     each = [run.validated(rank)[validated:] for rank in RANKS]
-    assert len(each[0]) == 3  # both parents, and what is merged
+    assert len(each[0]) == 4  # both parents, and what is merged
     assert each[0] == each[1]
     previewed = each[0][-1]
     assert run.weights() == before
@@ -169,11 +187,29 @@ def a_merge_is_what_was_previewed(run: Session, forked: str) -> None:
     assert run.weights() == [previewed, previewed]
     assert linear["score"] is not None
     assert previewed == merged_in_one_process([Path(p) for p in merged["paths"]])
+    gathers_anew(run, parents)
     run.done("undo")
     assert run.done("status")["run_id"] == forked
     assert run.weights() == before
     run.done("switch_run", run_id="odd")
     run.done("switch_run", run_id=forked)
+    assert run.weights() == before
+
+
+def gathers_anew(run: Session, parents: list[str]) -> None:
+    """Statistics of BatchNorm, on rank 0; unless the step has a collective."""
+    before = run.weights()
+    again = {"parents": parents, "strategies": ["linear"], "recalibrate": True, "limit_batches": 1}
+    found = run.done("merge_preview", **again)
+    assert found["candidates"][0]["score"] is not None
+    both = [run.validated(rank)[-1] for rank in RANKS]
+    assert both[0] == both[1]
+    assert both[0]["net.1.running_mean"] != before[0]["net.1.running_mean"]
+    assert both[0]["net.0.weight"] == before[0]["net.0.weight"]
+    (run.folder / "gathers").touch()
+    found = run.done("merge_preview", **again)
+    (run.folder / "gathers").unlink()
+    assert "The training step runs a collective (allreduce)" in found["candidates"][0]["refused"]
     assert run.weights() == before
 
 

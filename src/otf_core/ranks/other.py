@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from otf_core.control.agreement import StepAgreement
+from otf_core.control.agreement import PeerLostError, StepAgreement
 from otf_core.control.delegate import Applied, ControlDelegate, Evaluation, OnBatch
 from otf_core.control.leaving import LeftError
 from otf_core.protocol import SetParam
@@ -29,6 +29,8 @@ from otf_core.state.exactness import refuse_elsewhere
 from otf_core.state.keeper import Origin, Schedule, read_fitting, resume_command
 from otf_core.state.parts import Modules
 from otf_core.steering.params import AppliedParam, Steering
+
+TORN: Final = "torn"  # in place of a signal: half of another state is there
 
 
 class OtherRank:
@@ -99,6 +101,9 @@ class OtherRank:
         return False
 
     def _end(self) -> None:
+        if self._left == TORN:
+            msg = "rank 0 has left the run, which could not be put back to where it was"
+            raise PeerLostError(msg)
         if self._left is not None and self._signals is not None:
             raise self._signals.ends_by(self._left)
 

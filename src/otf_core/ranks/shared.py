@@ -7,13 +7,16 @@ Rule: as in ``together``: rank 0 tells the others and does the same itself.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import torch.distributed as dist
 
+from otf_core.ranks.shares import NoCollectives
 from otf_core.ranks.together import Others, send
 from otf_core.runs.budget import Budget
 from otf_core.runs.data import DataChoice, FitData, TrainingData
+from otf_core.runs.subject import Subject
 from otf_core.runs.weights import live_weights
 from otf_core.state.keeper import Every, Origin, Schedule
 from otf_core.state.parts import Modules
@@ -95,6 +98,16 @@ class SharedWeights:
         with self._others.do("take_weights"):
             if self._others.stand:
                 send_weights(modules)
+
+    def alone(self, subject: Subject) -> Subject:
+        """A collective in the step is refused: the others would not come to it."""
+
+        @contextlib.contextmanager
+        def context() -> Iterator[None]:
+            with subject.context(), NoCollectives("The training step"):
+                yield
+
+        return dataclasses.replace(subject, context=context)
 
 
 def tell_budget(others: Others, budget: Budget) -> None:

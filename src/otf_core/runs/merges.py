@@ -211,26 +211,17 @@ class Merges:
         modules, samples = self._modules, self._samples
         if modules is None or samples is None:
             raise CommandError(ErrorCode.UNSUPPORTED, NO_MERGE)
+        beside: Beside = self._beside or Alone()
         return Fit(
             modules=modules(),
             validate=self._delegate.run_validation,
-            training_set=self._training_set,
+            training_set=lambda: beside.alone(samples("train")),
             tree=self._forks.tree,
             checkpoint_of=self._forks.checkpoint_of,
             folder=self._run.run_dir,
             emit=self._run.emit,
-            beside=self._beside or Alone(),
+            beside=beside,
         )
-
-    def _training_set(self) -> Subject:
-        assert self._samples is not None
-        if self._beside is not None:
-            detail = (
-                "fisher or recalibrate was asked of a run with several ranks; they train on rank 0 "
-                "alone, where a collective of the script's would wait for the others."
-            )
-            raise CommandError(ErrorCode.UNSUPPORTED, detail)
-        return self._samples("train")
 
     def _files(self, asked: Merge) -> list[tuple[Here, str | None]]:
         count("limit_batches", asked.limit_batches)

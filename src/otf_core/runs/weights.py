@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import torch
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.runs.subject import Subject
 from otf_core.state.parts import Modules, joined, named_buffers, named_parameters
 
 Named = tuple[str, torch.Tensor]
@@ -51,6 +52,9 @@ class Beside(Protocol):
     def follow(self, modules: Modules) -> None:
         """What this rank's model has now, all have."""
 
+    def alone(self, subject: Subject) -> Subject:
+        """The same, whose batches this rank takes while the others stand."""
+
 
 class Alone:
     """Beside, where there is no other rank."""
@@ -61,6 +65,10 @@ class Alone:
 
     def follow(self, modules: Modules) -> None:
         """See Beside."""
+
+    def alone(self, subject: Subject) -> Subject:
+        """See Beside."""
+        return subject
 
 
 class LiveWeights:
