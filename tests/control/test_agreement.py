@@ -311,6 +311,30 @@ def test_who_counts_where_to_stand_and_who_asks_meet_alike(ranks: Callable[..., 
     assert found.done[1:] == [found.done[0]] * 2
 
 
+def test_what_is_wanted_no_more_is_known_where_it_is_done(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 10_000_000)
+    begun = threading.Barrier(3)
+
+    def do(rank: int, name: str, _: list[Any]) -> bool:
+        if name == "long":
+            begun.wait(WAIT_S)
+            until(found.agreements[rank].ceased)
+        return found.agreements[rank].ceased()
+
+    def attend(agreement: StepAgreement, _: int) -> bool:
+        number = agreement.tell("long")
+        begun.wait(WAIT_S)
+        agreement.cease()
+        assert agreement.answers(number) == {1: True, 2: True}
+        assert agreement.answers(agreement.tell("next")) == {1: False, 2: False}
+        return True
+
+    found.attend = attend
+    found.do = do  # type: ignore[method-assign]
+    found.run(found.agreements[0].ask)
+    assert found.errors == {}
+
+
 # ---------------------------------------------------------------- an evaluation that is left
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from otf_core.errors import CommandError
 from otf_core.health import checks
@@ -134,6 +135,24 @@ def test_what_hangs_on_the_accumulation_of_gradients_is_not_run(
         p.register_post_accumulate_grad_hook(lambda _: called.append("accumulated"))
     Shared(monkeypatch, Plain(module), Plain(net())).run(name)
     assert called == []
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_that_would_be_missed_are_refused(
+    monkeypatch: pytest.MonkeyPatch, reentrant: bool
+) -> None:
+    def checkpointed(module: nn.Module, batch: Any) -> Any:
+        x, y = batch
+        return nn.functional.cross_entropy(
+            checkpoint(module, x.requires_grad_(), use_reentrant=reentrant), y
+        )
+
+    shared = Shared(monkeypatch, Plain(net(), loss=checkpointed), Plain(net()))
+    if reentrant:
+        with pytest.raises(CommandError, match="use_reentrant=False"):
+            shared.run("numerics_health")
+    else:
+        assert shared.run("numerics_health").fields["without_gradient"] == []
 
 
 def test_ranks_are_compared_by_what_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
