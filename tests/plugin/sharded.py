@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from otf_lightning import OnTheFlyCallback
+from otf_lightning import OnTheFlyCallback, inside
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
 
@@ -100,6 +100,15 @@ class Whole(L.Callback):
         Whole.found[trainer.global_step] = full_hash(trainer)
 
 
+class Reshards(L.Callback):
+    """A forward without a backward leaves parameters of the root whole; they are parts again."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert not all(isinstance(p, DTensor) for p in pl_module.parameters())
+        inside.reshard(trainer)
+        assert all(isinstance(p, DTensor) for p in pl_module.parameters())
+
+
 def full_hash(trainer: L.Trainer) -> str:
     whole: dict[str, Any] = dict(trainer.lightning_module.state_dict())
     names = {p: n for n, p in trainer.lightning_module.named_parameters()}
@@ -137,6 +146,7 @@ def main(folder: Path, ranks: int, how: str, port: int) -> None:
         )  # fmt: skip
         callbacks.append(ours)
     callbacks += [KillsAll()] if how == "kill" else []
+    callbacks += [Reshards()] if how == "live" else []
     trainer = _trainer(
         callbacks,
         strategy="otf_fsdp2",
