@@ -26,8 +26,9 @@ from otf_lightning import OnTheFlyCallback, inside
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
 
-KILLED_IN = 14
-STEPS = 30
+KILLED_IN = 14  # the batch: in the middle of an epoch
+ACCUMULATED = 2
+STEPS = 15
 SEEN = "seen"
 
 
@@ -154,6 +155,7 @@ def main(folder: Path, ranks: int, how: str, port: int) -> None:
         max_epochs=-1,
         max_steps=STEPS,
         val_check_interval=5,
+        accumulate_grad_batches=ACCUMULATED,
     )
     trainer.fit(Net(), DataLoader(data, batch_size=8, shuffle=True), _val())
     digest._exact = _exact_local  # of this rank's shards
