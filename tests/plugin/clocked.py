@@ -1,4 +1,4 @@
-"""Two ranks of DDP, plain and then as ``otf_ddp`` with us: ``python -m tests.plugin.clocked FOLDER``.
+"""Two ranks of DDP, plain and then as ``otf_ddp`` with us: ``-m tests.plugin.clocked FOLDER``.
 
 Writes ``FOLDER/<strategy>.<rank>.json``.
 """

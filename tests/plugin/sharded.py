@@ -22,12 +22,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from otf_lightning import OnTheFlyCallback
+from otf_lightning import OnTheFlyCallback, inside
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
 
-KILLED_IN = 14
-STEPS = 30
+KILLED_IN = 14  # the batch: in the middle of an epoch
+ACCUMULATED = 2
+STEPS = 15
 SEEN = "seen"
 
 
@@ -100,6 +101,15 @@ class Whole(L.Callback):
         Whole.found[trainer.global_step] = full_hash(trainer)
 
 
+class Reshards(L.Callback):
+    """A forward without a backward leaves parameters of the root whole; they are parts again."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert not all(isinstance(p, DTensor) for p in pl_module.parameters())
+        inside.reshard(trainer)
+        assert all(isinstance(p, DTensor) for p in pl_module.parameters())
+
+
 def full_hash(trainer: L.Trainer) -> str:
     whole: dict[str, Any] = dict(trainer.lightning_module.state_dict())
     names = {p: n for n, p in trainer.lightning_module.named_parameters()}
@@ -137,6 +147,7 @@ def main(folder: Path, ranks: int, how: str, port: int) -> None:
         )  # fmt: skip
         callbacks.append(ours)
     callbacks += [KillsAll()] if how == "kill" else []
+    callbacks += [Reshards()] if how == "live" else []
     trainer = _trainer(
         callbacks,
         strategy="otf_fsdp2",
@@ -144,6 +155,7 @@ def main(folder: Path, ranks: int, how: str, port: int) -> None:
         max_epochs=-1,
         max_steps=STEPS,
         val_check_interval=5,
+        accumulate_grad_batches=ACCUMULATED,
     )
     trainer.fit(Net(), DataLoader(data, batch_size=8, shuffle=True), _val())
     digest._exact = _exact_local  # of this rank's shards
