@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import lightning as L
 import torch
+from torch.distributed import distributed_c10d
 
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
@@ -26,6 +27,22 @@ from tests.ranks.rig import be_impatient, note
 
 STEPS: Final = 40
 ENDLESS: Final = 100_000
+
+
+class Counts(L.Callback):
+    """The collectives of two steps, as the process group numbers them."""
+
+    def __init__(self) -> None:
+        self.begun: dict[int, int] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        group = distributed_c10d._get_default_group()
+        self.begun[trainer.global_step] = group._get_sequence_number_for_group()
+
+    def found(self) -> int | None:
+        """Between them is no checkpoint, no end of an epoch and none of DDP's first two batches."""
+        first, last = self.begun.get(27), self.begun.get(29)
+        return None if first is None or last is None else last - first
 
 
 class Impatient(L.Callback):
@@ -98,7 +115,8 @@ def main(folder: Path, port: int | None) -> None:
     torch.set_num_threads(1)
     to = connected()
     L.seed_everything(7, verbose=False)
-    callbacks: list[L.Callback] = [OfRank(), Counting()]
+    counts = Counts()
+    callbacks: list[L.Callback] = [OfRank(), Counting(), counts]
     callbacks += [] if port is None else [ours(folder, port)]
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and "DIES" in os.environ:
         callbacks.append(Dies(int(os.environ["DIES"])))
@@ -121,6 +139,7 @@ def main(folder: Path, port: int | None) -> None:
         "connected": to,
         "launched by": type(trainer.strategy.cluster_environment).__name__,
         "step": trainer.global_step,
+        "collectives": counts.found(),
     }
     note(folder, trainer.global_rank, found)
 

@@ -20,9 +20,10 @@ from otf_core.testing import FakeDashboard, LoopbackListener
 
 PATIENCE_S = 60.0
 ROOT = str(Path(__file__).parents[2])
+# On a loaded machine gloo is now and then refused its first connection: torchrun tries again.
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-    *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+    *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "2"),
 )
 
 
