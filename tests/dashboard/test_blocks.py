@@ -92,7 +92,7 @@ async def test_a_run_that_is_over_is_drawn_from_blocks_one_that_turned_back_from
     monkeypatch.setattr(reading, "outline", noted)
     path = "api/runs/digits/metrics?buckets=20"
     async with dashboard(tmp_path) as bench, trainer.on(bench.port):
-        session = await bench.until_has("sess-1", 302)
+        await bench.until_has("sess-1", 302)
         before = await bench.get(path)
         await bench.dashboard.keeper.save_all()
         [run] = bench.store.runs.values()
@@ -103,14 +103,20 @@ async def test_a_run_that_is_over_is_drawn_from_blocks_one_that_turned_back_from
         assert len(before["series"]["loss"]["step"]) > 20
         zoomed = await bench.get(f"{path}&from=10&to=20")
         assert zoomed["series"]["loss"]["step"] == list(range(10, 21))
+        trainer.train(20)  # to the end of a chunk
+        await bench.until_has("sess-1", 322)
         trainer.step = 250
         trainer.run_gen = 1
-        trainer.train(10)
-        await bench.until_has("sess-1", 312)
-        turned = await bench.get(path)
-        assert turned["to"] == 260
-        assert asked == [False, True, False]
-        assert session.have.highest == 312
+        trainer.train(64)
+        session = await bench.until_has("sess-1", 386)
+        before = await bench.get(path)
+        await bench.dashboard.keeper.save_all()
+        for columns in run.columns.values():
+            columns.shelve(16)
+        assert session.have.highest == 386
+        assert await bench.get(path) == before
+        assert (before["to"], before["total"]) == (314, 314)
+        assert asked == [False, True, False, False]
 
 
 def test_rows_that_an_older_version_wrote_are_read_as_before() -> None:
@@ -128,3 +134,26 @@ def test_rows_that_an_older_version_wrote_are_read_as_before() -> None:
         assert held.outline("s", "r", ["loss"], saved, 10) is None
         held.empty("s")
         assert connection.execute("SELECT count(*) FROM telling").fetchone() == (0,)
+
+
+def test_a_chart_ends_with_the_last_value_that_there_was() -> None:
+    columns = Columns(saves=True)
+    values = [2.0, 1.0, 3.0, 2.0, *[None] * 60]
+    for seq, value in enumerate(values, start=1):
+        columns.add({"event_seq": seq, "step": max(8, seq), "ts": 0.0, "loss": value})
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in (*TABLES, TELLING):
+            connection.execute(statement)
+        held = Chunks(connection)
+        found = held.outline("s", "r", ["loss"], _save(held, columns), 1)
+        assert found is not None
+        assert found.curves(1).series["loss"]["seq"] == [1, 2, 3, 4]
+
+
+def test_rows_that_come_late_are_not_put_behind_others() -> None:
+    late, columns = Columns(saves=True), Columns(saves=True)
+    late.add({"event_seq": 9, "step": 39, "ts": 0.0, "loss": 1.0})
+    columns.add({"event_seq": 50, "step": 40, "ts": 0.0, "loss": 1.0})
+    outline = blocks.Outline(["loss"], 1)
+    assert outline.add_rows(*columns.unsaved())
+    assert not outline.add_rows(*late.unsaved())

@@ -93,7 +93,6 @@ class Live:
         noted.urgent |= change.urgent
         noted.ranks |= change.ranks
         noted.only_steps &= not (change.session or change.urgent)
-        noted.only_ranks &= change == Change(ranks=True)
         if change.run is not None:
             noted.runs.add(change.run.key)
 
@@ -198,7 +197,6 @@ class Noted:
     urgent: bool = False
     only_steps: bool = True
     ranks: bool = False
-    only_ranks: bool = True
     runs: set[tuple[str, str]] = dataclasses.field(default_factory=set)
 
 
@@ -294,9 +292,6 @@ class Page:
         near = key in self._subscribed
         if noted.ranks and near:
             self._ranks.add(key)
-            self._wake.set()
-        if noted.only_ranks:
-            return
         if near or not noted.only_steps:
             self._events.add(key)
         if noted.session:
