@@ -30,6 +30,8 @@ from benchmarks import (
     opening,
     page,
     pausing,
+    ranks,
+    ranks_scale,
     reporting,
     saving,
     scanning,
@@ -68,6 +70,8 @@ BENCHES: Final[dict[str, Bench]] = {
     "specialists": specialists.specialists,
     "runner": native.runner,
     "script": native.script,
+    "ranks": ranks.ranks,
+    "ranks_scale": ranks_scale.ranks_scale,
 }
 
 

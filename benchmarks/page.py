@@ -59,6 +59,23 @@ addEventListener('DOMContentLoaded', () => {
 """
 
 
+# When the large chart, and all of them, have been drawn: the frame after the one that made them.
+OPENED: Final = """
+window.opened = {};
+addEventListener('DOMContentLoaded', () => {
+  const wanted = {large: ['.hero canvas', 1], all: ['.charts canvas', 20]};
+  new MutationObserver(() => {
+    for (const [name, [where, count]] of Object.entries(wanted)) {
+      if (document.querySelectorAll(where).length < count) continue;
+      delete wanted[name];
+      const drawn = () => { opened[name] = Date.now() / 1000; };
+      requestAnimationFrame(() => requestAnimationFrame(drawn));
+    }
+  }).observe(document.body, {subtree: true, childList: true});
+});
+"""
+
+
 def page(*, quick: bool, tmp: Path) -> list[Row]:
     """Rows for CPU, latency, opening and memory."""
     chromium = shutil.which("chromium")
@@ -270,7 +287,6 @@ def _opening(browser: Browser, folder: Path, *, steps: int) -> list[Row]:
     with _dashboard(folder) as (process, url, _):
         _when_read(url, steps)
         sizes: list[int] = []
-        began = time.perf_counter()
         with _opened(browser, "about:blank") as shown:
             client = shown.context.new_cdp_session(shown)
             client.send("Network.enable")
@@ -281,13 +297,14 @@ def _opening(browser: Browser, folder: Path, *, steps: int) -> list[Row]:
                 "Network.webSocketFrameReceived",
                 lambda e: sizes.append(len(e["response"]["payloadData"])),
             )
-            began = time.perf_counter()
+            shown.add_init_script(OPENED)
+            began = time.time()
             shown.goto(url)
             _until(shown, steps + 2)
-            shown.locator(".hero canvas").wait_for()
-            first_ms = 1000 * (time.perf_counter() - began)
-            shown.locator("canvas").nth(19).wait_for()
-            all_ms = 1000 * (time.perf_counter() - began)
+            shown.locator(".charts canvas").nth(19).wait_for()
+            shown.evaluate("new Promise((done) => setTimeout(done, 100))")
+            drawn = shown.evaluate("window.opened")
+            first_ms, all_ms = (1000 * (drawn[name] - began) for name in ("large", "all"))
             heap = _heap_mb(shown)
         rss = psutil.Process(process.pid).memory_info().rss / 1e6
     return [
@@ -297,6 +314,7 @@ def _opening(browser: Browser, folder: Path, *, steps: int) -> list[Row]:
             "large chart",
             unit="ms",
             ours=first_ms,
+            limit=1000.0,
             spread={
                 "all charts": all_ms,
                 "kB over the wire": sum(sizes) / 1000,

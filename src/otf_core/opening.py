@@ -23,14 +23,13 @@ DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
 
 # With several ranks a hold or a change on one of them would leave the others waiting in a
-# collective: what all ranks do together is ``TOGETHER``, the rest is refused.
+# collective: all do it together, or it is refused.
 TOGETHER: Final = (
     "pause", "stop", "set_param", "set_params", "save_ckpt", "test_now", "test", "validate_now",
-    "rollback", "undo", "extend", "load_ckpt", "reset_session",
-)  # fmt: skip
-CHANGES: Final = (
-    *TOGETHER, "attach_context", "cancel", "fork", "switch_run",
-    "merge", "merge_preview", "scan", "samples", "select", "show_samples", "compare",
+    "rollback", "undo", "extend", "load_ckpt", "reset_session", "attach_context", "fork",
+    "switch_run", "merge", "merge_preview", "cancel",
+    # What looks at samples or health, or takes something out.
+    "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",
     "export_subset", "prepare_export", "spill_all",
     "export_weights", "export_session", "export_report",
@@ -169,16 +168,13 @@ def only_watched(world_size: int, *, together: bool = False) -> dict[str, str]:
     Args:
         together: its ranks do together what is in ``TOGETHER``.
     """
-    if world_size == 1:
+    if world_size == 1 or together:
         return {}
-    if together:
-        reason = f"This run has {world_size} ranks, and this version (0.2.0) does that on one only."
-        return {name: reason for name in CHANGES if name not in TOGETHER}
     reason = (
         f"This run has {world_size} ranks; holding or changing one of them alone would leave the "
         "others waiting. This version (0.2.0) only watches such a run."
     )
-    return dict.fromkeys(CHANGES, reason)
+    return dict.fromkeys(TOGETHER, reason)
 
 
 def script_name() -> str:

@@ -537,6 +537,8 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             EventSpec("param_changed"),
             EventSpec("note"),
             EventSpec("stall"),
+            EventSpec("ranks", journaled=False, legacy=False),
+            EventSpec("rank_state"),
             EventSpec("checkpoint_removed"),
             EventSpec("exactness"),
             EventSpec("progress", legacy=False, droppable=True),

@@ -8,6 +8,7 @@ Rule: a new command on runs has its row in ``RunCommands.register``; what it doe
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -23,6 +24,10 @@ from otf_core.health.checks import CHECKS
 from otf_core.health.checks import run as run_check
 from otf_core.health.subject import Subject as HealthSubject
 from otf_core.protocol import SetParam
+from otf_core.ranks.health import SharedChecks
+from otf_core.ranks.shared import SharedWeights, tell_budget
+from otf_core.ranks.shares import SharedScan
+from otf_core.ranks.together import Others
 from otf_core.runs import forking
 from otf_core.runs.comparing import Comparing
 from otf_core.runs.data import TrainingData
@@ -31,6 +36,7 @@ from otf_core.runs.forking import Forks
 from otf_core.runs.looking import NO_SAMPLES, Looking
 from otf_core.runs.merges import NO_MERGE, Merges
 from otf_core.runs.out_files import OutFiles
+from otf_core.runs.samples import Scan
 from otf_core.runs.session_files import SessionFiles
 from otf_core.runs.subject import Subject as SampleSubject
 from otf_core.runs.tree import RunTree
@@ -79,6 +85,7 @@ class RunCommands:
         health: the run as a check of its health sees it, with its losses so far.
         changes: what is other when the run has changed at the same step.
         modules: those that are trained, where other weights may be tried in them.
+        others: the other ranks of the run.
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class RunCommands:
         samples: Callable[[str], SampleSubject] | None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None,
         modules: Callable[[], Modules] | None,
+        others: Others | None = None,
     ) -> None:
         self._run, self._actions, self._history, self._store = run, actions, history, store
         self._losses, self._health = losses, health
@@ -106,9 +114,12 @@ class RunCommands:
             now = run.position()
             return run.run_id, now.step, now.batch_idx, changes()
 
+        self._run_check = run_check if others is None else SharedChecks(others).run
         self.looking = Looking(
-            samples, exclusive=actions.exclusive, emit=run.emit, at=at, step=lambda: self._step
-        )
+            samples, exclusive=actions.exclusive, emit=run.emit, at=at, step=lambda: self._step,
+            scan=Scan if others is None else functools.partial(SharedScan, others),
+            may_work=functools.partial(_all_stand, others, actions),
+        )  # fmt: skip
         actions.cancellable = self.looking.cancellable
         self._comparing = Comparing(
             self.looking,
@@ -117,6 +128,7 @@ class RunCommands:
             exclusive=self._cancellable,
             emit=run.emit,
             kept=self._keep,
+            **({} if others is None else {"beside": SharedWeights(others)}),
         )
         self.forks = Forks(
             run,
@@ -125,6 +137,7 @@ class RunCommands:
             data=data,
             check_value=check_value,
             chosen=self.looking.chosen,
+            **({} if others is None else {"limited": functools.partial(tell_budget, others)}),
         )
         files = OutFiles(lambda: run.run_dir)
         self.exports = Exports(
@@ -153,6 +166,7 @@ class RunCommands:
             modules=modules,
             samples=samples,
             exclusive=self._cancellable,
+            **({} if others is None else {"beside": SharedWeights(others)}),
         )
         self._cannot = {
             **(NEEDS_SAMPLES if samples is None else {}),
@@ -300,7 +314,7 @@ class RunCommands:
             if value is not None
         }
         with self._cancellable("validating", ticket) as cancelled:
-            found = run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
+            found = self._run_check(ticket.request.cmd, subject, given, cancelled=cancelled)
         return {**found.to_wire(), "step": self._step}
 
     @contextlib.contextmanager
@@ -330,6 +344,14 @@ class Held:
         steps = {"step": data["step"], "applied_step": data["step"]}
         held = {"paused": True, "ckpt_path": data["ckpt"], **steps}
         self._ticket.reply({**held, **self._said})
+
+
+def _all_stand(others: Others | None, actions: ConsoleAction) -> bool:
+    """Whether nobody trains now; else all are asked to stand."""
+    if others is None or others.stand:
+        return True
+    actions.wake()
+    return False
 
 
 def no_run(asked: str, known: str) -> CommandError:

@@ -33,6 +33,12 @@ from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.subject import Subject as HealthSubject
+from otf_core.ranks.beating import Beats
+from otf_core.ranks.other import TORN
+from otf_core.ranks.reports import RankReports
+from otf_core.ranks.shared import schedule_of
+from otf_core.ranks.signals import RankSignals
+from otf_core.ranks.together import Others
 from otf_core.run_commands import Held, RunCommands, no_run
 from otf_core.runs.budget import Budget
 from otf_core.runs.data import TrainingData
@@ -42,7 +48,7 @@ from otf_core.runs.tree import Here, RunTree
 from otf_core.state import run_folder
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
 from otf_core.state.host_pool import HostPool
-from otf_core.state.keeper import Every, Keeper, Origin, Schedule
+from otf_core.state.keeper import Every, Keeper, Origin
 from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.commands import ParamCommands
@@ -116,6 +122,8 @@ class Session:
         health: the run as a check of its health sees it, with its losses so far.
         modules: those that are trained, where other weights may be tried in them.
         agreement: of a run of several ranks that can be controlled; closed with the session.
+        beats: of all its ranks; likewise.
+        signals: of this rank of such a run.
     """
 
     def __init__(
@@ -138,10 +146,17 @@ class Session:
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None = None,
         modules: Callable[[], Modules] | None = None,
         agreement: StepAgreement | None = None,
+        beats: Beats | None = None,
+        signals: RankSignals | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
         self._alone, self._guest, self._agreement = world_size == 1, guest, agreement
+        self._beats, self._record_lock = beats, threading.Lock()
+        self._others = others = Others(agreement) if agreement is not None else None
+        self._signals = signals
+        self._left: str | None = None  # by which signal all ranks have left
+        self._stuck = False  # the fork has had its patience, and only rank 0 knows
         self._say = say or to_stderr
         self.session_id = f"sess-{secrets.token_hex(6)}"
         self._lock: run_folder.RunLock | None = None
@@ -196,12 +211,17 @@ class Session:
         self.recorder = StepRecorder(
             self.emitter, level=options.telemetry, monitor=self.monitor, gpu=gpu
         )
+        self.ranks: RankReports | None = None
+        if agreement is not None and beats is not None:
+            self.ranks = RankReports(self, agreement, beats)
+            agreement.say = self._warn
         self.stalls = StallWatch(
             self.emit,
             trains=lambda: self._began_training and self.state.state in ("running", "pausing"),
             step=lambda: self._position.step,
             step_s=lambda: self._step_s,
             say=lambda text: self._say(f"{self.run_id}: {text}"),
+            others=self.ranks.stalled if self.ranks is not None else None,
         )
         tree = RunTree(options.save_dir, options.project, Here(self._record, self.run_dir))
         self.results = Results(tree, lambda: (self.run_id, self.run_dir), self.emit)
@@ -212,13 +232,17 @@ class Session:
             saver=self,
             position=lambda: self._position,
             max_pause_s=options.max_pause_s,
-            leaving=lambda: delegate.leaving() or self._interrupt.asked,
+            leaving=lambda: (
+                delegate.leaving() or self._interrupt.asked or self._told_to_leave() is not None
+            ),
             deserted=self._deserted,
             test_label=options.env.get("ONTHEFLY_TEST_LABEL"),
             stop_may_fail=guest or stop_may_fail,
             keep=self.results.keep,
             names=lambda: {"run_id": self.run_id, "session_id": self.session_id},
             agreement=agreement,
+            due=self._due_while_all_stand,
+            leaves=self._leave_together,
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -245,15 +269,17 @@ class Session:
             samples=samples,
             health=health,
             modules=modules,
+            others=others,
         )
         self.forks, self.looking = self._runs.forks, self._runs.looking
         self.keeper = Keeper(
             self,
             store=self.store,
             delegate=delegate,
-            schedule=Schedule(options.every),
+            schedule=schedule_of(options.every, others),
             origin=options.origin,
             allow=self._allow,
+            meet=self.actions.safe_point.wake if agreement is not None else None,
         )
         choice = Knob(
             lambda: self._after_fit,
@@ -291,6 +317,8 @@ class Session:
             self.monitor.start()
         self.channel.start()
         self.stalls.start()
+        if self._beats is not None:
+            self._beats.start()
         if options.pause_at_start:
             self.actions.hold(None)
         at_fork(self._abandon_in_child)
@@ -338,26 +366,48 @@ class Session:
             self._begin_training(logged)
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.keeper.step(self._position.step)
-        if self.forks.budget:
-            self._hold_if_over(logged())
+        here = bool(self.forks.budget) and self._hold_if_over(logged())
+        if self._told_to_leave() is not None:
+            self.actions.safe_point.wake()
         if self.actions.safe_point.attention:
             # What is on its way belongs before ``paused``.
             self.recorder.flush()
-        stop = self.actions.safe_point.tick()
+        stop = self.actions.safe_point.tick(here=here)
         self._after_safe_point(logged)
-        if (scan := self.looking.background) is not None:
-            self.router.carry_out(scan.ticket, self.looking.go_on)
+        self._scan_in_background()
         self.recorder.fetching()
         self._left_at_s = time.monotonic()
         return stop
 
-    def _hold_if_over(self, logged: Mapping[str, Any]) -> None:
-        """A fork that has had its budget waits for what becomes of it."""
-        why = self.forks.budget.over(self._position, logged)
-        if why is not None:
+    def _scan_in_background(self) -> None:
+        if (scan := self.looking.background) is not None:
+            self.router.carry_out(scan.ticket, self.looking.go_on)
+
+    def _hold_if_over(self, logged: Mapping[str, Any]) -> bool:
+        """A fork that has had its budget waits for what becomes of it.
+
+        Returns:
+            Whether every rank finds so here.
+        """
+        budget = self.forks.budget
+        why = budget.over(self._position, logged)
+        if why is None:
+            return False
+        counted = budget.counted(self._position) is not None
+        if counted or self._alone:
             self.forks.budget = Budget()
-            self.emit("log", level="info", phase="info", text=f"{self.run_id} is held: {why}")
-            self.actions.hold(None, cause="guard")
+        else:
+            budget.patience, self._stuck = None, True  # the others count on until all stand
+        self.emit("log", level="info", phase="info", text=f"{self.run_id} is held: {why}")
+        self.actions.hold(None, cause="guard")
+        return counted
+
+    def _due_while_all_stand(self) -> None:
+        if self._stuck:
+            self._stuck, self.forks.budget = False, Budget()
+        self.keeper.stand()
+        if self._agreement is not None:  # one process does it when it goes on
+            self._scan_in_background()
 
     def tell_step(
         self,
@@ -432,6 +482,8 @@ class Session:
         """
         if self.state.ended:
             return
+        if self._beats is not None:
+            self._beats.over()
         self.look()
         self.recorder.abort()
         self.recorder.flush()
@@ -477,6 +529,8 @@ class Session:
         if not self.state.ended:
             self.finish("interrupted")
         self.stalls.stop()
+        if self._beats is not None:
+            self._beats.close()
         if self._agreement is not None:
             self._agreement.close()
         self.steering.close()
@@ -489,6 +543,8 @@ class Session:
         self.channel.close()
         self.journal.close()
         self._interrupt.off()
+        if self._signals is not None:
+            self._signals.off()
         self.forks.tree.close()
         if self._lock is not None:
             self._lock.release()
@@ -564,8 +620,46 @@ class Session:
         return self._delegate.position()
 
     def say(self, line: str) -> None:
-        """One line for the person at the terminal."""
+        """One line for the person at the terminal; any thread."""
         self._say(line)
+
+    # What of several ranks is told beside the training; any thread.
+
+    def emit_at_once(self, kind: str, /, **fields: Any) -> None:
+        """Tell, and have it on the disk when this returns, unless the disk is very slow."""
+        self.emit(kind, **fields)
+        self.journal.flush(FLUSH_S)
+
+    def tell_connection(self, kind: str, /, **fields: Any) -> None:
+        """Tell who is connected, and nobody else."""
+        stamps = {"run_id": self.run_id, "session_id": self.session_id, "ts": time.time()}
+        self.channel.send_connection_event({"type": kind, **fields, **stamps})
+
+    def newest_exact(self) -> tuple[Manifest, str] | None:
+        """The checkpoint from which the run goes on exactly."""
+        return self.store.last_exact()
+
+    def steps_done(self) -> int:
+        """As of the last safe point."""
+        return self._position.step
+
+    def has_failed(self) -> None:
+        """Have ``run.json`` say so, whatever becomes of this process."""
+        self._write_record(status="failed")
+
+    def folder_of(self, what: str) -> str | None:
+        """One in the run's folder, for what belongs to the present step; it need not be there."""
+        if self.run_dir is None:
+            return None
+        return str((self.run_dir / what / str(self._position.step)).absolute())
+
+    def wake(self) -> None:
+        """Have the training thread look, where it stands."""
+        self.actions.gate.nudge()
+
+    def _warn(self, text: str) -> None:
+        self.emit("log", level="warning", phase="info", text=text)
+        self._say(f"{self.run_id}: {text}")
 
     def put(self, state: dict[str, Any], base: str | None) -> bool:
         """Put another state in place: what comes now supersedes what was told; training thread.
@@ -677,6 +771,7 @@ class Session:
             "pid": os.getpid(),
             "host": os.uname().nodename,
             "world_size": self._world_size,
+            "ranks": self.ranks.in_short() if self.ranks is not None else None,
             "last_seq": self.emitter.last_seq,
             "acked_seq": self.channel.acked_seq,
             "dropped": self.channel.dropped,
@@ -796,6 +891,8 @@ class Session:
         self.look()  # a script is met behind its first step
         if self._alone and not self._guest:  # else the other ranks would go on
             self._interrupt.on()
+        elif self._signals is not None:
+            self._signals.on()
         self.keeper.begin()
         self._look_for_what_is_not_exact()
         if self._rewound:
@@ -817,6 +914,33 @@ class Session:
         if self._interrupt.asked:
             self.leave("Ctrl-C")
             raise KeyboardInterrupt
+        if self._left is not None and self._signals is not None:
+            raise self._signals.ends_by(self._left)
+
+    def _told_to_leave(self) -> str | None:
+        """By which signal this rank or another is to end; of several ranks."""
+        if self._signals is None or self._agreement is None:
+            return None
+        return self._signals.asked or self._agreement.wished
+
+    def _leave_together(self) -> bool:
+        """Where all ranks stand: if one is to end, the run is kept, and all leave it here."""
+        why = self._told_to_leave()
+        if self._others is None or not self._others.stand:
+            return False
+        if self.history.torn is not None:
+            with contextlib.suppress(CommandError), self._others.do("leave", TORN):
+                pass
+            return True  # this rank raises it
+        if why is None:
+            return False
+        self._told_to_end, self._left = True, why
+        self.look()
+        self.recorder.flush()
+        self.keeper.leave(why)
+        with self._others.do("leave", why):
+            pass
+        return True
 
     def _tell_how_it_goes_on(self, left_by: str) -> None:
         whole = self._began_training and self._alone and self.history.torn is None
@@ -970,6 +1094,7 @@ class Session:
         except Exception as error:  # border: the user's save hooks may raise anything
             self._crashed(None, traceback.format_exc())
             raise crashed("save", error) from error  # noqa: EM101 -- the command's name
+        self.forks.hear(state["otf"].get("ranks", ()))
         self._look_for_what_is_not_exact()  # the capture has told the delegate what it left out
         state["otf"] = {
             "version": __version__,
@@ -1016,7 +1141,7 @@ class Session:
             step=manifest.step,
             id=manifest.id,
             kind=manifest.kind,
-            bytes=manifest.bytes,
+            bytes=manifest.total_bytes,
             exact=manifest.exact,
         )
         self.journal.sync()
@@ -1079,11 +1204,12 @@ class Session:
     def _write_record(self, *, status: str | None) -> None:
         if self.run_dir is None:
             return
-        if status is not None:
-            self._record.status, self._record.ended_ts = status, time.time()
-        self._record.step = self._position.step
         try:
-            run_folder.write_record(self.run_dir, self._record)
+            with self._record_lock:  # otf-beat may have the last word
+                if status is not None:
+                    self._record.status, self._record.ended_ts = status, time.time()
+                self._record.step = self._position.step
+                run_folder.write_record(self.run_dir, self._record)
         except OSError as error:
             text = f"run.json could not be written: {error.strerror}"
             self.emit("log", level="error", phase="info", text=text)
@@ -1110,7 +1236,7 @@ def _described(manifest: Manifest, path: str) -> dict[str, Any]:
     return {
         **_brief(manifest, path),
         "epoch": manifest.epoch,
-        "bytes": manifest.bytes,
+        "bytes": manifest.total_bytes,
         "kind": manifest.kind,
         "pinned": manifest.pinned,
         "exact": manifest.exact,

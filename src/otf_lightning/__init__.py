@@ -9,11 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 from otf_core import __version__
 from otf_lightning.callback import OnTheFlyCallback, attach_lightning
+from otf_lightning.strategies import (
+    OTFDDPStrategy,
+    OTFFSDP2Strategy,
+    OTFFSDPStrategy,
+    OTFModelParallelStrategy,
+    OTFSingleDeviceStrategy,
+    register,
+)
 
 if TYPE_CHECKING:
     from otf_lightning.notebook import show
 
-__all__ = ["OnTheFlyCallback", "__version__", "attach_lightning", "show"]
+__all__ = [
+    "OTFDDPStrategy",
+    "OTFFSDP2Strategy",
+    "OTFFSDPStrategy",
+    "OTFModelParallelStrategy",
+    "OTFSingleDeviceStrategy",
+    "OnTheFlyCallback",
+    "__version__",
+    "attach_lightning",
+    "show",
+]
+
+register()  # Trainer(strategy="otf_ddp")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,11 @@ from otf_core.channel import to_stderr
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.delegate import ControlDelegate
 from otf_core.opening import RunOptions, only_watched, tell_epoch
-from otf_core.ranks.mail import StoreMail
+from otf_core.ranks.mail import StoreMail, of_the_group
 from otf_core.ranks.other import OtherRank
+from otf_core.ranks.pace import Pace
+from otf_core.ranks.reports import placed
+from otf_core.ranks.shared import SharedData
 from otf_core.ranks.together import AllRanks, Others, SharedSteering
 from otf_core.runs.data import TrainingData
 from otf_core.session import Session
@@ -26,8 +29,17 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
-from otf_lightning.other_rank import agree_on_origin, cannot_save, mail_of
+from otf_lightning.other_rank import (
+    agree_on_origin,
+    beats_of,
+    cannot_save,
+    looks_of_rank,
+    mail_of,
+    pace_of,
+    signals_of,
+)
 from otf_lightning.samples import subject_of
+from otf_lightning.strategies import clocks_of
 from otf_lightning.training_data import FitData
 
 
@@ -99,6 +111,7 @@ class OnTheFlyCallback(L.Callback):
         self._test_dataloaders = test_dataloaders
         self._session: Session | None = None
         self._other: OtherRank | None = None
+        self._pace: Pace | None = None  # of a rank among several
         self._run_dir: Path | None = None
         self._opened = False
         self._recorder: StepRecorder | None = None  # None also where no step is told
@@ -135,10 +148,12 @@ class OnTheFlyCallback(L.Callback):
         self._opened = True
         ours = given is not None and exact_state_in(given) is not None
         asked = given if ours else self._asked_origin(given)
-        _refuse_for_ranks(trainer, self._options.every, asked)
+        _refuse_origin_for_ranks(trainer, asked)
         model = type(pl_module).__name__
         origin = agree_on_origin(trainer, lambda: self._options.origin(model, asked))
         mail = mail_of(trainer)
+        _refuse_clock_for_ranks(trainer, self._options.every, agree=mail is not None)
+        self._delegate.make_shard_writer(self._checkpoints)
         if trainer.is_global_zero:
             self._open_session(trainer, pl_module, origin, mail)
         if trainer.world_size > 1:
@@ -148,23 +163,38 @@ class OnTheFlyCallback(L.Callback):
                 self._open_other_rank(trainer, origin, mail, saves=saves)
         return ours
 
+    def _checkpoints(self) -> Path | None:
+        folder = self.run_dir
+        return folder / "checkpoints" if folder is not None else None
+
     def _open_other_rank(
         self, trainer: L.Trainer, origin: Origin | None, mail: StoreMail | None, *, saves: bool
     ) -> None:
         assert self._delegate is not None
         self._other = other = OtherRank(
-            self._delegate, Schedule(self._options.every), origin,
-            steering=Steering(self._delegate), saves=saves, env=os.environ,
-        )  # fmt: skip
+            self._delegate,
+            Schedule(self._options.every),
+            origin,
+            steering=Steering(self._delegate),
+            data=TrainingData(FitData(trainer)),
+            modules=lambda: {"": trainer.lightning_module},
+            saves=saves,
+            env=os.environ,
+            signals=signals_of(trainer) if mail is not None else None,
+        )
+        self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
+            other.looks = looks_of_rank(trainer, self._test_dataloaders, lambda: other.ceased)
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
-                do=other.do, leave=lambda: trainer.received_sigterm,
+                do=other.do, leave=other.wishes, place=placed(trainer.global_rank),
             )  # fmt: skip
+            self._pace = pace_of(trainer)
+            other.watch(beats_of(trainer, mail, other.agreement, self._pace), to_stderr)
 
         # As on rank 0: a learning-rate finder runs the same loop for itself.
         def tick() -> bool:
-            return self in trainer.callbacks and other.tick()
+            return self in trainer.callbacks and self._paced(trainer, other.tick)
 
         def at_end() -> None:
             if self in trainer.callbacks:
@@ -184,11 +214,15 @@ class OnTheFlyCallback(L.Callback):
             loggers.go_on(trainer, found.get("loggers", []), found["step"])
         device, model = trainer.strategy.root_device, type(pl_module).__name__
         delegate: ControlDelegate = self._delegate
-        steering, agreement = Steering(self._delegate), None
+        steering, agreement, beats = Steering(self._delegate), None, None
+        data = TrainingData(FitData(trainer))
         if mail is not None:
-            agreement = StepAgreement(mail, 0, trainer.world_size, say=to_stderr)
+            agreement = StepAgreement(mail, 0, trainer.world_size)
+            self._pace = pace_of(trainer)
+            beats = beats_of(trainer, mail, agreement, self._pace)
             others = Others(agreement)
             delegate, steering = AllRanks(delegate, others), SharedSteering(self._delegate, others)
+            data = SharedData(FitData(trainer), others)
         together = agreement is not None
         self._session = Session(
             delegate,
@@ -197,12 +231,14 @@ class OnTheFlyCallback(L.Callback):
             ),
             steering=steering,
             agreement=agreement,
+            beats=beats,
+            signals=signals_of(trainer) if together else None,
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
             world_size=trainer.world_size,
             unsupported=only_watched(trainer.world_size, together=together),
             cannot_save=cannot_save(trainer),
-            data=TrainingData(FitData(trainer)),
+            data=data,
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
             health=lambda losses: FitSubject(trainer, losses),
             modules=lambda: {"": trainer.lightning_module},
@@ -210,6 +246,8 @@ class OnTheFlyCallback(L.Callback):
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":
             self._recorder = self._session.recorder
+            if (clocks := clocks_of(trainer)) is not None:
+                self._recorder.time_phases(clocks.totals)
         self._session.start(meta={"model": model})
         if trainer.barebones:
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
@@ -243,6 +281,8 @@ class OnTheFlyCallback(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last step, its validation and its epoch are told."""
+        if self._other is not None:
+            self._other.over()
         if self._session is not None:
             self._tell_step(trainer, self._session)
             self._session.finish("finished")
@@ -256,33 +296,45 @@ class OnTheFlyCallback(L.Callback):
         """The run has ended another way; Lightning calls no teardown then."""
         if trainer.is_global_zero and self._delegate is not None and not self._opened:
             self._open_session(trainer, pl_module, None)  # a failing setup is told as well
+        said = f"{type(exception).__name__}: {exception}"[:2000]
+        ended = isinstance(exception, KeyboardInterrupt | SystemExit)
         if self._session is None:
-            self._close()  # another rank: a second fit must not find the wraps of the first
+            if self._other is not None and (said_last := self._other.last_word()) is not None:
+                to_stderr(said_last)
+            news = not (ended or of_the_group(exception))
+            # Another rank: a second fit must not find the wraps of the first.
+            self._close(said if news else None)
             return
-        self._tell_step(trainer, self._session)
-        if isinstance(exception, KeyboardInterrupt | SystemExit):
-            self._session.finish("interrupted")
-        else:
-            said = f"{type(exception).__name__}: {exception}"[:2000]
-            self._session.finish("failed", error=said, left_by=type(exception).__name__)
-        self._close()
+        try:
+            if self._session.ranks is not None and of_the_group(exception):
+                said = self._session.ranks.broke(said)
+        finally:
+            self._tell_step(trainer, self._session)
+            if ended:
+                self._session.finish("interrupted")
+            else:
+                self._session.finish("failed", error=said, left_by=type(exception).__name__)
+            self._close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Deliver what is left; nothing of ours stays behind."""
         if stage == "fit":
             self._close()
 
-    def _close(self) -> None:
-        if self._delegate is not None:
-            self._delegate.detach()
-            self._delegate = None
+    def _close(self, error: str | None = None) -> None:
+        delegate, self._delegate = self._delegate, None
+        if delegate is not None:
+            delegate.detach()
         if self._session is not None:
             self._run_dir = self._session.run_dir
             self._session.close()
             self._session = self._recorder = None
         if self._other is not None:
-            self._other.close()
+            self._other.close(error)
             self._other = None
+        self._pace = None
+        if delegate is not None:
+            delegate.close_shards()
 
     # Steps.
 
@@ -291,9 +343,23 @@ class OnTheFlyCallback(L.Callback):
         # A learning-rate finder runs the same loop for itself, with other callbacks.
         if session is None or self not in trainer.callbacks:
             return False
-        stop = session.tick(lrs=self._lrs, logged=lambda: inside.logged(trainer), epoch=self._epoch)
+
+        def tick() -> bool:
+            logged = lambda: inside.logged(trainer)  # noqa: E731 -- as everywhere here
+            return session.tick(lrs=self._lrs, logged=logged, epoch=self._epoch)
+
+        stop = self._paced(trainer, tick)
         if self._epoch_ended is not None:
             self._tell_epoch(session)
+        return stop
+
+    def _paced(self, trainer: L.Trainer, tick: Callable[[], bool]) -> bool:
+        pace = self._pace
+        if pace is None:
+            return tick()
+        pace.arrives(inside.steps_done(trainer))
+        stop = tick()
+        pace.leaves()
         return stop
 
     def _at_end(self, trainer: L.Trainer) -> None:
@@ -326,6 +392,8 @@ class OnTheFlyCallback(L.Callback):
         batch_idx: int,
     ) -> None:
         """The batch is there."""
+        if self._pace is not None:
+            self._pace.batch_started()
         if self._recorder is not None:
             self._epoch = trainer.current_epoch
             self._recorder.batch_started(pl_module)
@@ -349,8 +417,10 @@ class OnTheFlyCallback(L.Callback):
         batch_idx: int,
     ) -> None:
         """The batch is through."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self._pace is not None:
+            self._pace.batch_ended(loss)
         if self._recorder is not None:
-            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             self._recorder.batch_ended(loss, batch, pl_module.parameters)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
@@ -401,16 +471,18 @@ def attach_lightning(
     return callback
 
 
-def _refuse_for_ranks(trainer: L.Trainer, every: Every, origin: Any) -> None:
-    """What a run of several ranks cannot have, before anything has begun; the same on each."""
-    if trainer.world_size == 1:
-        return
+def _refuse_origin_for_ranks(trainer: L.Trainer, origin: Any) -> None:
+    """What cannot be resumed, before anything has begun; the same on each rank."""
     if origin is not None and (why := cannot_save(trainer)) is not None:
         msg = f"resume was asked from {origin}. {why}"
         raise ResumeError(msg)
-    if every.seconds is not None:
+
+
+def _refuse_clock_for_ranks(trainer: L.Trainer, every: Every, *, agree: bool) -> None:
+    """As ``_refuse_origin_for_ranks``, of checkpoints by rank 0's clock."""
+    if trainer.world_size > 1 and every.seconds is not None and not agree:
         msg = (
             f"checkpoint_every was asked every {every.seconds:g} s for {trainer.world_size} ranks, "
-            "whose clocks are not the same; allowed: a number of steps"
+            "whose process group has no store to agree through; allowed: a number of steps"
         )
         raise ValueError(msg)

@@ -6,7 +6,8 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -15,17 +16,22 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
 from otf_core.state.gather import gather
 from otf_core.state.given import Given
 from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.state.parts import refuse_fixed_length
+from otf_core.state.shards import Writing, files_in
 from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.params import Knob, clip_knob
-from otf_lightning import evaluation, inside, loggers, script, snapshot
+from otf_lightning import evaluation, inside, loggers, other_world, script, snapshot
 from otf_lightning.exact_report import ExactReport
 from otf_lightning.positions import SetupData
+
+if TYPE_CHECKING:
+    from otf_core.state.shard_files import ShardWriter
 
 
 class LightningFrameworkDelegate:
@@ -45,6 +51,11 @@ class LightningFrameworkDelegate:
         self._stop_in_epoch = False  # an epoch without a batch
         self._between_epochs = False  # what was applied stood between two epochs
         self._in_epoch = False  # what was applied at the end of the fit stood within one
+        self._shards: ShardWriter | None = None  # where weights lie in parts on the ranks
+        self._checkpoints: Callable[[], Path | None] = lambda: None
+        self._in_parts: dict[str, Any] = {}  # of the last capture
+        # What a part of another rank's has more.
+        self.of_rank: Callable[[], Mapping[str, Any]] = dict
         # What other ranks are not exact for, and what they leave out.
         self._of_others: tuple[dict[str, None], dict[str, None]] = ({}, {})
 
@@ -57,6 +68,23 @@ class LightningFrameworkDelegate:
         fit = self._trainer.fit_loop
         for loop in (fit, fit.epoch_loop.val_loop):
             self._wraps.put(loop, "setup_data", SetupData(self._trainer, loop))
+
+    def make_shard_writer(self, checkpoints: Callable[[], Path | None]) -> None:
+        """Where weights lie in parts; on all ranks at once.
+
+        Args:
+            checkpoints: of rank 0, the folder in which they are kept; asked for each.
+        """
+        if inside.shards_weights(self._trainer):
+            from otf_core.state.shard_files import ShardWriter
+
+            self._shards, self._checkpoints = ShardWriter(), checkpoints
+
+    def close_shards(self) -> None:
+        """Write what waits; on all ranks, once nothing is captured any more."""
+        if self._shards is not None:
+            self._shards.close()
+            self._shards = None
 
     def spare_files(self, since: Callable[[], float | None], tell: Callable[[str], object]) -> None:
         """A file that was there before the run that trains began is its parent's: it stays.
@@ -206,30 +234,50 @@ class LightningFrameworkDelegate:
 
         Of several ranks all must call it at the same safe point; rank 0 gets the whole.
         """
-        if self._trainer.world_size == 1:
+        if self._trainer.world_size == 1 and self._shards is None:
             state = self._capture(pool)
             if in_batch:
                 snapshot.close_batch(state, inside.training_modes(self._trainer))
             return state
-        parts = gather(lambda: (self._capture(pool), self.exactness()))
+        parts, writing = self._gather(pool)
         if parts is None:
             return {}
         (state, _), *others = parts
+        if writing is not None:
+            state["otf"]["shards"] = writing
+        if in_batch:  # of one process alone
+            snapshot.close_batch(state, inside.training_modes(self._trainer))
         state["otf"]["ranks"] = [part for part, _ in others]
         for rank, (_, (reasons, left_out)) in enumerate(others, start=1):
             self._of_others[0].update(dict.fromkeys(f"rank {rank}: {r}" for r in reasons))
             self._of_others[1].update(dict.fromkeys(left_out))
         return state
 
+    def _gather(self, pool: HostPool | None) -> tuple[list[Any] | None, Writing | None]:
+        """The parts of all ranks on rank 0, and what lies in shards on its way to the disk."""
+        parts, place = None, None
+        try:
+            parts = gather(lambda: (self._capture(pool), self.exactness()))
+            place = self._checkpoints() if parts is not None else None
+        finally:  # where one has failed the others are told to write nothing
+            writing = None
+            if self._shards is not None:
+                writing = self._shards.write(self._in_parts, place)
+            self._in_parts = {}
+        return parts, writing
+
     def _capture(self, pool: HostPool | None) -> dict[str, Any]:
         part = not self._trainer.is_global_zero
-        state = snapshot.capture(self._trainer, pool, part=part)
+        in_parts = self._in_parts if self._shards is not None else None
+        state = snapshot.capture(self._trainer, pool, part=part, shards=in_parts)
         exact = state["otf"]["exact"]
         exact["given"] = script.unchanged_in(exact, self._given)
         self._report.leaves_out(exact["unknown"], exact["apart"])
         # A resumed process has its script's limits.
         state["otf"]["extended"] = dict(self._extended)
         state["otf"]["loggers"] = loggers.capture_loggers(self._trainer)
+        if part:
+            state["otf"].update(self.of_rank())
         return state
 
     def sizes(self) -> list[tuple[int, bool]]:
@@ -245,7 +293,10 @@ class LightningFrameworkDelegate:
     def apply(self, state: dict[str, Any]) -> Applied:
         """See snapshot.apply; also while the fit is held at its end. An extension stays one."""
         snapshot.check(self._trainer, state)
+        saved, here = snapshot.world_of(state), self._trainer.world_size
         state = snapshot.of_rank(state, self._trainer.global_rank)
+        self._read_shards(state)
+        why = other_world.adapt(self._trainer, state, saved) if saved != here else []
         exact = state["otf"]["exact"] = dict(state["otf"]["exact"])
         differ = script.settle_in(exact, self._given)
         lost, of_loaders = snapshot.apply(self._trainer, state)
@@ -254,16 +305,31 @@ class LightningFrameworkDelegate:
         self._between_epochs = inside.epoch_is_over(self._trainer)
         self._in_epoch = not self._between_epochs
         return Applied(
-            [f"{what} could not be put back" for what in lost],
+            [*why, *(f"{what} could not be put back" for what in lost)],
             [sentence for each in differ for sentence in each.told_text],
             [sentence for each in differ for sentence in each.told_numbers],
         )
 
+    def _read_shards(self, state: dict[str, Any]) -> None:
+        """Put the weights of this rank's parts into its snapshot; on all ranks at once."""
+        if (said := state["otf"].get("shards")) is None:
+            return
+        folder, files = Path(said["folder"]), files_in(state)
+        if self._shards is None:
+            detail = (
+                "The checkpoint has its weights in parts, this run has them whole; allowed: "
+                "strategy='otf_fsdp2', or its weights alone, by `otf export_weights`."
+            )
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
+        layouts = snapshot.layouts(self._trainer, state)
+        snapshot.with_shards(state, self._shards.read(folder, files, layouts))
+
     def environment(self) -> dict[str, Any]:
         """Lightning's version is among the core's; the data is Lightning's to know."""
         if self._trainer.reload_dataloaders_every_n_epochs:
-            return {}  # the number may be another in each epoch
-        return {"data": inside.training_batches(self._trainer)}
+            return {"ranks": self._trainer.world_size}  # it may be another in each epoch
+        data = inside.training_batches(self._trainer)
+        return {"data": data, "ranks": self._trainer.world_size}
 
     def exactness(self) -> tuple[list[str], list[str]]:
         """See exact_report.ExactReport.found; on rank 0 also what the others have found."""

@@ -134,7 +134,7 @@ def parked_trainer(trainer: L.Trainer) -> Iterator[None]:
     """What happens inside leaves no trace on the fit; callbacks are not parked."""
     modules, datamodule = {"": trainer.lightning_module}, trainer.datamodule
     log = inside.log_state(trainer)
-    val_time = inside.last_val_time(trainer)
+    val_time, syncs = inside.last_val_time(trainer), inside.syncs_buffers(trainer)
     data = dict(vars(datamodule)) if datamodule is not None else {}
     with parked_state(modules, list(inside.fit_loaders(trainer)), skip=MODULE_OWN):
         try:
@@ -142,6 +142,7 @@ def parked_trainer(trainer: L.Trainer) -> Iterator[None]:
         finally:
             inside.set_log_state(trainer, log)
             inside.set_last_val_time(trainer, val_time)
+            inside.set_syncs_buffers(trainer, syncs)
             if datamodule is not None:
                 vars(datamodule).update(data)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, Timer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
@@ -75,7 +76,7 @@ def _of_clocks(trainer: L.Trainer) -> Iterator[str]:
 def _of_fit(trainer: L.Trainer) -> Iterator[str]:
     if inside.validates_by_the_clock(trainer):
         yield "val_check_interval is a time"
-    if trainer.world_size > 2:
+    if trainer.world_size > 2 and isinstance(trainer.strategy, DDPStrategy):
         yield "more than 2 ranks: DDP sums the first gradients after a resume in another order"
     yield from of_kernels(trainer.strategy.root_device, "Trainer(deterministic=True)")
 

@@ -10,9 +10,11 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.data import fresh
+from otf_core.runs.subject import silenced
 from otf_core.state.parts import Modules
 from otf_lightning import evaluation, inside
 from otf_lightning.inside import MODULE_OWN
@@ -61,8 +63,9 @@ class FitSubject:
         name = type(module).__name__
         if not module.automatic_optimization:
             return f"{name} steps its optimizers by hand (automatic_optimization=False)"
-        if self.world_size > 1:
-            return f"{name} trains on {self.world_size} ranks, and one alone would wait for them"
+        if self.world_size > 1 and not isinstance(self._trainer.strategy, DDPStrategy):
+            kind = type(self._trainer.strategy).__name__
+            return f"{name} lies in parts on {self.world_size} ranks under {kind}"
         if inside.hands_over_the_iterator(self._trainer):
             return f"training_step of {name} fetches its batches itself (dataloader_iter)"
         return None
@@ -91,7 +94,10 @@ class FitSubject:
         """What was logged, loggers, profiler, and whether somebody wants to stop."""
         trainer: Any = self._trainer
         stops, loggers, profiler = trainer.should_stop, trainer.loggers, trainer.profiler
-        with evaluation.parked_trainer(trainer), inside.logged_apart(trainer):
+        apart = contextlib.ExitStack()
+        if self.world_size > 1:  # what it logs may be brought together over the ranks
+            apart.enter_context(silenced(trainer.lightning_module))
+        with evaluation.parked_trainer(trainer), inside.logged_apart(trainer), apart:
             # The user's code may call them: what it tells them now must not stay.
             trainer.loggers = [DummyLogger() for _ in loggers]
             trainer.profiler = PassThroughProfiler()

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import subprocess
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import lightning as L
+import torch
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parallel import DistributedDataParallel
+
+from otf_core.telemetry.norms import is_sharded
 
 # owner -> names; "owner" is an attribute path from the trainer of a fit
 PRIVATE: Final = {
@@ -74,6 +80,7 @@ PRIVATE: Final = {
         "restore_model",
         "restore_precision_plugin_state",
     ),
+    "_signal_connector": ("received_sigterm",),
     "lightning_module": ("_current_fx_name", "_on_before_batch_transfer"),
     "": ("_last_val_time", "_val_check_time_interval"),
 }
@@ -113,6 +120,28 @@ class Wraps:
             vars(owner).pop(name, None)
 
 
+def time_fetches(trainer: L.Trainer, clocks: Any) -> None:
+    """Have ``clocks`` told of every fetch of a training batch in this fit; again for another.
+
+    Args:
+        clocks: see strategies.PhaseClocks.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    kind, before = type(loop), [None]
+
+    def begin() -> None:
+        kind._on_before_fetch(loop)
+        if clocks.on:
+            before[0] = clocks.switch("data_wait")
+
+    def end() -> None:
+        if clocks.on:
+            clocks.fetched(before[0])
+        kind._on_after_fetch(loop)
+
+    loop._on_before_fetch, loop._on_after_fetch = begin, end
+
+
 def steps_done(trainer: L.Trainer) -> int:
     """Batches after which an optimizer stepped: the step that Lightning's loggers use."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -144,9 +173,45 @@ def set_log_state(trainer: L.Trainer, state: dict[str, Any]) -> None:
         setattr(trainer._logger_connector, name, value)
 
 
+def shards_weights(trainer: L.Trainer) -> bool:
+    """Whether each rank may hold a part of the weights (FSDP2, tensor parallel)."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def reshard(trainer: L.Trainer) -> None:
+    """Have every rank hold its part again; a forward without a backward leaves some whole."""
+    if shards_weights(trainer):
+        for module in trainer.lightning_module.modules():
+            if isinstance(module, torch.distributed.fsdp.FSDPModule):
+                module.reshard()
+
+
+def empty_beside(live: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """A tensor of this shape and type that lies on the ranks as ``live`` does."""
+    if not is_sharded(live):
+        return torch.empty_like(shape, device=live.device)
+    if shape.shape == live.shape:
+        return torch.empty_like(live, dtype=shape.dtype, requires_grad=False)
+    sharded: Any = live
+    return torch.distributed.tensor.empty(
+        *shape.shape, dtype=shape.dtype, device_mesh=sharded.device_mesh
+    )
+
+
 def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
-    """A full Lightning checkpoint as live references."""
-    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    """A full Lightning checkpoint as live references.
+
+    Of weights in parts each rank has its own: nothing is gathered, and an optimizer that has not
+    stepped yet is not made to, as torch does for its state.
+    """
+    wraps, strategy = Wraps(), trainer.strategy
+    if shards_weights(trainer):
+        wraps.put(strategy, "lightning_module_state_dict", trainer.lightning_module.state_dict)
+        wraps.put(strategy, "optimizer_state", lambda optimizer: optimizer.state_dict())
+    try:
+        return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    finally:
+        wraps.off()
 
 
 def eval_loop(trainer: L.Trainer, *, testing: bool) -> Any:
@@ -191,6 +256,60 @@ def set_last_val_time(trainer: L.Trainer, value: Any) -> None:
     """Put it back."""
     if value is not None:
         trainer._last_val_time = value
+
+
+def exit_codes(trainer: L.Trainer) -> dict[int, int]:
+    """Of the ranks that Lightning has started from this process, those that have ended; any thread.
+
+    They are the ranks behind this one, in order.
+    """
+    procs = getattr(trainer.strategy.launcher, "procs", ())
+    codes = {
+        trainer.global_rank + 1 + place: proc.poll()
+        for place, proc in enumerate(procs)
+        if isinstance(proc, subprocess.Popen)
+    }
+    return {rank: code for rank, code in codes.items() if code is not None}
+
+
+def pass_on_sigterm(trainer: L.Trainer, number: int, frame: Any, before: Any) -> None:
+    """To the processes that the launcher has started, and the script's own handlers.
+
+    Not to Lightning's, which begins a collective wherever the training stands.
+
+    Args:
+        before: the handler that was there.
+    """
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(number)
+    for handler in getattr(before, "signal_handlers", [before]):
+        if callable(handler) and getattr(handler, "__self__", None) is not _signals(trainer):
+            handler(number, frame)
+
+
+def was_told_to_end(trainer: L.Trainer) -> None:
+    """As Lightning's own handler notes it."""
+    _signals(trainer).received_sigterm = True
+
+
+def _signals(trainer: L.Trainer) -> Any:
+    return trainer._signal_connector
+
+
+def syncs_buffers(trainer: L.Trainer) -> bool | None:
+    """Whether DDP's next forward brings rank 0's buffers to all; None where there is no DDP.
+
+    Not behind one without gradients, or one within an accumulation.
+    """
+    model = trainer.strategy.model
+    return model.require_forward_param_sync if isinstance(model, DistributedDataParallel) else None
+
+
+def set_syncs_buffers(trainer: L.Trainer, value: bool | None) -> None:  # noqa: FBT001 -- as it was
+    """Put it back."""
+    model = trainer.strategy.model
+    if value is not None and isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = value
 
 
 def fit_loaders(trainer: L.Trainer) -> Iterator[Any]:
@@ -239,7 +358,10 @@ def combined(trainer: L.Trainer, loader: Callable[[Any], Any]) -> Iterator[Any]:
 
 
 def training_step(trainer: L.Trainer, batch: Any) -> Any:
-    """What the module's ``training_step`` returns for a batch, under the index of the next one."""
+    """What the module's ``training_step`` returns for a batch, under the index of the next one.
+
+    Of several ranks this one's alone: past the wrapper of DDP, which would wait for the others.
+    """
     module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
     arguments = loop._build_kwargs(OrderedDict(), batch, batches_done(trainer))
     before = module._current_fx_name
@@ -247,7 +369,10 @@ def training_step(trainer: L.Trainer, batch: Any) -> Any:
     if loop._results is not None:
         loop._results.batch, loop._results.batch_size = batch, None
     try:
-        return trainer.strategy.training_step(*arguments.values())
+        if trainer.world_size == 1:
+            return trainer.strategy.training_step(*arguments.values())
+        with trainer.precision_plugin.train_step_context():
+            return module.training_step(*arguments.values())
     finally:
         module._current_fx_name = before
 

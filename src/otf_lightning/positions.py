@@ -14,6 +14,7 @@ from collections.abc import Mapping, Set
 from typing import Any, Final
 
 import lightning as L
+from torch.utils.data.distributed import DistributedSampler
 
 from otf_core.state.data_tap import position, settled, tapped, with_given
 from otf_core.state.given import Settled
@@ -46,12 +47,30 @@ def capture_positions(trainer: L.Trainer, enc: Encoder) -> dict[str, Any]:
         ]
     return {
         "train": trains,
+        "shares": [share(loader) for loader in combined.flattened],
         "val": vals,
         "idx": combined._iterator._idx,
         "consumed": list(getattr(combined._iterator, "_consumed", ())),
         "fetcher": {name: enc(v) for name, v in vars(fetcher).items() if name in FETCHER},
         "seen": [getattr(loop.setup_data, "seen", None) for loop in (fit, val)],
         "made_in": (fit._last_train_dl_reload_epoch, val._last_val_dl_reload_epoch),
+    }
+
+
+def share(loader: Any) -> dict[str, Any] | None:
+    """What tells which samples of an epoch a rank is given; None: only the loader knows.
+
+    A ``DistributedSampler`` deals out one order to all ranks; it draws from a seed of its own.
+    """
+    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    if type(sampler) is not DistributedSampler or not isinstance(batch_size, int):
+        return None
+    names = ("seed", "epoch", "shuffle", "num_replicas")
+    return {
+        "batch_size": batch_size,
+        "samples": len(loader.dataset),
+        "batches": len(loader),
+        **{name: getattr(sampler, name) for name in names},
     }
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.ranks.shares import NoCollectives
 from otf_core.runner.hooks import as_step
 from otf_core.runs.subject import (
     Subject,
@@ -35,13 +37,20 @@ def subject_of(trainer: L.Trainer, name: str, *, loader: int = 0, loaders: Any =
 
     Raises:
         CommandError: ``bad_payload`` there is no such set or loader, ``unsupported`` it has no
-            samples by index, nobody has a loader for it, or the fit trains on several ranks.
+            samples by index, nobody has a loader for it, or the model lies in parts on the ranks.
     """
     refuse_another_set(name)
-    if trainer.world_size > 1:
-        detail = f"The loss of each sample was asked; the run trains on {trainer.world_size} ranks."
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        detail = (
+            f"Samples of the {name} set were asked; under {type(trainer.strategy).__name__} the "
+            f"model lies in parts on {trainer.world_size} ranks, and none finds a loss by itself; "
+            "allowed: under DDP."
+        )
         raise CommandError(ErrorCode.UNSUPPORTED, detail)
-    found = loader_of(_loaders(trainer, name, loaders), name, loader)
+    # Asked for on this rank alone, perhaps.
+    apart = NoCollectives(f"What gives the loader of the {name} set")
+    with apart if trainer.world_size > 1 else contextlib.nullcontext():
+        found = loader_of(_loaders(trainer, name, loaders), name, loader)
     module = trainer.lightning_module
     step_name = "training_step"
     if not module.automatic_optimization and inside.has_step(trainer, "validation_step"):

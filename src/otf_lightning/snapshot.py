@@ -13,7 +13,7 @@ Rule 4: nothing of the run is touched before ``check`` has found the snapshot fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import lightning as L
@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.loops.loop import _Loop
 
+from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import parts
 from otf_core.state.given import Settled
 from otf_core.state.host_pool import HostPool
@@ -28,6 +29,7 @@ from otf_core.state.parts import Part
 from otf_core.state.plain_checkpoint import loadable
 from otf_core.state.plain_values import Decoder, Encoder
 from otf_core.state.rng import get_rng, set_rng
+from otf_core.state.shards import is_sharded, name_of, put_in, set_apart
 from otf_lightning import averaging, inside
 from otf_lightning.inside import MODULE_OWN
 from otf_lightning.logged import apply_results, capture_results
@@ -40,6 +42,8 @@ from otf_lightning.positions import (
 )
 
 FORMAT: Final = 2
+# Of the Lightning checkpoint, what may lie in parts on the ranks.
+IN_PARTS: Final = ("state_dict", "optimizer_states")
 # Of the Lightning checkpoint, what must be in the file whole.
 NEEDED: Final = ("checkpoint.state_dict", "checkpoint.optimizer_states", "checkpoint.lr_schedulers")
 
@@ -52,6 +56,7 @@ class Taking:
     stock: dict[str, Any]  # the Lightning checkpoint, live
     enc: Encoder
     rng: dict[str, Any]
+    shards: dict[str, Any]  # what lies in parts on the ranks, by its names
 
 
 @dataclasses.dataclass
@@ -66,17 +71,27 @@ class Giving:
 
 
 def capture(
-    trainer: L.Trainer, pool: HostPool | None = None, *, part: bool = False
+    trainer: L.Trainer,
+    pool: HostPool | None = None,
+    *,
+    part: bool = False,
+    shards: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A Lightning checkpoint with everything else under ``otf``; a host copy.
 
     Args:
         part: without weights and optimizer states, which another rank has as well.
+        shards: gets the live tensors of which each rank has a part; marks are in their places.
     """
     rng = get_rng()
+    inside.reshard(trainer)
     stock = inside.dump_checkpoint(trainer)
+    apart: dict[str, Any] = {}
+    if shards is not None:
+        apart = shards
+        stock |= {key: set_apart(stock[key], key, apart) for key in IN_PARTS}
     take = pool.copy if pool is not None else None
-    taking = Taking(trainer, stock, Encoder(take, skip=MODULE_OWN), rng)
+    taking = Taking(trainer, stock, Encoder(take, skip=MODULE_OWN), rng, apart)
     exact = {part.name: part.capture(taking) for part in PARTS if part.capture is not None}
     exact["format"] = FORMAT
     exact["unknown"] = taking.enc.unknown
@@ -90,6 +105,9 @@ def capture(
 
 
 def _own(stock: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
+    if inside.shards_weights(trainer):  # what is not in parts is each rank's own
+        values = {n: v for n, v in stock["state_dict"].items() if name_of(v) is None}
+        return {**stock, "state_dict": values}
     alike = {name for name, _ in trainer.lightning_module.named_parameters()}
     values = {name: value for name, value in stock["state_dict"].items() if name not in alike}
     return {**stock, "state_dict": values, "optimizer_states": []}
@@ -122,28 +140,73 @@ def _even_out(progress: dict[str, Any], by: str) -> None:
             progress[name] = progress[by]
 
 
+def world_of(state: Mapping[str, Any]) -> int:
+    """How many ranks a snapshot is of."""
+    return 1 + len(state["otf"].get("ranks", ()))
+
+
 def of_rank(state: dict[str, Any], rank: int) -> dict[str, Any]:
-    """The snapshot of one rank, out of that of all; see ``other_rank``."""
+    """The snapshot of one rank, out of that of all; see ``other_rank``.
+
+    Of more ranks than there were the first begin anew; see ``other_world``.
+    """
+    rank %= world_of(state)
     if rank == 0:
         return state
     part = state["otf"]["ranks"][rank - 1]
     return {
         **part,
         "state_dict": {**state["state_dict"], **part["state_dict"]},
-        "optimizer_states": state["optimizer_states"],
+        "optimizer_states": part["optimizer_states"] or state["optimizer_states"],
         "otf": {**state["otf"], **part["otf"]},
     }
 
 
+def layouts(
+    trainer: L.Trainer, state: Mapping[str, Any]
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Makes tensors to be filled with what lies in parts, as this process has its own.
+
+    Args:
+        state: of this rank.
+    """
+    inside.reshard(trainer)
+    params, weights = _parameters(trainer), trainer.lightning_module.state_dict()
+    beside: dict[str, Any] = {f"state_dict.{n}": weights[n] for n in state["state_dict"]}
+    beside |= {f"gradients.{n}": p for n, p in params.items()}
+    for i, row in enumerate(state["otf"]["exact"]["optimizers"]):
+        ordered = [params[name] for names in row["groups"] for name in names]
+        for index, values in state["optimizer_states"][i]["state"].items():
+            key = f"optimizer_states.{i}.state.{index}"
+            beside |= {f"{key}.{name}": ordered[index] for name in values}
+    return lambda found: {
+        name: inside.empty_beside(beside[name], shape) for name, shape in found.items()
+    }
+
+
+def with_shards(state: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Put what was read of a folder into the places of its marks."""
+    exact = state["otf"]["exact"]
+    for key in IN_PARTS:
+        state[key] = put_in(state[key], tensors)
+    exact["gradients"] = put_in(exact["gradients"], tensors)
+
+
 def check(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse a snapshot of another model, framework or number of ranks; nothing is touched.
+    """Refuse a snapshot of another model or framework; nothing is touched.
 
     Raises:
         CommandError: ``bad_payload``, with the names and shapes that differ.
     """
     exact: Any = (state.get("otf") or {}).get("exact")
     parts.refuse_another_kind(exact, parts.LIGHTNING, FORMAT)
-    parts.refuse_another_world(1 + len(state["otf"].get("ranks", ())), trainer.world_size)
+    inside.reshard(trainer)
+    if inside.shards_weights(trainer) and "shards" not in state["otf"]:
+        detail = (
+            "The checkpoint has whole weights, this run has them in parts on its ranks; allowed: "
+            "one of such a run; the run is as it was."
+        )
+        raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
     parts.refuse_another_model(exact["parameters"], _parameters(trainer))
     parts.refuse_another_number("optimizers", len(exact["optimizers"]), len(trainer.optimizers))
     here = averaging.schedules(trainer, state)
@@ -188,7 +251,11 @@ def _datamodule(giving: Giving, _: Any) -> None:
 
 
 def _model(giving: Giving, _: Any) -> None:
-    giving.trainer._checkpoint_connector.restore_model()
+    trainer = giving.trainer
+    trainer._checkpoint_connector.restore_model()
+    if inside.shards_weights(trainer):  # there Lightning loads nothing
+        module = trainer.lightning_module
+        module.load_state_dict(giving.stock["state_dict"], strict=module.strict_loading)
 
 
 def _callback_states(giving: Giving, _: Any) -> None:
@@ -275,11 +342,21 @@ def _take_gradients(taking: Taking) -> dict[str, Any]:
     reads = type(module).on_before_zero_grad is not L.LightningModule.on_before_zero_grad
     if not (reads or not module.automatic_optimization or fit._should_accumulate()):
         return {}
-    return parts.take_gradients(_parameters(taking.trainer), taking.enc)
+    params = _parameters(taking.trainer)
+    whole = {n: p for n, p in params.items() if p.grad is None or not is_sharded(p.grad)}
+    in_parts = {n: p.grad for n, p in params.items() if n not in whole}
+    return {
+        **set_apart(in_parts, "gradients", taking.shards),
+        **parts.take_gradients(whole, taking.enc),
+    }
 
 
 def _give_gradients(giving: Giving, saved: Any) -> None:
-    parts.give_gradients(_parameters(giving.trainer), giving.dec, saved)
+    params = _parameters(giving.trainer)
+    in_parts = {name: value for name, value in saved.items() if is_sharded(value)}
+    parts.give_gradients({n: p for n, p in params.items() if n not in in_parts}, giving.dec, saved)
+    for name, value in in_parts.items():
+        params[name].grad = value
 
 
 def callbacks_with_state(trainer: L.Trainer) -> dict[str, L.Callback]:
@@ -382,6 +459,11 @@ PARTS: Final[tuple[Part[Taking, Giving], ...]] = (
         lambda giving, saved: apply_results(giving.trainer, saved),
     ),
     Part("logged", _take_logged, _give_logged),
+    Part(
+        "buffers are synced",  # by DDP's next forward
+        lambda taking: inside.syncs_buffers(taking.trainer),
+        lambda giving, saved: inside.set_syncs_buffers(giving.trainer, saved),
+    ),
     Part(
         "positions",
         lambda taking: capture_positions(taking.trainer, taking.enc),

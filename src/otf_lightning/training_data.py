@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.loader_parts import length_of
@@ -89,6 +90,24 @@ class FitData:
 def _why_not(trainer: L.Trainer, loaders: int) -> str | None:
     if trainer.reload_dataloaders_every_n_epochs:
         return "its loaders are made anew (reload_dataloaders_every_n_epochs)"
-    if trainer.world_size > 1:
-        return f"it trains on {trainer.world_size} ranks"
-    return f"it trains with {loaders} loaders at a time" if loaders != 1 else None
+    if loaders != 1:
+        return f"it trains with {loaders} loaders at a time"
+    return _not_shared(trainer) if trainer.world_size > 1 else None
+
+
+def _not_shared(trainer: L.Trainer) -> str | None:
+    """Why nobody knows which rank is to draw which of some samples; None: it is known."""
+    combined: Any = trainer.fit_loop._combined_loader
+    [loader] = combined.flattened
+    # What is refused for its own reason has its own sentence.
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        return None
+    sampler, of_all = loader.sampler, (trainer.world_size, trainer.global_rank)
+    if isinstance(sampler, DistributedSampler) and (sampler.num_replicas, sampler.rank) == of_all:
+        return None
+    return (
+        f"its {trainer.world_size} ranks draw by {type(sampler).__name__}, which is no "
+        "DistributedSampler of all of them"
+    )

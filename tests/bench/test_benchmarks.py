@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import blocks, fits, specialists, step_cost
+from benchmarks import blocks, fits, simulated, specialists, step_cost
 from benchmarks.figures import Row
 from otf_lightning import OnTheFlyCallback
 
@@ -231,3 +232,42 @@ def test_the_page_is_measured_in_a_browser(tmp_path: Path) -> None:
     for row in rows:
         assert math.isfinite(row.ours)
         assert row.ours > 0
+
+
+@pytest.mark.timeout(180)
+def test_a_safe_point_of_ranks_is_compared_with_asking_at_every_step(tmp_path: Path) -> None:
+    [row] = bench._alone("ranks", tmp_path, quick=True)
+
+    assert row.ours > 0
+    assert row.spread["collectives more"] == 0
+    assert row.rivals["collectives of a bare step"] == 1
+    more = {name: value for name, value in row.rivals.items() if name.endswith("more")}
+    assert [*more.values()] == [1, 1, 2]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_ranks_that_fit_here_are_measured_and_more_of_them_simulated(tmp_path: Path) -> None:
+    rows = bench._alone("ranks_scale", tmp_path, quick=True)
+
+    sizes = [row.what.partition(" ranks")[0] for row in rows]
+    assert sizes == ["2", "4", "64", "256", "1,024", "4,096", "8,192"]
+    for row in rows:
+        assert row.ours > 0
+        assert row.rivals["estimated"] > 0
+    far = [row.ours for row in rows[2:]]
+    assert far == sorted(far)
+
+
+def test_what_is_simulated_is_what_can_be_told_by_hand() -> None:
+    costs = simulated.Costs(push_s=1.0, serve_s=10.0, read_s=100.0, wake_s=1000.0)
+    two = simulated.Simulation(2, costs)
+    # Written, served, answered, served, rank 0 wakes, asks and reads; written, served, woken.
+    there_and_back = 1.0 + 10.0 + 1000.0 + 10.0 + 1000.0
+    assert two.seconds() == there_and_back + 10.0 + 100.0 + 1.0 + 10.0 + 1000.0
+    assert two.operations == 6
+    apart = dataclasses.replace(costs, latency_s=10_000.0)
+    assert simulated.Simulation(2, apart).seconds() == there_and_back + 1121.0 + 3 * 10_000.0
+    # Nobody else's turn is shorter for it: two on one core answer one after the other.
+    both = simulated.Simulation(3, dataclasses.replace(costs, cores=1)).seconds()
+    assert both > simulated.Simulation(3, costs).seconds() > two.seconds() / 2

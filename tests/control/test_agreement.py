@@ -189,6 +189,7 @@ class Ranks:
         self.pauses: list[random.Random] = [random.Random(rank) for rank in range(count)]
         self.attend: Callable[[StepAgreement, int], bool] = lambda _a, _n: False
         self.skew: Callable[[int], None] = lambda _rank: None
+        self.here: Callable[[int], bool] = lambda _n: False
         self.agreements = [
             StepAgreement(
                 self.boxes.of(rank), rank, count,
@@ -211,7 +212,8 @@ class Ranks:
             for n in range(self.boundaries):
                 self.skew(rank)
                 self.at[rank] = n
-                if agreement.boundary(lambda: self.attend(agreement, n)):  # noqa: B023 -- called here
+                attend = lambda: self.attend(agreement, n)  # noqa: B023, E731 -- called here
+                if agreement.boundary(attend, here=self.here(n)):
                     self.done[rank].append((n, "stop"))
                     return
         except PeerLostError as error:
@@ -230,7 +232,7 @@ class Ranks:
             assert not thread.is_alive(), thread.name
 
     def close(self) -> None:
-        for agreement in self.agreements:
+        for agreement in reversed(self.agreements):  # rank 0 waits for the others
             agreement.close()
 
 
@@ -279,6 +281,126 @@ def test_all_do_the_same_things_at_the_same_boundaries(
     assert len(seen) == asked
     assert seen == sorted(seen)
     assert found.done[1:] == [found.done[0]] * (count - 1)
+
+
+def test_who_counts_where_to_stand_and_who_asks_meet_alike(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 4_000)
+    seen: list[int] = []
+
+    def attend(agreement: StepAgreement, n: int) -> bool:
+        seen.append(n)
+        number = agreement.tell("note", len(seen))
+        found.done[0].append((n, "note"))
+        agreement.answers(number)
+        if n % 600 == 7:
+            agreement.ask()  # as whoever is woken there does
+        return False
+
+    def skew(rank: int) -> None:
+        slow = found.pauses[rank].random() < 0.01  # longer than a thread has the interpreter
+        if rank == 2 and slow:
+            found.agreements[0].ask()
+        for _ in range(200_000 if slow else found.pauses[rank].randrange(40 * (rank + 1))):
+            pass
+
+    found.attend, found.skew, found.here = attend, skew, lambda n: n % 200 == 7
+    found.run(found.agreements[0].ask)
+    assert found.errors == {}
+    assert {n for n in range(4_000) if n % 200 == 7} <= set(seen)
+    assert len(set(seen)) > 20  # and where somebody had asked
+    assert found.done[1:] == [found.done[0]] * 2
+
+
+def test_what_is_wanted_no_more_is_known_where_it_is_done(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 10_000_000)
+    begun = threading.Barrier(3)
+
+    def do(rank: int, name: str, _: list[Any]) -> bool:
+        if name == "long":
+            begun.wait(WAIT_S)
+            until(found.agreements[rank].ceased)
+        return found.agreements[rank].ceased()
+
+    def attend(agreement: StepAgreement, _: int) -> bool:
+        number = agreement.tell("long")
+        begun.wait(WAIT_S)
+        agreement.cease()
+        assert agreement.answers(number) == {1: True, 2: True}
+        assert agreement.answers(agreement.tell("next")) == {1: False, 2: False}
+        return True
+
+    found.attend = attend
+    found.do = do  # type: ignore[method-assign]
+    found.run(found.agreements[0].ask)
+    assert found.errors == {}
+
+
+# ---------------------------------------------------------------- an evaluation that is left
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("totals", [(30, 30, 30), (30, 12, 30), (9, 30, 30), (30, None, 30)])
+def test_an_evaluation_is_left_by_all_behind_one_batch_or_by_none(
+    ranks: Callable[..., Ranks], totals: tuple[int | None, ...], together: bool
+) -> None:
+    found = ranks(3, 0)
+    alike = totals == (30, 30, 30)
+    work = threading.Event()
+    collective = threading.Barrier(3)  # of the script: all ranks or none must come to it
+
+    def evaluate(rank: int, asks_at: int, left: list[int | None]) -> None:
+        agreement, total = found.agreements[rank], totals[rank]
+        agreement.leaving.begin()
+        at: int | None = None
+        for done in range(1, (total or 30) + 1):
+            work.wait(found.pauses[rank].random() * 0.001 * (rank + 1))
+            if together and done <= 9:
+                collective.wait(WAIT_S)
+            if rank == 0 and done >= asks_at and at is None:
+                at = agreement.leave_evaluation(done, total)
+            if (
+                (at is not None and done >= at)
+                if rank == 0
+                else agreement.leaving.behind(done, total)
+            ):
+                left[rank] = done
+                break
+        else:
+            collective.wait(WAIT_S)
+        agreement.leaving.begin()
+
+    ends: list[int | None] = []
+    for asks_at in [1, 3, 9, 29, 31] * 2:
+        left: list[int | None] = [None, None, None]
+        threads = [
+            threading.Thread(target=evaluate, args=(rank, asks_at, left), name=f"rank-{rank}")
+            for rank in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive(), thread.name
+        assert len(set(left)) == 1, left
+        assert left[0] is None or left[0] >= asks_at
+        ends.append(left[0])
+    if alike:
+        assert {end for end in ends if end is not None}
+    if None in totals:
+        assert set(ends) == {None}
+
+
+def test_who_waits_to_leave_is_told_that_the_others_are_gone(ranks: Callable[..., Ranks]) -> None:
+    leaving = ranks(2, 0).agreements[1].leaving
+    leaving.begin()
+    assert leaving.promise() is None  # before it has begun
+    assert not leaving.behind(1, 5)
+    assert leaving.promise() == (2, 5)
+    leaving.end("gone")
+    assert not leaving.behind(2, 5)
+    leaving.commit(None)
+    assert not leaving.behind(5, 5)
+    assert leaving.promise() is None  # it is through
 
 
 def test_asked_again_while_they_stand_they_meet_again(ranks: Callable[..., Ranks]) -> None:
@@ -360,6 +482,128 @@ def test_who_stands_when_the_others_are_gone_is_told(ranks: Callable[..., Ranks]
     found.attend = attend
     found.run(found.agreements[0].ask)
     assert str(found.errors[1]) == "control store lost"
+
+
+def test_rank_0_stays_until_the_others_have_read_what_it_has_written(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(3, 0)
+    first = threading.Thread(target=found.agreements[0].close)
+    first.start()
+    for agreement in found.agreements[1:]:
+        first.join(0.01)
+        assert first.is_alive()
+        agreement.close()
+    first.join(WAIT_S)
+    assert not first.is_alive()
+
+
+def until(fits: Callable[[], object]) -> None:
+    for _ in range(2000):
+        if fits():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError
+
+
+def test_an_answer_that_cannot_come_ends_the_wait_and_all_others(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(3, 10_000_000)
+
+    def attend(agreement: StepAgreement, _n: int) -> bool:
+        found.boxes.lose.add(2)  # it stands, and hears nothing of what it is to do
+        number = agreement.tell("note")
+        until(lambda: agreement.awaited() == ("note", (2,)))
+        agreement.fail("rank 2 ended with exit code -9 (SIGKILL)")
+        agreement.answers(number)
+        raise AssertionError
+
+    found.attend = attend
+
+    def beside() -> None:
+        found.agreements[0].ask()
+        until(lambda: 0 in found.errors)
+        found.agreements[2].fail("killed")
+
+    found.run(beside)
+    assert {rank: str(error) for rank, error in found.errors.items() if rank < 2} == dict.fromkeys(
+        (0, 1), "rank 2 ended with exit code -9 (SIGKILL)"
+    )
+
+
+def test_a_rank_that_is_silent_is_lost_only_where_this_one_broke_as_well(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(2, 10_000_000)
+
+    def attend(agreement: StepAgreement, _n: int) -> bool:
+        agreement.silent = frozenset({1})
+        assert agreement.answers(agreement.tell("note")) == {1: [1]}  # it was only slow
+        found.boxes.lose.add(1)
+        with pytest.raises(PeerLostError, match="rank 1 cannot be heard"):
+            agreement.answers(agreement.tell("note"), broken=True)
+        found.boxes.lose.clear()
+        return True
+
+    found.attend = attend
+    found.run(found.agreements[0].ask)
+    assert set(found.errors) == {0}
+
+
+def test_nothing_is_asked_of_ranks_that_are_lost(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(2, 100, promise_s=0.05)
+    found.agreements[0].fail("gone")
+    found.agreements[0].ask()
+    found.run()
+    assert found.said == []
+    assert found.errors == {}
+
+
+def test_a_rank_that_hangs_is_asked_where_it_is_by_its_watch_thread(
+    ranks: Callable[..., Ranks],
+) -> None:
+    found = ranks(3, 0)
+    for rank, agreement in enumerate(found.agreements):
+        agreement._place_of = lambda folder, rank=rank: [rank, folder]  # type: ignore[misc]
+    assert found.agreements[0].places("here", WAIT_S) == {1: [1, "here"], 2: [2, "here"]}
+    found.boxes.lose.add(2)
+    assert found.agreements[0].places(None, 0.2) == {1: [1, None]}
+    assert found.agreements[0]._asking == {}
+
+
+def test_a_meeting_that_is_ahead_waits_for_all(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 0)
+    assert found.agreements[0].awaited() == ("", ())
+    found.agreements[0].ask()
+    until(lambda: found.agreements[0]._place._meetings)
+    assert found.agreements[0].awaited() == ("what was asked", (1, 2))
+
+
+def test_who_stands_is_known(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(2, 10_000_000)
+    seen: list[bool] = []
+
+    def attend(agreement: StepAgreement, _n: int) -> bool:
+        agreement.answers(agreement.tell("note"))
+        seen.extend(each.stands for each in found.agreements)
+        return True
+
+    found.attend = attend
+    assert not any(each.stands for each in found.agreements)
+    found.run(found.agreements[0].ask)
+    assert seen == [True, True]
+    assert not any(each.stands for each in found.agreements)
+
+
+def test_what_waits_for_a_promise_is_known_and_said_once(ranks: Callable[..., Ranks]) -> None:
+    found = ranks(3, 0, promise_s=0.05)
+    found.boxes.lose.add(2)
+    found.agreements[0].ask()
+    until(lambda: found.said)
+    until(lambda: found.agreements[0]._round > 4)
+    assert found.agreements[0].awaited() == ("what was asked", (2,))
+    assert len(found.said) == 1
 
 
 def test_letters_are_plain_text() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from otf_core.dashboard import chunks
-from otf_core.dashboard.chunks import TABLES, Chunks
+from otf_core.dashboard.chunks import TABLES, TELLING, Chunks
 from otf_core.dashboard.columns import NAN, Block
 
 META = b'{"names":["a","b"]}'
@@ -43,7 +43,7 @@ def test_what_is_appended_in_any_pieces_and_order_is_read_in_order(
     numbers = [None, None, -1.5, 0.0, 2.0]
     rows = [(seq, chance.choice(numbers), chance.choice(numbers)) for seq in order]
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in TABLES:
+        for statement in (*TABLES, TELLING):
             connection.execute(statement)
         held = Chunks(connection)
         known = 0

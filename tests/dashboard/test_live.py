@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from otf_core.dashboard import live, store
-from tests.dashboard.bench import TOKEN, dashboard, in_loop
+from tests.dashboard.bench import TOKEN, Page, dashboard, in_loop
 from tests.dashboard.trainer_double import TrainerDouble
 
 
@@ -206,3 +206,67 @@ async def test_a_page_that_leaves_is_forgotten(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             while bench.dashboard.live._pages:
                 await asyncio.sleep(0)
+
+
+@in_loop
+async def test_of_ranks_the_newest_goes_to_who_follows_the_run_and_is_no_event(
+    tmp_path: Path,
+) -> None:
+    trainer = TrainerDouble(token=TOKEN)
+    trainer.begin()
+
+    def tell(step: int) -> None:
+        rows = [{"rank": 0, "state": "ok", "step": step}, {"rank": 1, "state": "ok", "step": step}]
+        about = {"step": step, "world_size": 2, "slowest": None, "rows": rows, "ts": 1.0}
+        trainer.write({"type": "ranks", **about, "session_id": "sess-1", "run_id": "digits"})
+
+    def ranks(page: Page) -> list[int]:
+        return [e["step"] for e in page.events() if e["type"] == "ranks"]
+
+    async with dashboard(tmp_path) as bench, trainer.on(bench.port), bench.page() as other:
+        await bench.until_has("sess-1", 2)
+        await other.enter()
+        session = bench.store.sessions["sess-1"]
+        for step in (1, 2, 3):
+            tell(step)
+        await bench.until(lambda: session.ranks is not None and b'"step": 3' in session.ranks)
+        async with bench.page() as page:
+            await page.enter()
+            await page.say({"kind": "subscribe", "session_id": "sess-1", "after_seq": 0})
+            await page.until(lambda m: ranks(page) == [3])
+            tell(4)
+            await page.until(lambda m: ranks(page) == [3, 4])
+            await page.say({"kind": "unsubscribe", "session_id": "sess-1"})
+            await page.say({"kind": "ping", "t": 1})
+            await page.until(lambda m: m["kind"] == "pong")
+            tell(5)
+            trainer.train(3)
+            trainer.emit("note", note_id="n", text="last", step=3)
+            await page.until(lambda m: any(e["type"] == "note" for e in m.get("events", ())))
+            assert ranks(page) == [3, 4]
+            assert not [e for e in page.events() if e["type"] == "trainStep"]
+        await other.until(lambda m: any(e["type"] == "note" for e in m.get("events", ())))
+        assert ranks(other) == []
+        assert session.have.highest == 6
+        assert "ranks" not in {event["type"] for event in session.events}
+
+
+@in_loop
+async def test_what_a_check_has_found_is_told_after_a_reload_however_much_was_asked_since(
+    tmp_path: Path,
+) -> None:
+    trainer = TrainerDouble(token=TOKEN)
+    trainer.begin()
+    async with dashboard(tmp_path) as bench, trainer.on(bench.port):
+        await bench.until_connected("sess-1")
+        for number in range(2):
+            await bench.command("sess-1", "numerics_health", id=f"check-{number}", by="cli")
+        await bench.command("sess-1", "select", id="question", by="cli")
+        for number in range(25):
+            await bench.command("sess-1", "note", id=f"note-{number}", payload={"text": "x"})
+        async with bench.page() as page:
+            await page.enter()
+            last = await page.until(lambda m: m.get("receipt", {}).get("id") == "note-24")
+            assert last["receipt"]["state"] == "applied"
+            told = [m["receipt"]["id"] for m in page.seen if m["kind"] == "receipt"]
+            assert told == ["check-1", *(f"note-{number}" for number in range(5, 25))]

@@ -260,3 +260,20 @@ def test_a_run_is_watched_from_anywhere_and_the_file_holds_no_token(
     assert "watches digits\n" in said
     assert "not with a link that only watches" in said
     assert re.search(r"Stopped digits at step \d+\nno dashboard runs", said)
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_are_held_at_one_step_and_go_on_when_one_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _printed(_executed("06_two_ranks.ipynb", tmp_path, monkeypatch))
+
+    stood = re.search(r"2 ranks stand at step (\d+): \{'min': (\d+), 'max': (\d+)\}\n", said)
+    assert stood is not None
+    assert len({*stood.groups()}) == 1
+    assert int(stood[1]) >= 20
+    assert re.search(r"rank 1 on \S+ ended with exit code -9 \(SIGKILL\)\n", said)
+    ends = re.findall(r"rank (\d) at step 300: weights (\w{16})\n", said)
+    assert sorted(rank for rank, _ in ends) == ["0", "0", "1", "1"]
+    assert len({weights for _, weights in ends}) == 1
+    assert "resumed from step" in (tmp_path / "said.txt").read_text()

@@ -29,6 +29,7 @@ DOCUMENTS = (
     "docs/frameworks.md",
     "docs/scripts.md",
     "docs/dashboard.md",
+    "docs/distributed.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

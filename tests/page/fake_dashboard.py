@@ -62,6 +62,7 @@ class FakeDashboard:
         self.answers: dict[str, Message] = {}
         self.commands: queue.Queue[Message] = queue.Queue()
         self.requests: list[str] = []
+        self.left: queue.Queue[str] = queue.Queue()  # sessions that were unsubscribed from
         self.refusing = False
         self.welcome: Message = {}
         self._sockets: set[WebSocket] = set()
@@ -96,8 +97,9 @@ class FakeDashboard:
         self.requests.clear()
         self.refusing = False
         self.welcome.clear()
-        while not self.commands.empty():
-            self.commands.get_nowait()
+        for waiting in (self.commands, self.left):
+            while not waiting.empty():
+                waiting.get_nowait()
 
     def add(self, session: Message, events: list[Message], run: Message | None = None) -> None:
         self.sessions[session["session_id"]] = session
@@ -221,6 +223,8 @@ class FakeDashboard:
     async def _message(self, socket: WebSocket, message: Message) -> None:
         if message["kind"] == "ping":
             await socket.send_json({"kind": "pong", "t": message["t"]})
+        elif message["kind"] == "unsubscribe":
+            self.left.put(message["session_id"])
         elif message["kind"] == "subscribe":
             known = self.events.get(message["session_id"], [])
             events = [one for one in known if one["event_seq"] > message["after_seq"]]

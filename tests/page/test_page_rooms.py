@@ -67,6 +67,13 @@ def test_a_check_is_run_shows_how_far_it_is_and_can_be_cancelled(
     expect(row.locator("pre")).to_have_text("A step is large.\nbody.0  0.25")
     row.get_by_text("Figures").click()
     expect(row.locator("table td").first).to_have_text("body.0")
+    # What another has asked and is large is left out of its receipt, and is asked for.
+    large = {"id": "c9", "ok": True, "data": {"ok": True, "text": "All the same.", "step": STEPS}}
+    dashboard.answers["c9"] = large
+    elsewhere = {"id": "c9", "cmd": "determinism_health", "payload": {}, "session_id": "s1"}
+    left_out = {"reply": {**large, "data": None}, "answered_ts": NOW, "left_out_bytes": 70_000}
+    dashboard.receipt(elsewhere, "applied", **left_out)
+    expect(other.locator("pre")).to_have_text("All the same.")
     assert "\n".join(findings(page)) == ""
 
 

@@ -9,7 +9,16 @@ from playwright.sync_api import Page, expect
 
 from tests.page.axe import findings
 from tests.page.conftest import Open, retry
-from tests.page.fake_dashboard import NOW, FakeDashboard, event, history, run, session
+from tests.page.fake_dashboard import (
+    NOW,
+    WAIT_S,
+    FakeDashboard,
+    event,
+    history,
+    run,
+    session,
+    train_step,
+)
 
 STEPS = 400
 
@@ -305,4 +314,20 @@ def test_two_runs_are_told_apart_and_chosen_between(
     page.get_by_role("button", name="lr-half").click()
     expect(page.locator(".state")).to_have_attribute("data-state", "trainer-lost")
     expect(page.locator(".hero .tag")).to_have_text("B")
-    expect(page.locator("[data-metric=loss]")).to_have_attribute("data-step", "40")
+    loss = page.locator("[data-metric=loss]")
+    expect(loss).to_have_attribute("data-step", "40")
+
+    # What is not looked at is followed no more, and is whole again when it is.
+    assert dashboard.left.get(timeout=WAIT_S) == "s1"
+    seq = len(history(STEPS))
+    missed = [train_step(seq + at, STEPS + at, 130, ts=NOW) for at in range(1, 31)]
+    dashboard.events["s1"] += missed
+    last = dashboard.events["s1"][-1]["event_seq"]
+    dashboard.emit("s1", event(last + 1, "note", note_id="n", text="still here", step=STEPS))
+    page.get_by_role("button", name="choose another run").click()
+    page.get_by_role("button", name="resnet18-baseline").last.click()
+    expect(page.locator(".hero .tag").first).to_have_text("A")
+    assert dashboard.left.get(timeout=WAIT_S) == "s2"
+    expect(loss).to_have_attribute("data-step", str(STEPS + 30))
+    dashboard.emit("s1", train_step(last + 2, STEPS + 31, 130, ts=NOW))
+    expect(loss).to_have_attribute("data-step", str(STEPS + 31))

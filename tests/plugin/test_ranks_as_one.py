@@ -15,18 +15,21 @@ from typing import Any
 
 import pytest
 
+from otf_core.state.run_folder import complete_checkpoints
 from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 RANKS = (0, 1)
 
 
 @contextmanager
-def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def started(
+    folder: Path, port: int, script: str = "tests.plugin.ranks_live"
+) -> Iterator[subprocess.Popen[str]]:
     root = str(Path(__file__).parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.plugin.ranks_live", str(folder), str(port)],
+        [sys.executable, "-m", script, str(folder), str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"},
     )  # fmt: skip
@@ -39,7 +42,7 @@ def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=2 * PATIENCE_S)
     assert process.returncode == 0, err
     return err
 
@@ -55,11 +58,13 @@ def trained(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def attached(folder: Path) -> Iterator[tuple[subprocess.Popen[str], FakeDashboard]]:
+def attached(
+    folder: Path, script: str = "tests.plugin.ranks_live"
+) -> Iterator[tuple[subprocess.Popen[str], FakeDashboard]]:
     """The run, held before its first batch, and the dashboard that holds it."""
     with (
         LoopbackListener(legacy_allowed=False) as listener,
-        started(folder, listener.port) as process,
+        started(folder, listener.port, script) as process,
         FakeDashboard(listener.accept(PATIENCE_S), patience_s=PATIENCE_S) as dashboard,
     ):
         ours = dashboard.expect("hello")["session_id"]
@@ -95,6 +100,12 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
         assert back["step"] == held["step"]
         done(dashboard, "set_param", path="lr", value=0.02)
         assert done(dashboard, "undo")["undone"]["cmd"] == "set_param"
+        curve = {"path": "lr", "to": 0.0, "over": 2, "until": STEPS}
+        both = [curve, {"path": "weight_decay", "value": 0.0}]
+        curves = done(dashboard, "preview_params", changes=both, steps=3)
+        assert len(curves["step"]) == 3
+        done(dashboard, "set_params", changes=both)
+        assert done(dashboard, "undo")["undone"]["cmd"] == "set_params"
         done(dashboard, "resume")
         again = done(dashboard, "pause")
         assert again["step"] >= held["step"]
@@ -113,9 +124,6 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
 @pytest.mark.timeout(120)
 def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
     with attached(tmp_path) as (process, dashboard):
-        refused = dashboard.request("fork", {"selection": {"kind": "all"}})
-        assert (refused["ok"], refused["code"]) == (False, "unsupported")
-        assert "2 ranks" in refused["detail"]
         done(dashboard, "resume")
         stopped = done(dashboard, "stop")
         outcome(process)
@@ -123,3 +131,44 @@ def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
     assert [steps for steps, _ in ends] == [stopped["step"]] * 2
     weights = [trained(result(tmp_path, "live", rank)["weights"]) for rank in RANKS]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("number", "whom", "held"),
+    [
+        (signal.SIGTERM, "all", True),
+        pytest.param(signal.SIGTERM, "first", False, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "other", False, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "all", False, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "other", True, marks=pytest.mark.long),
+    ],
+)
+def test_whichever_rank_is_told_to_end_all_leave_at_one_step_and_the_run_is_kept(
+    tmp_path: Path, number: signal.Signals, whom: str, held: bool
+) -> None:
+    with attached(tmp_path) as (process, dashboard):
+        if not held:
+            done(dashboard, "resume")
+            dashboard.expect("trainStep", step=5)
+        if whom == "all":
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid if whom == "first" else other_rank_of(process.pid), number)
+        dashboard.expect("trainingFinished")
+        _, err = process.communicate(timeout=2 * PATIENCE_S)
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    [said] = [line for line in err.splitlines() if f"{name}: saved step" in line]
+    assert "OTF_RESUME=" in said
+    assert process.returncode != -signal.SIGABRT, err
+    kept = complete_checkpoints(tmp_path / "runs/p/r")
+    step = kept[-1][0].step
+    assert f"saved step {step}" in said
+    assert (step == 0) is held
+
+
+def other_rank_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [c for c in children if "ranks_live" in Path(f"/proc/{c}/cmdline").read_text()]
+    [other] = map(int, found)
+    return other

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+)
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.data import ChosenData, DataChoice, TrainingData
@@ -202,3 +210,58 @@ def test_steps_are_so_many_epochs(
 ) -> None:
     fit: Any = Counted(epoch)
     assert TrainingData(fit).epochs_of(steps, batch_idx) == epochs
+
+
+# ---------------------------------------------------------------- of several ranks
+
+
+def share(rank: int, dataset: Any, **how: Any) -> DistributedSampler[Any]:
+    return DistributedSampler(dataset, num_replicas=3, rank=rank, seed=5, **how)
+
+
+@pytest.mark.parametrize("how", [{}, {"shuffle": False}, {"drop_last": True}])
+@pytest.mark.parametrize("chosen", [[1, 2, 4, 7, 9, 11, 18], [3, 5, 8], [19, 4]])
+def test_ranks_share_chosen_samples_as_torch_shares_a_subset(
+    chosen: list[int], how: dict[str, Any]
+) -> None:
+    numbers, drops = Numbers(), how.get("drop_last") and len(chosen) > 2
+    drawn: list[int] = []
+    for rank in range(3):
+        loader = DataLoader(numbers, batch_size=1, sampler=share(rank, numbers, **how))
+        loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+        data = ChosenData(loader)
+        told = data.choose(DataChoice(ids(*chosen)))
+        alike = share(rank, Subset(numbers, chosen), **{**how, "drop_last": drops})
+        for epoch in (1, 2):  # the first is the one that it was chosen in
+            if epoch == 2:
+                loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            alike.set_epoch(epoch)
+            found = [int(batch) for batch in loader]
+            assert found == [chosen[place] for place in alike]
+        assert len(loader) == len(alike)
+        data.restore()
+        assert loader.sampler.epoch == 2  # type: ignore[attr-defined]
+        drawn += found
+        of_three = {7: "2 of an epoch's samples are drawn once more", 2: "1 of an epoch's samples"}
+        if drops and len(chosen) == 7:
+            assert told == ["1 of the samples are left out of each epoch (drop_last)"]
+        elif len(chosen) in of_three:
+            assert told[0].startswith(of_three[len(chosen)])
+        else:
+            assert told == []
+    assert set(drawn) <= set(chosen)
+    assert drops or set(drawn) == set(chosen)
+
+
+def test_ranks_share_one_draw_by_weights() -> None:
+    numbers, drawn = Numbers(), []
+    choice = DataChoice(ids(*range(12)), torch.tensor([0.0] * 6 + [1.0] * 6, dtype=torch.float64))
+    for rank in range(3):
+        loader = DataLoader(numbers, batch_size=2, sampler=share(rank, numbers))
+        ChosenData(loader).choose(choice)
+        drawn.append([int(each) for batch in loader for each in batch])
+    generator = torch.Generator()
+    generator.manual_seed(5)
+    assert choice.weights is not None
+    of_all = torch.multinomial(choice.weights, 12, replacement=True, generator=generator).tolist()
+    assert drawn == [of_all[0::3], of_all[1::3], of_all[2::3]]

@@ -101,6 +101,7 @@ def test_a_checkpoint_is_one_file_and_the_json_that_fits_it(rig: Rig) -> None:
         "branch": 0,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
+        "shards": [],
     }
     assert (pending.id, pending.step, pending.error) == ("1-manual", 1, None)
     assert rig.files() == ["1-manual.ckpt", "1-manual.json"]

@@ -151,6 +151,17 @@ def test_a_step_has_exactly_the_fields_of_the_table_with_their_values() -> None:
     assert sorted(rig.governor.costs) == ["activation_zero_frac", "grad_norm", "weight_norm"]
 
 
+def test_phases_of_a_step_are_told_among_its_metrics() -> None:
+    rig, total_s = Rig(), {"forward": 5.0, "backward": 1.0}
+    rig.recorder.time_phases(lambda: dict(total_s))
+    total_s["forward"] += 0.25
+    assert rig.step(1)["metrics"] == {"otf/forward_ms": 250.0, "otf/backward_ms": 0.0}
+    total_s["backward"] += 0.5
+    rig.recorder.rewind(1, {})
+    total_s["backward"] += 0.125
+    assert rig.step(2)["metrics"] == {"otf/forward_ms": 0.0, "otf/backward_ms": 125.0}
+
+
 def test_where_nothing_is_logged_the_returned_loss_is_the_loss() -> None:
     assert Rig().step(1)["loss"] == 24.0
 

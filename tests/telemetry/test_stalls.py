@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from otf_core.telemetry import stalls
-from otf_core.telemetry.stalls import StallWatch, place_of
+from otf_core.telemetry.stalls import StallWatch, spot_of
 
 
 class Watched:
@@ -82,7 +82,7 @@ def test_the_place_is_the_innermost_line_of_the_users_own_code() -> None:
     thread = threading.Thread(target=training_step)
     thread.start()
     assert held.wait(20)
-    where, stack = place_of(thread.ident)
+    where, stack, call = spot_of(thread.ident)
     go.set()
     thread.join()
     assert where is not None
@@ -91,8 +91,9 @@ def test_the_place_is_the_innermost_line_of_the_users_own_code() -> None:
     assert rest.endswith(" in training_step")
     assert where in stack
     assert stack[-1].startswith("threading.py:")  # where it waits
-    assert place_of(None) == (None, [])
-    assert place_of(thread.ident) == (None, [])
+    assert call is None  # the user's own line is further in than any collective
+    assert spot_of(None) == (None, [], None)
+    assert spot_of(thread.ident) == (None, [], None)
 
 
 def test_the_thread_looks_by_itself_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:

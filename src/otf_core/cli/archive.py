@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from otf_core.cli.failure import EXIT_REFUSED, EXIT_USAGE, Failure
 from otf_core.client import sentences
 from otf_core.client.verbs import EXPORTS, UsageError, request_of
 from otf_core.client.words import size
-from otf_core.errors import CommandError, OtfError
+from otf_core.errors import CommandError, ErrorCode, OtfError
 
 
 def also_from_folders(command: click.Command) -> None:
@@ -108,8 +110,30 @@ def _report(folder: Path, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return data, sentences.exported_report(folder.name, data, {})
 
 
+def _weights(folder: Path, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    payload = _payload("weights", given)
+    if (run_id := payload.get("run_id")) is not None:
+        folder = _run_in(folder.parent, run_id)
+    asked = {"folder": str(folder), "checkpoint": None, "out_path": None, **payload}
+    command = [sys.executable, "-m", "otf_core.runs.offline_weights"]
+    done = subprocess.run(
+        command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        detail = f"Weights of {folder.name} could not be read; the process that did has failed."
+        raise CommandError(ErrorCode.INTERNAL, detail)
+    found = json.loads(done.stdout)
+    if (error := found.get("error")) is not None:
+        raise Failure(EXIT_REFUSED, error)
+    return found["data"], sentences.exported_weights(folder.name, found["data"], {})
+
+
 Offline = Callable[[Path, dict[str, Any]], tuple[dict[str, Any], str]]
-OFFLINE: Final[dict[str, Offline]] = {"archive": _archive, "report": _report}
+OFFLINE: Final[dict[str, Offline]] = {
+    "archive": _archive,
+    "report": _report,
+    "weights": _weights,
+}
 
 
 def _payload(word: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,10 @@ _SAY: Final[dict[str, Say]] = {
         f"{e.get('status')} at step {number(e.get('step'))}"
         + (f": {e['error']}" if e.get("error") else "")
     ),
+    "rank_state": lambda e: (
+        f"{e.get('why')}, at step {number(e.get('step'))}"
+        + (f"; the run goes on exactly: {e['resume']}" if e.get("resume") else "")
+    ),
     "stall": lambda e: (
         f"{'over' if e.get('over') else 'no batch has ended'} for {number(e.get('seconds'))} s"
         f" at step {number(e.get('step'))}, in {e.get('where')}"

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from otf_core.client.board import Board, Held, Row
-from otf_core.client.states import ENDED, left_s, name_of, speed_of, state_sentence, total_of
+from otf_core.client.states import (
+    ENDED,
+    left_s,
+    name_of,
+    ranks_sentence,
+    speed_of,
+    state_sentence,
+    total_of,
+)
 from otf_core.client.verbs import EXPORTS, VERBS, Verb
 from otf_core.client.words import number, span
 
@@ -111,6 +119,8 @@ def facts(board: Board, row: Row | None) -> list[str]:
     stood_s, _ = board.told_of(session["session_id"]).pauses(now_ts)
     if stood_s >= 1 and state != "paused":
         said.append(f"{span(stood_s)} of pauses so far")
+    if ranks := ranks_sentence(session.get("status") or {}):
+        said.append(ranks)
     where = " on ".join(str(session[key]) for key in ("device", "host") if session.get(key))
     said += [where] if where else []
     said += [f"project {session['project']}"] if session.get("project") else []

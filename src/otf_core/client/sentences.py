@@ -11,7 +11,7 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, Final
 
-from otf_core.client.states import state_sentence
+from otf_core.client.states import ranks_sentence, state_sentence
 from otf_core.client.words import columns, number, size, span, sparkline
 
 WORST_SHOWN: Final = 10
@@ -202,6 +202,8 @@ def status(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     if on := data.get("data"):
         some = f"{number(on.get('chosen'))} of {number(on.get('of'))} samples"
         lines.append(f"  trains on {some}; {number(on.get('drawn'))} of them were drawn by now")
+    if ranks := ranks_sentence(data):
+        lines.append(f"  {ranks}")
     if data.get("exactness"):
         lines.append(f"  exactness: {data['exactness']}")
     return "\n".join(lines)

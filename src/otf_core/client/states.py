@@ -7,7 +7,7 @@ also knows what the run has told (``More``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from otf_core.client.words import number, span
@@ -106,6 +106,30 @@ def state_sentence(session: Mapping[str, Any], now_ts: float, more: More = NOTHI
             return f"Journal of {name} — last written {ago} ago at step {step}; no trainer attached"
         case state:
             return f"{name} is {state} at {place}"
+
+
+def ranks_sentence(status: Mapping[str, Any]) -> str | None:
+    """How the ranks of a run fare, from its ``status``; None where there is one."""
+    count = status.get("world_size")
+    if not isinstance(count, int) or count < 2:
+        return None
+    said, found = f"{number(count)} ranks", status.get("ranks") or {}
+    for state in ("failed", "silent"):
+        if which := found.get(state):
+            said += f", {ranks_in_words(which)} {state}"
+    steps = found.get("steps") or {}
+    if steps.get("max", 0) - steps.get("min", 0) > 1:
+        said += f", at steps {number(steps['min'])} to {number(steps['max'])}"
+    if isinstance(found.get("slowest"), int):
+        said += f", slowest {ranks_in_words([found['slowest']])}"
+    return said
+
+
+def ranks_in_words(ranks: Sequence[Any]) -> str:
+    """``rank 3``, ``ranks 1, 3``; of many the first eight, and how many more."""
+    rest = f" and {number(len(ranks) - 8)} more" if len(ranks) > 8 else ""
+    names = ", ".join(number(rank) for rank in ranks[:8])
+    return f"rank{'s' if len(ranks) > 1 else ''} {names}{rest}"
 
 
 def _place(session: Mapping[str, Any], more: More) -> str:

@@ -117,6 +117,8 @@ class ConsoleAction:
         keep: told what each test and validation has found.
         names: run and session, as a test answers them.
         agreement: of several ranks.
+        due: done first, wherever the run stands.
+        leaves: done last; whether all ranks leave the run here.
     """
 
     def __init__(
@@ -135,8 +137,11 @@ class ConsoleAction:
         keep: Keep = lambda *_: None,
         names: Callable[[], Mapping[str, str]] = dict,
         agreement: StepAgreement | None = None,
+        due: Callable[[], None] = lambda: None,
+        leaves: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._keep, self._names = keep, names
+        self._keep, self._names, self._due, self._leaves = keep, names, due, leaves
+        self._agreement = agreement
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
@@ -241,6 +246,8 @@ class ConsoleAction:
                 self._paused_reply = {**self._paused_reply, **moved}
 
     def _lets_go(self) -> bool:
+        if self._agreement is not None:
+            self._agreement.check()  # what it raises ends the pause, and the run
         return self._leaving() or (self.gate.causes == ("after_fit",) and self._deserted())
 
     def resume(self, ticket: Ticket) -> Later:
@@ -327,13 +334,14 @@ class ConsoleAction:
 
     def _attend(self) -> bool:
         """Everything that is due; True when the run is to stop."""
+        self._due()
         self._work()
         while not self._stopping and self.gate.should_block():
             self._paused_s += self.gate.wait_until_resumed(self._work)
             self._work()
         if self.bus.waiting:
             self.safe_point.wake()
-        return self._stopping
+        return self._stopping or self._leaves()
 
     def _work(self) -> None:
         while not self._stopping:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from otf_core import protocol
+from otf_core.control.agreement import PeerLostError
 from otf_core.control.bus import Ticket
 from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
 
@@ -117,6 +118,9 @@ class CommandRouter:
             data = handler(ticket)
         except CommandError as error:
             ticket.fail(error)
+        except PeerLostError as error:  # the run learns of it where it looks next
+            detail = f"{ticket.request.cmd} was not carried out: {error}."
+            ticket.fail(CommandError(ErrorCode.INTERNAL, detail))
         except Exception as error:  # noqa: BLE001 -- border: a handler's fault is a reply, not a dead run
             self._on_crash(ticket, traceback.format_exc())
             ticket.fail(crashed(ticket.request.cmd, error))

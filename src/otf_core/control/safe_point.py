@@ -30,10 +30,14 @@ class SafePoint:
         if self._agreement is not None:
             self._agreement.ask()
 
-    def tick(self) -> bool:
-        """Between two batches; training thread. True when the run is to stop here."""
+    def tick(self, *, here: bool = False) -> bool:
+        """Between two batches; training thread. True when the run is to stop here.
+
+        Args:
+            here: every rank has found by counting that all are to stand here.
+        """
         if self._agreement is not None:
-            return self._agreement.boundary(self.attend)
+            return self._agreement.boundary(self.attend, here=here)
         return self.attend() if self.attention else False
 
     def attend(self) -> bool:

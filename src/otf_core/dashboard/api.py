@@ -358,10 +358,23 @@ class Api:
             _integer(request, bound, 0, 0, 2**62) if bound in request.query_params else None
             for bound in ("from", "to")
         )
-        session_ids, views = await reading.views(self._store, run, names)
+        if low is None and high is None:
+            outline = await reading.outline(self._store, run, names, buckets)
+            if outline is not None:
+                found = await asyncio.to_thread(outline.curves, buckets)
+                return await self._answer_curves(request, run, run.session_ids, found)
+        session_ids, views = await reading.views(self._store, run, names, dated=False)
         found = await asyncio.to_thread(
             peaks.curves, views, names, low=low, high=high, buckets=buckets
         )
+        thinned = any(view.thinned for view in views)
+        return await self._answer_curves(request, run, session_ids, found, thinned=thinned)
+
+    @staticmethod
+    async def _answer_curves(
+        request: Request, run: Run, session_ids: list[str], found: peaks.Curves,
+        *, thinned: bool = False,
+    ) -> Response:  # fmt: skip
         return await _json(
             request,
             {
@@ -372,7 +385,7 @@ class Api:
                 "to": found.last,
                 "bucket_steps": found.bucket_steps,
                 "series": found.series,
-                "thinned": any(view.thinned for view in views),
+                "thinned": thinned,
             },
         )
 

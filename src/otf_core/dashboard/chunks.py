@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from otf_core.dashboard.blocks import Outline, fits, telling_rows
 from otf_core.dashboard.columns import NAN, Block, end_to_end, joined, rises
 
 CHUNK_ROWS: Final = 4096
@@ -35,6 +36,12 @@ TABLES: Final = (
     " in_order INTEGER NOT NULL, PRIMARY KEY (columns_id, number)) WITHOUT ROWID",
     "CREATE TABLE cells (columns_id INTEGER NOT NULL, name TEXT NOT NULL,"
     " number INTEGER NOT NULL, body BLOB NOT NULL, UNIQUE (columns_id, name, number))",
+)
+# Of full chunks (see blocks.py): event_seq, step and value of some rows, one after the other.
+TELLING: Final = (
+    "CREATE TABLE telling (columns_id INTEGER NOT NULL, name TEXT NOT NULL,"
+    " number INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (columns_id, name, number))"
+    " WITHOUT ROWID"
 )
 
 _Key = tuple[str, str, str, int]  # session_id, run_id, name, rows
@@ -103,12 +110,21 @@ class Chunks:
                 for n, column in cells.items()
             ],
         )
+        if is_full and rises(block.seq) and rises(block.step):
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO telling VALUES (?, ?, ?, ?)",
+                [
+                    (columns_id, n, number, _told(block, cells[n]))
+                    for n in cells.keys() - AXES.keys()
+                ],
+            )
 
     def empty(self, session_id: str) -> None:
         """All rows of a session leave; within the caller's transaction."""
         found = self._run("SELECT columns_id FROM columns WHERE session_id = ?", session_id)
         for (columns_id,) in found.fetchall():
             self._run("DELETE FROM cells WHERE columns_id = ?", columns_id)
+            self._run("DELETE FROM telling WHERE columns_id = ?", columns_id)
             self._run("DELETE FROM chunks WHERE columns_id = ?", columns_id)
             self._run("UPDATE columns SET rows = 0 WHERE columns_id = ?", columns_id)
         for key in [key for key in self._cache if key[0] == session_id]:
@@ -116,15 +132,21 @@ class Chunks:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def columns(self, session_id: str, run_id: str, names: Sequence[str], rows: int) -> Block:
-        """The first ``rows`` rows, or those that there are, in order of event_seq."""
+    def columns(
+        self, session_id: str, run_id: str, names: Sequence[str], rows: int, *, dated: bool = True
+    ) -> Block:
+        """The first ``rows`` rows, or those that there are, in order of event_seq.
+
+        Not ``dated``: without their times and generations, which are 0; a chart needs neither.
+        """
         found = self._find(session_id, run_id)
         if found is None or rows <= 0:
             return NO_ROWS
         columns_id, held, known = found
         rows = min(rows, held)
         read: dict[str, Any] = {}
-        for name in (*AXES, *(name for name in names if name in known)):
+        axes = AXES if dated else ("event_seq", "step")
+        for name in (*axes, *(name for name in names if name in known)):
             key = (session_id, run_id, name, rows)
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -132,10 +154,53 @@ class Chunks:
                 self._remember(key, self._column(columns_id, name, rows))
             read[name] = self._cache[key]
         values = {name: column for name, column in read.items() if name not in AXES}
+        for axis in AXES.keys() - read.keys():
+            read[axis] = array(AXES[axis], bytes(8 * rows))
         in_order = self._in_order(columns_id, (rows - 1) // CHUNK_ROWS)
         seq, step, ts, gen = (read[axis] for axis in AXES)
         block = Block(seq, step, ts, gen, values, rises=in_order)
         return block if in_order else joined([block], values)
+
+    def outline(
+        self, session_id: str, run_id: str, names: Sequence[str], rows: int, buckets: int
+    ) -> Outline | None:
+        """What a chart of the first ``rows`` rows needs; None where it needs all of them."""
+        found = self._find(session_id, run_id)
+        full, rest = divmod(rows, CHUNK_ROWS)
+        if found is None or full == 0 or rows > found[1]:
+            return None
+        columns_id, _, known = found
+        ends = [
+            self._cell(columns_id, "step", n, CHUNK_ROWS) for n in (0, (rows - 1) // CHUNK_ROWS)
+        ]
+        first, last = ends[0][0], ends[1][(rows - 1) % CHUNK_ROWS]
+        if not fits(first, last, buckets) or not self._in_order(columns_id, full - (rest == 0)):
+            return None
+        made = Outline(names, first)
+        for name in set(names).intersection(known):
+            for (body,) in self._run(
+                "SELECT t.body FROM cells c LEFT JOIN telling t ON t.columns_id = c.columns_id"
+                " AND t.name = c.name AND t.number = c.number"
+                " WHERE c.columns_id = ? AND c.name = ? AND c.number < ? ORDER BY c.number",
+                columns_id, name, full,
+            ):  # fmt: skip
+                if body is None:
+                    return None
+                each = len(body) // 24
+                made.add(
+                    name,
+                    *(
+                        _unpack(b"r" + body[8 * each * at : 8 * each * (at + 1)], code)
+                        for at, code in enumerate("qqd")
+                    ),
+                )
+        before = (
+            ends[1][-1] if not rest else self._cell(columns_id, "step", full - 1, CHUNK_ROWS)[-1]
+        )
+        made.note(before, full * CHUNK_ROWS)
+        if rest and not made.add_rows(_cut(self._whole_chunk(columns_id, full), 0, rest)):
+            return None
+        return made
 
     def steps(
         self, session_id: str, run_id: str, after: int, until: int, *, limit: int, newest: bool
@@ -249,6 +314,12 @@ def _cut(block: Block, start: int, stop: int) -> Block:
         block.seq[start:stop], block.step[start:stop], block.ts[start:stop], block.gen[start:stop],
         values, rises=block.rises,
     )  # fmt: skip
+
+
+def _told(block: Block, column: Any) -> bytes:
+    rows = telling_rows(block.step, column)
+    told = [array(c.typecode, map(c.__getitem__, rows)) for c in (block.seq, block.step, column)]
+    return b"".join(_little(each).tobytes() for each in told)
 
 
 def _pack(column: Any, *, squeeze: bool) -> bytes:

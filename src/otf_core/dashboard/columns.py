@@ -191,6 +191,11 @@ class Columns:
         return sum(map(len, self._waiting)) + len(self._seq) - self._taken
 
     @property
+    def turned(self) -> bool:
+        """Whether rows of this session supersede earlier ones of it."""
+        return bool(self._cuts())
+
+    @property
     def logged(self) -> frozenset[str]:
         """Names that came under "metrics"."""
         return frozenset(self._logged)

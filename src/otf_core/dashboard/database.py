@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from otf_core.dashboard.chunks import TABLES, Chunks
+from otf_core.dashboard.chunks import TABLES, TELLING, Chunks
 from otf_core.dashboard.columns import Block
 
 NAME: Final = "dashboard.sqlite"
@@ -42,6 +42,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     # When somebody last looked at a session: what nobody looks at leaves first.
     ("ALTER TABLE sessions ADD COLUMN opened_ts REAL NOT NULL DEFAULT 0",),
+    (TELLING,),
 )
 VERSION: Final = len(MIGRATIONS)
 

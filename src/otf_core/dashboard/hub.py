@@ -41,7 +41,7 @@ from otf_core.protocol import (
 READ_BYTES: Final = 256 * 1024
 MAX_UNSENT_BYTES: Final = 8 * 1024 * 1024  # to a trainer that does not read
 ACK_EVERY: Final = 500
-_CONNECTION_EVENTS: Final = frozenset({"hello", "accepted", "gap", "error"})
+_CONNECTION_EVENTS: Final = frozenset({"hello", "accepted", "gap", "error", "ranks"})
 
 
 def announce(text: str) -> None:
@@ -496,6 +496,8 @@ class Trainer:
             if type(first) is int and type(last) is int and 0 < first <= last:
                 session.settled.add(first, last)
                 session.lines_lost = True
+        elif kind == "ranks":
+            self._store.note_ranks(session, line)
         elif kind == "error":
             self._store.feed_only(session, line)
 

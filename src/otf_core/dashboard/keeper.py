@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from otf_core.dashboard import database
+from otf_core.dashboard.blocks import Outline
 from otf_core.dashboard.chunks import NO_ROWS
 from otf_core.dashboard.columns import Block, Columns, joined
 from otf_core.dashboard.database import Batch, DamagedError, Database, Listed
@@ -526,17 +527,38 @@ class Keeper:
                 await self.read_journal(session.session_id)
 
     async def rows(
-        self, session_id: str, run_id: str, names: Sequence[str], columns: Columns
+        self,
+        session_id: str,
+        run_id: str,
+        names: Sequence[str],
+        columns: Columns,
+        *,
+        dated: bool = True,
     ) -> Block:
         """All rows of these columns, those that are not saved yet too."""
         saved, unsaved = columns.saved, columns.unsaved()
 
         def read() -> Block:
             assert self._database is not None
-            base = self._database.rows.columns(session_id, run_id, names, saved)
+            base = self._database.rows.columns(session_id, run_id, names, saved, dated=dated)
             return joined([base, *unsaved], names) if unsaved else base
 
         return await self._read(read, joined([NO_ROWS, *unsaved], names))
+
+    async def outline(
+        self, session_id: str, run_id: str, names: Sequence[str], columns: Columns, buckets: int
+    ) -> Outline | None:
+        """What a chart of all rows needs, those that are not saved yet too; None: all of them."""
+        saved, unsaved = columns.saved, columns.unsaved()
+
+        def read() -> Outline | None:
+            assert self._database is not None
+            found = self._database.rows.outline(session_id, run_id, names, saved, buckets)
+            if found is None or not all(found.add_rows(block) for block in unsaved):
+                return None
+            return found
+
+        return await self._read(read, None)
 
     async def events(
         self, session_id: str, after: int, until: int, *, types: Sequence[str] | None,

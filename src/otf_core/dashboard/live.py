@@ -6,6 +6,7 @@ Rule 2: events go out at most every ``BATCH_S``; receipts and state changes at o
 Rule 3: trainSteps go to those who subscribed to the session; other events to all. A page that has
 fallen further behind than the feed holds is served from the store, its older trainSteps thinned
 away (``left_out`` says how many), as after ``subscribe``.
+How the ranks of a run fare goes to those alone, too: of it the newest, and only that.
 Rule 4: what many pages are told is made once. Pages that are equally far get the same text.
 """
 
@@ -16,7 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -90,6 +91,7 @@ class Live:
         _, noted = self._noted.setdefault(key, (session, Noted()))
         noted.session |= change.session
         noted.urgent |= change.urgent
+        noted.ranks |= change.ranks
         noted.only_steps &= not (change.session or change.urgent)
         if change.run is not None:
             noted.runs.add(change.run.key)
@@ -194,6 +196,7 @@ class Noted:
     session: bool = False
     urgent: bool = False
     only_steps: bool = True
+    ranks: bool = False
     runs: set[tuple[str, str]] = dataclasses.field(default_factory=set)
 
 
@@ -222,9 +225,13 @@ def _chunk(session: Session, cursor: int, *, steps: bool) -> Chunk:
             break
     text = None
     if lines:
-        head = _encode({"kind": "events", "session_id": session.session_id})[:-1]
-        text = (head + b',"events":[' + b",".join(lines) + b"]}").decode()
+        text = _events_text(session.session_id, lines)
     return Chunk(cursor, cursor + count, highest, text)
+
+
+def _events_text(session_id: str, lines: Sequence[bytes]) -> str:
+    head = _encode({"kind": "events", "session_id": session_id})[:-1]
+    return (head + b',"events":[' + b",".join(lines) + b"]}").decode()
 
 
 def _address(socket: WebSocket) -> str:
@@ -269,6 +276,7 @@ class Page:
         self._runs: set[tuple[str, str]] = set()
         self._runs_elsewhere: set[tuple[str, str]] = set()
         self._events: set[str] = set()
+        self._ranks: set[str] = set()  # told anew of their ranks
         self._receipts: dict[str, tuple[str, Receipt]] = {}
         self._mine: deque[str] = deque(maxlen=MAX_DIRECT)  # ids of its own commands
         self._direct: deque[str] = deque()
@@ -282,6 +290,8 @@ class Page:
         """Note a change."""
         key = session.session_id
         near = key in self._subscribed
+        if noted.ranks and near:
+            self._ranks.add(key)
         if near or not noted.only_steps:
             self._events.add(key)
         if noted.session:
@@ -317,6 +327,8 @@ class Page:
                 case {"kind": "subscribe", "session_id": str(session_id)}:
                     after = message.get("after_seq")
                     self._subscribe(session_id, after if type(after) is int else 0)
+                case {"kind": "unsubscribe", "session_id": str(session_id)}:
+                    self._subscribed.discard(session_id)
                 case {"kind": "command", "session_id": str(session_id), "cmd": str(cmd)}:
                     self._command(session_id, cmd, message)
                 case {"kind": str(kind)}:
@@ -325,7 +337,7 @@ class Page:
                     self._not_understood("a message that is no JSON object with a kind")
 
     def _not_understood(self, what: str) -> None:
-        detail = f"The page sent {what}; there are ping, subscribe and command."
+        detail = f"The page sent {what}; there are ping, subscribe, unsubscribe and command."
         self._reply(_text({"kind": "error", "code": "bad_payload", "detail": detail}))
 
     def _reply(self, text: str) -> None:
@@ -344,6 +356,7 @@ class Page:
         self._seen_seq[session_id] = after
         self._cursors[session_id] = -1  # from the store first
         self._events.add(session_id)
+        self._ranks.add(session_id)
         self._wake.set()
         self._urgent.set()
 
@@ -417,6 +430,11 @@ class Page:
         events, self._events = self._events, set()
         for session_id in events:
             await self._send_events(session_id)
+        ranks, self._ranks = self._ranks, set()
+        for session_id in ranks & self._subscribed:
+            line = self._store.sessions[session_id].ranks
+            if line is not None:
+                await self._post(_events_text(session_id, [line]))
         receipts, self._receipts = self._receipts, {}
         for session_id, receipt in receipts.values():
             asked = receipt.id in self._mine

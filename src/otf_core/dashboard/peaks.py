@@ -54,9 +54,16 @@ def curves(
     if first is None or last is None or not held:
         series = {name: _empty() for name in names}
         return Curves(total, first, last, 1, series)
-    shift = _shift(first, last, buckets)
+    shift = shift_of(first, last, buckets)
     pieces = list(_pieces(held, shift))
     return Curves(total, first, last, 1 << shift, {n: _series(views, pieces, n) for n in names})
+
+
+def series_of(
+    views: Sequence[View], held: Sequence[tuple[int, View, range]], shift: int, name: str
+) -> dict[str, list[Any]]:
+    """The points of one metric, of rows whose steps do not fall."""
+    return _series(views, list(_pieces(held, shift)), name)
 
 
 def _empty() -> dict[str, list[Any]]:
@@ -80,7 +87,8 @@ def _ranges(
     return held
 
 
-def _shift(first: int, last: int, buckets: int) -> int:
+def shift_of(first: int, last: int, buckets: int) -> int:
+    """The exponent of the size of a bucket."""
     shift = max(0, ((last - first + 1) // buckets).bit_length() - 1)
     while (last >> shift) - (first >> shift) >= buckets:
         shift += 1
@@ -109,7 +117,7 @@ def _series(views: Sequence[View], pieces: Sequence[_Piece], name: str) -> dict[
     ends: list[tuple[int, int, int]] = []  # the first and the last piece with a value
     for bucket, index, start, stop in pieces:
         column = columns[index]
-        found = _extremes(column, index, start, stop) if column is not None else None
+        found = extremes(column, index, start, stop) if column is not None else None
         if found is None:
             continue
         ends[1:] = [(index, start, stop)]
@@ -127,19 +135,19 @@ def _value(point: _Point) -> float:
     return point[0]
 
 
-def _extremes(
+def extremes(
     column: array[float], index: int, start: int, stop: int
 ) -> tuple[_Point, _Point] | None:
-    part: Any = column[start:stop]
-    low = min(part)
-    if low != low:  # the first is missing: nothing is less than NaN
-        real = [value for value in part if value == value]
+    """The first of the least and of the greatest values of some rows; None where there is none."""
+    part = column[start:stop].tolist()  # each number is made once, not by each of the passes
+    if part[0] == part[0]:
+        low, high = part.index(min(part)), part.index(max(part))
+    else:  # the first is missing: nothing is less than NaN
+        real = [row for row, value in enumerate(part) if value == value]
         if not real:
             return None
-        low, high = min(real), max(real)
-    else:
-        high = max(part)
-    return (low, index, start + part.index(low)), (high, index, start + part.index(high))
+        low, high = min(real, key=part.__getitem__), max(real, key=part.__getitem__)
+    return (part[low], index, start + low), (part[high], index, start + high)
 
 
 def _in_order(lowest: _Point | None, greatest: _Point | None) -> list[_Point]:

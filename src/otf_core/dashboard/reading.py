@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from otf_core.dashboard.blocks import Outline
 from otf_core.dashboard.columns import Block, Columns, View
 from otf_core.dashboard.run import Run
 from otf_core.dashboard.store import MAX_EVENTS, Session, Store
@@ -22,9 +23,14 @@ class Archive(Protocol):
         """Somebody asks for these: what only their journals have is read."""
 
     async def rows(
-        self, session_id: str, run_id: str, names: Sequence[str], columns: Columns
+        self, session_id: str, run_id: str, names: Sequence[str], columns: Columns, *, dated: bool
     ) -> Block:
-        """All rows of these columns, those that are not saved yet too."""
+        """All rows of these columns, those that are not saved yet too; see ``Chunks.columns``."""
+
+    async def outline(
+        self, session_id: str, run_id: str, names: Sequence[str], columns: Columns, buckets: int
+    ) -> Outline | None:
+        """What a chart needs of these columns instead of all rows; None where it needs these."""
 
     async def events(
         self, session_id: str, after: int, until: int, *, types: Sequence[str] | None,
@@ -38,8 +44,13 @@ class Archive(Protocol):
         """Saved rows with those numbers, the oldest ``limit`` or the newest, and how many."""
 
 
-async def views(store: Store, run: Run, names: Sequence[str]) -> tuple[list[str], list[View]]:
-    """The columns of a run's sessions, in order, and the ids of these sessions."""
+async def views(
+    store: Store, run: Run, names: Sequence[str], *, dated: bool = True
+) -> tuple[list[str], list[View]]:
+    """The columns of a run's sessions, in order, and the ids of these sessions.
+
+    Not ``dated``: the times of the rows may be missing, which takes a third off what is read.
+    """
     held: list[tuple[str, Columns]] = []
     found: list[View] = []
     for _ in range(2):  # once more, if the database turns out to be damaged
@@ -50,11 +61,25 @@ async def views(store: Store, run: Run, names: Sequence[str]) -> tuple[list[str]
             if archive is None or not columns.partial:
                 found.append(columns.view(names))
             else:
-                block = await archive.rows(key, run.run_id, names, columns)
+                block = await archive.rows(key, run.run_id, names, columns, dated=dated)
                 found.append(columns.view_of(block))
         if not any(store.sessions[key].away for key in run.session_ids):
             break
     return [key for key, _ in held], found
+
+
+async def outline(store: Store, run: Run, names: Sequence[str], buckets: int) -> Outline | None:
+    """What a chart of a whole run needs, where that is less than its rows.
+
+    Only of a run that one session has told and that never turned back: else rows are superseded.
+    """
+    archive, held = store.archive, run.in_order()
+    if archive is None or len(held) != 1 or len(run.session_ids) != 1:
+        return None
+    [(key, columns)] = held
+    if store.sessions[key].away or not columns.partial or columns.turned:
+        return None
+    return await archive.outline(key, run.run_id, names, columns, buckets)
 
 
 async def _open(store: Store, sessions: Sequence[Session]) -> None:

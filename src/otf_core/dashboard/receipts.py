@@ -15,6 +15,7 @@ from otf_core.errors import ErrorCode
 from otf_core.protocol import COMMANDS
 
 _QUESTIONS: Final = frozenset(name for name, spec in COMMANDS.items() if not spec.mutates)
+_CHECKS: Final = frozenset(name for name in COMMANDS if name.endswith("_health"))
 MAX_KEPT: Final = 4096  # as many as a trainer keeps (docs/protocol.md, "same id, same answer")
 MAX_BYTES: Final = 64 * 1024 * 1024  # of a session's requests and replies; samples come as images
 
@@ -108,9 +109,11 @@ class ReceiptBook:
                     return
 
     def newest(self, count: int) -> list[Receipt]:
-        """The last so many that are more than a question, oldest first."""
+        """The last so many that are more than a question, and each check's last; oldest first."""
         asked = [r for r in self._receipts.values() if r.cmd not in _QUESTIONS]
-        return asked[-count:]
+        checks = {r.cmd: r for r in self._receipts.values() if r.cmd in _CHECKS}
+        shown = {r.id for r in (*asked[-count:], *checks.values())}
+        return [receipt for receipt in self._receipts.values() if receipt.id in shown]
 
     def open(self) -> list[Receipt]:
         """Those without an answer, oldest first."""

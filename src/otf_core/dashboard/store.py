@@ -150,6 +150,7 @@ class Session:
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     event_bytes: int = 0
     pending: Callable[[], list[dict[str, Any]]] = list
+    ranks: bytes | None = None  # the newest event ``ranks``, as it came
     # How far its journal has been read, if it has one that can be.
     place: Place | None = None
     half_line: bool = False  # at the end of the journal, when it was read
@@ -298,6 +299,7 @@ class Change:
     session: bool = False
     run: Run | None = None
     urgent: bool = False
+    ranks: bool = False
 
 
 class Store:
@@ -467,6 +469,11 @@ class Store:
         """Show a line to the pages that are there now; it is not kept."""
         session.show(0, line)
         self.changed(session, Change(urgent=True))
+
+    def note_ranks(self, session: Session, line: bytes) -> None:
+        """How its ranks fare now; the newest alone is kept, and no earlier one is told."""
+        session.ranks = line
+        self.changed(session, Change(ranks=True))
 
     def _bound(self, run: Run) -> None:
         if len(run.columns) > 1:

@@ -59,12 +59,14 @@ def run(
     *,
     cancelled: Callable[[], bool] = bool,
     clock: Callable[[], float] = time.monotonic,
+    ranks: dist.Ranks | None = None,
 ) -> Health:
     """Carry out one of CHECKS.
 
     Args:
         payload: of the command; ``budget_steps`` are its batches, where it looks at several.
         cancelled: asked between two batches.
+        ranks: the others, for the check that compares them.
 
     Raises:
         CommandError: ``bad_payload``, or what the check raises; CancelledError is one.
@@ -77,6 +79,8 @@ def run(
     }
     steps = payload.get("budget_steps", check.steps) if check.steps > 1 else check.steps
     budget = Budget(steps, check.limit_s, cancelled=cancelled, clock=clock)
+    if check.run is dist.check:
+        given["ranks"] = ranks
     return check.run(subject, budget, **given)
 
 

@@ -19,7 +19,13 @@ from otf_core.health.budget import Budget
 from otf_core.health.dist import digest_of
 from otf_core.health.hooks import open_modules, tensors_in, watching
 from otf_core.health.report import Health, aligned, health, some
-from otf_core.health.subject import Subject, forget_gradients, need_step, undisturbed
+from otf_core.health.subject import (
+    Subject,
+    forget_gradients,
+    need_step,
+    propagate_back,
+    undisturbed,
+)
 from otf_core.state.parts import named_parameters
 
 
@@ -77,7 +83,7 @@ def _once(subject: Subject, budget: Budget, batch: Any) -> Once:
         return found
     found.loss = digest_of(loss)
     if loss.requires_grad:
-        (loss * subject.loss_scale).backward()  # type: ignore[no-untyped-call]
+        propagate_back(subject, loss)
     for name, p in named_parameters(subject.modules).items():
         if p.grad is not None:
             found.gradients[name] = digest_of(p.grad.to_dense() if p.grad.is_sparse else p.grad)

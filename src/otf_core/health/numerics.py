@@ -23,6 +23,7 @@ from otf_core.health.subject import (
     called,
     forget_gradients,
     layers_of,
+    propagate_back,
     undisturbed,
 )
 from otf_core.health.updates import not_finite, ratio_of, states_of
@@ -146,7 +147,7 @@ def _run(subject: Subject, budget: Budget) -> Pass:
         found.origin = {"layer": "loss", "kind": "loss", "because": because}
     if loss.requires_grad:
         forget_gradients(subject)
-        (loss * subject.loss_scale).backward()  # type: ignore[no-untyped-call]
+        propagate_back(subject, loss)
         _look_at_gradients(subject, budget, found)
     return found
 

@@ -268,6 +268,47 @@ def parked_objects(
         give_attributes(objects, Decoder(skip=own, small=small), taken)
 
 
+def propagate_back(subject: Subject, loss: torch.Tensor) -> None:
+    """Have the gradients of a loss in ``grad`` of the parameters; those of this rank alone.
+
+    Where several ranks train, what brings their gradients together hangs on the accumulation into
+    ``grad``, and would wait for the others: it is not run.
+
+    Raises:
+        CommandError: ``unsupported``; a part of the model has no gradients without it.
+    """
+    scaled = loss * subject.loss_scale
+    if subject.world_size == 1:
+        scaled.backward()  # type: ignore[no-untyped-call]
+        return
+    if _hides_a_part(scaled):
+        detail = (
+            "Gradients of one rank alone were asked; those of what is checkpointed with "
+            "use_reentrant=True are not to be had; allowed: use_reentrant=False."
+        )
+        raise CommandError(ErrorCode.UNSUPPORTED, detail)
+    params = [p for p in named_parameters(subject.modules).values() if p.requires_grad]
+    for p, found in zip(
+        params, torch.autograd.grad(scaled, params, allow_unused=True), strict=True
+    ):
+        p.grad = found
+
+
+def _hides_a_part(loss: torch.Tensor) -> bool:
+    """Whether ``torch.utils.checkpoint`` has put a part of the graph out of sight."""
+    todo: list[Any] = [loss.grad_fn]
+    seen: set[Any] = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith("CheckpointFunction"):
+            return True
+        seen.add(node)
+        todo += [inner for inner, _ in node.next_functions]
+    return False
+
+
 def forget_gradients(subject: Subject) -> None:
     """Those of a check; the run's own are aside."""
     for p in named_parameters(subject.modules).values():

@@ -21,7 +21,13 @@ import torch
 
 from otf_core.health.budget import Budget
 from otf_core.health.report import Health, aligned, health, percent, short
-from otf_core.health.subject import Subject, forget_gradients, need_step, undisturbed
+from otf_core.health.subject import (
+    Subject,
+    forget_gradients,
+    need_step,
+    propagate_back,
+    undisturbed,
+)
 from otf_core.telemetry.batch import batch_size
 
 WORTH: Final = 0.1  # waiting that takes more than this share of a step is worth a word
@@ -117,7 +123,7 @@ def _timed(subject: Subject, budget: Budget, *, backward: bool) -> Timings:
         _synchronize(subject.device)
         marks.append(clock())
         if backward and loss is not None and loss.requires_grad:
-            (loss * subject.loss_scale).backward()  # type: ignore[no-untyped-call]
+            propagate_back(subject, loss)
             _synchronize(subject.device)
         marks.append(clock())
         times = (found.transfer, found.forward, found.backward)

@@ -9,8 +9,9 @@ Rule 3: a name told is a row of ``OtherRank.do``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +21,31 @@ from otf_core.control.agreement import RankError, StepAgreement
 from otf_core.control.delegate import Applied, ControlDelegate, Evaluation, OnBatch, Position
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
+from otf_core.ranks.mail import of_the_group
 from otf_core.steering.params import AppliedParam, Steering, Tunable
+
+
+class _Leaving:
+    """OnBatch of rank 0: where that raises, all ranks leave behind the same batch.
+
+    Attributes:
+        error: what it has raised last.
+    """
+
+    def __init__(self, agreement: StepAgreement, on_batch: OnBatch) -> None:
+        self._agreement, self._on_batch = agreement, on_batch
+        self._at: int | None = None
+        self.error: CommandError | None = None
+
+    def __call__(self, done: int, total: int | None, loss: float | None) -> None:
+        try:
+            self._on_batch(done, total, loss)
+        except CommandError as error:
+            self.error = error
+            if self._at is None:
+                self._at = self._agreement.leave_evaluation(done, total)
+            if self._at is not None and done >= self._at:
+                raise
 
 
 class Others:
@@ -33,6 +58,19 @@ class Others:
     def stand(self) -> bool:
         """Whether all ranks stand at one boundary."""
         return self._agreement.meeting
+
+    def leaving(self, on_batch: OnBatch) -> _Leaving:
+        """What rank 0 is to call behind each batch of an evaluation that all ranks do."""
+        return _Leaving(self._agreement, on_batch)
+
+    @property
+    def world_size(self) -> int:
+        """With this one."""
+        return self._agreement.world_size
+
+    def cease(self) -> None:
+        """What they do now is wanted no more; they answer as soon as they see it."""
+        self._agreement.cease()
 
     @contextlib.contextmanager
     def do(self, name: str, *args: Any) -> Iterator[dict[int, Any]]:
@@ -48,9 +86,9 @@ class Others:
         number = self._agreement.tell(name, *args)
         try:
             yield heard
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(RankError):  # its own failure is the one that is told
-                self._agreement.answers(number)
+                self._agreement.answers(number, broken=of_the_group(error))
             raise
         try:
             heard.update(self._agreement.answers(number))
@@ -90,7 +128,7 @@ class AllRanks:
             own = self._delegate.apply(state)
         lost, left_out, saved = (list(each) for each in own)
         for rank, (more_lost, more_left_out, more_saved) in heard.items():
-            lost += [f"rank {rank}: {text}" for text in more_lost]
+            lost += [f"rank {rank}: {text}" for text in more_lost if text not in own.lost]
             left_out += [text for text in more_left_out if text not in left_out]
             saved += [text for text in more_saved if text not in saved]
         return Applied(lost, left_out, saved)
@@ -110,14 +148,21 @@ class AllRanks:
 
     def run_validation(self, limit_batches: int | None, on_batch: OnBatch) -> Evaluation:
         """Each rank its share; numbers are the mean over the ranks."""
-        with self._others.do("validate", limit_batches) as heard:
-            own = self._delegate.run_validation(limit_batches, on_batch)
-        return mean(own, heard)
+        run = functools.partial(self._delegate.run_validation, limit_batches)
+        return self._evaluated("validate", [limit_batches], run, on_batch)
 
     def run_test(self, on_batch: OnBatch) -> Evaluation:
         """As ``run_validation``."""
-        with self._others.do("test") as heard:
-            own = self._delegate.run_test(on_batch)
+        return self._evaluated("test", [], self._delegate.run_test, on_batch)
+
+    def _evaluated(
+        self, name: str, args: list[Any], run: Callable[[OnBatch], Evaluation], on_batch: OnBatch
+    ) -> Evaluation:
+        watched = self._others.leaving(on_batch)
+        with self._others.do(name, *args) as heard:
+            own = run(watched)
+        if watched.error is not None:  # it was to be left, and had to be run to its end
+            raise watched.error
         return mean(own, heard)
 
     def leaving(self) -> bool:
@@ -183,9 +228,8 @@ def mean(own: Evaluation, heard: Mapping[int, Any]) -> Evaluation:
     return Evaluation(metrics, avg, own.seconds)
 
 
-def send(state: dict[str, Any] | None) -> dict[str, Any]:
+def send(given: Any) -> Any:
     """Rank 0's to all; collective."""
-    box: list[Any] = [state]
+    box: list[Any] = [given]
     dist.broadcast_object_list(box, src=0)
-    found: dict[str, Any] = box[0]
-    return found
+    return box[0]

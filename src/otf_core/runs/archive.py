@@ -24,7 +24,7 @@ import msgspec
 from otf_core import __version__
 from otf_core.errors import OtfError
 from otf_core.state import run_folder
-from otf_core.state.manifest import UnfitError, opened
+from otf_core.state.manifest import SHARDS, UnfitError, opened, shards_beside
 from otf_core.state.run_folder import RunIsLiveError, RunLock, RunRecord
 
 Which = Literal["newest", "all"]
@@ -39,7 +39,8 @@ STAGED: Final = ".otf-import-"  # a folder in which runs are unpacked; no run ha
 READY: Final = ".ready"  # verified: only the moves are left
 _NAME: Final = r"[A-Za-z0-9_#-][A-Za-z0-9._#-]{0,119}"
 MEMBER: Final = re.compile(
-    rf"({_NAME})/(run\.json|results\.jsonl|journal/{_NAME}\.jsonl|checkpoints/{_NAME}\.(?:ckpt|json))"
+    rf"({_NAME})/(run\.json|results\.jsonl|journal/{_NAME}\.jsonl|checkpoints/{_NAME}\.(?:ckpt|json)"
+    rf"|checkpoints/{_NAME}\.shards/(?:__\d+_\d+\.distcp|\.metadata))"
 )
 
 
@@ -239,6 +240,10 @@ def _look(folder: Path, which: Which) -> tuple[PackedRun, list[_Source]]:
         at = f"{name}/checkpoints/{manifest.id}"
         sources.append(_Source(f"{at}.ckpt", path, manifest.bytes, sha256=manifest.sha256))
         sources.append(_Source(f"{at}.json", beside, len(data), data=data))
+        for each in manifest.shards:
+            place = shards_beside(path) / each.name
+            name_in_it = f"{at}{SHARDS}/{each.name}"
+            sources.append(_Source(name_in_it, place, each.bytes, sha256=each.sha256))
     strange = [source.name for source in sources if not MEMBER.fullmatch(source.name)]
     if strange:
         msg = f"{strange[0][:200]!r} is no name of a run folder's file."

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from otf_core.control.bus import Ticket
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.runs.samples import Progress, Scan
+from otf_core.runs.samples import AnyScan, Progress
 from otf_core.telemetry.governor import BUDGET
 
 SHARE: Final = BUDGET  # of the run's time; as much again as telemetry may take
@@ -48,21 +48,22 @@ class Background:
     Args:
         share: of the run's time, above 0.
         step: steps that the run has done.
+        may_work: asked when a slice is due; of several ranks all have to stand for it.
     """
 
     def __init__(
-        self, ticket: Ticket, scan: Scan, *, on: str, whole: bool, share: float,
-        step: Callable[[], int], emit: Callable[..., Any],
+        self, ticket: Ticket, scan: AnyScan, *, on: str, whole: bool, share: float,
+        step: Callable[[], int], emit: Callable[..., Any], may_work: Callable[[], bool],
     ) -> None:  # fmt: skip
         self.ticket, self.scan, self.on, self.whole = ticket, scan, on, whole
-        self._share, self._step, self._emit = share, step, emit
+        self._share, self._step, self._emit, self._may_work = share, step, emit, may_work
         self.first_step = self.last_step = step()
         self._rests_until_s = self._told_at_s = float("-inf")
 
     def go_on(self) -> bool:
         """A slice, if one is due; whether all is done. Raises as ``Scan.work`` does."""
         began_s = clock()
-        if self.ticket.answered or began_s < self._rests_until_s:
+        if self.ticket.answered or began_s < self._rests_until_s or not self._may_work():
             return False
         now = self._step()
         if self.scan.progress().done == 0:

@@ -36,12 +36,18 @@ class Budget:
 
     def over(self, now: Position, logged: Mapping[str, Any]) -> str | None:
         """Why the run is to be held here; None: it trains on."""
+        if (why := self.counted(now)) is not None:
+            return why
+        if self.patience is not None and self._is_stuck(logged.get(self.monitor)):
+            return f"{self.monitor} was not below {self.best:.4g} for {self.worse} validations"
+        return None
+
+    def counted(self, now: Position) -> str | None:
+        """``over`` as far as every rank of a run finds it by counting."""
         if self.until_step is not None and now.step >= self.until_step:
             return f"its {self.until_step:,} steps are done"
         if self.until_epoch is not None and now.epochs_done >= self.until_epoch:
             return f"its {self.until_epoch} epochs are done"
-        if self.patience is not None and self._is_stuck(logged.get(self.monitor)):
-            return f"{self.monitor} was not below {self.best:.4g} for {self.worse} validations"
         return None
 
     def _is_stuck(self, value: Any) -> bool:

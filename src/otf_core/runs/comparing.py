@@ -21,12 +21,14 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.figures import accuracy, figures_of
 from otf_core.runs.looking import FEATURES, SLICE_S, Looking
 from otf_core.runs.merge import as_it_is
-from otf_core.runs.samples import Scan
+from otf_core.runs.samples import AnyScan
 from otf_core.runs.selection import Selection, decode_selection, resolve
 from otf_core.runs.subject import Subject
 from otf_core.runs.table import Ids, SampleTable
 from otf_core.runs.tree import RunTree
 from otf_core.runs.weights import (
+    Alone,
+    Beside,
     LiveWeights,
     live_weights,
     put,
@@ -66,6 +68,7 @@ class Comparing:
             cancelled; gives what it is to ask.
         emit: tells how far it is.
         kept: the checkpoint of where the run stands.
+        beside: the other ranks.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Comparing:
         exclusive: Callable[[str, Ticket], contextlib.AbstractContextManager[Callable[[], bool]]],
         emit: Callable[..., Any],
         kept: Callable[[], Pending],
+        beside: Beside | None = None,
     ) -> None:
+        self._beside = beside or Alone()
         self._looking, self._tree, self._here = looking, tree, here
         self._exclusive, self._emit, self._kept = exclusive, emit, kept
 
@@ -102,8 +107,10 @@ class Comparing:
                 ids = resolve(chosen, self._looking.table(chosen, asked.on, ticket))
             cancelled = stack.enter_context(self._exclusive("validating", ticket))
             if chosen is not None and ids is None and files[0] is not None:
-                ids = _chosen_by(files[0], chosen, subject, cancelled)
-            stack.enter_context(weights_aside(subject.modules))
+                ids = self._chosen_by(files[0], chosen, subject, cancelled)
+            if any(files):
+                stack.enter_context(self._beside.aside())
+                stack.enter_context(weights_aside(subject.modules))
             scans = self._scanned(ticket, subject, files, ids, cancelled)
         tables = [scan.table() for scan in scans]
         step = self._here()[2]
@@ -125,16 +132,16 @@ class Comparing:
         files: Sequence[WeightsFile | None],
         ids: Ids | None,
         cancelled: Callable[[], bool],
-    ) -> list[Scan]:
+    ) -> list[AnyScan]:
         """One scan after the other; the live weights first, which nobody has to put there."""
-        scans = [Scan(subject, ids) for _ in files]
+        scans = [self._looking.begin_scan(subject, ids) for _ in files]
         total = sum(scan.progress().total for scan in scans)
         order = sorted(range(len(files)), key=lambda place: files[place] is not None)
         done, seconds = 0, 0.0
         for place in order:
             file, scan = files[place], scans[place]
             if file is not None:
-                put(subject.modules, as_it_is(file))
+                self._put(subject, file)
             for now in scan.slices(SLICE_S, cancelled):
                 so_far, took = done + now.done, seconds + now.seconds
                 eta_s = took / so_far * (total - so_far) if so_far else None
@@ -149,6 +156,29 @@ class Comparing:
                 )
                 raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
         return scans
+
+    def _put(self, subject: Subject, file: WeightsFile) -> None:
+        put(subject.modules, as_it_is(file))
+        self._beside.follow(subject.modules)
+
+    def _chosen_by(
+        self,
+        file: WeightsFile,
+        chosen: Selection,
+        subject: Subject,
+        cancelled: Callable[[], bool],
+    ) -> Ids:
+        """By what a run says of the samples whose weights are not the live ones."""
+        layers = [n.removeprefix(FEATURES) for n in chosen.needs() if n.startswith(FEATURES)]
+        scan = self._looking.begin_scan(subject, layer=layers[0] if layers else None)
+        with self._beside.aside(), weights_aside(subject.modules):
+            self._put(subject, file)
+            for _ in scan.slices(SLICE_S, cancelled):
+                pass
+        if not scan.progress().finished:
+            detail = "compare was cancelled while samples were chosen; the run is as it was."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        return resolve(chosen, scan.table())
 
     def _sources(self, names: Sequence[str] | None) -> list[Source]:
         if names is None:
@@ -180,21 +210,6 @@ def _opened(source: Source, stack: contextlib.ExitStack) -> WeightsFile | None:
     if source.path is None:
         return None
     return stack.enter_context(open_weights(source.path, field="runs"))
-
-
-def _chosen_by(
-    file: WeightsFile, chosen: Selection, subject: Subject, cancelled: Callable[[], bool]
-) -> Ids:
-    """By what a run says of the samples whose weights are not the live ones."""
-    layers = [n.removeprefix(FEATURES) for n in chosen.needs() if n.startswith(FEATURES)]
-    scan = Scan(subject, layer=layers[0] if layers else None)
-    with weights_aside(subject.modules):
-        put(subject.modules, as_it_is(file))
-        scan.work(None, cancelled)
-    if not scan.progress().finished:
-        detail = "compare was cancelled while samples were chosen; the run is as it was."
-        raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-    return resolve(chosen, scan.table())
 
 
 def _row(source: Source, table: SampleTable) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Rule 1: the loader stays the object it is, with its data set, collate, workers a
 who draws the indices is another one while the run has chosen samples.
 Rule 2: ids are indices of the loader's data set.
 Rule 3: training thread, between two batches. Whoever chooses makes the iterator anew.
+Rule 4: of several ranks each draws its share as its own DistributedSampler would of a data set that
+has only the chosen samples: by seed, epoch and rank alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     Sampler,
@@ -124,6 +127,56 @@ class ChosenSampler(Sampler[int]):
         return torch.multinomial(self.weights, number, replacement=True, generator=generator)
 
 
+class ChosenShare(DistributedSampler[int]):
+    """One rank's share of chosen samples, as torch's own sampler has it of all.
+
+    Args:
+        own: the loader's, whose ranks, seed, epoch and order it takes over.
+    """
+
+    def __init__(
+        self, ids: torch.Tensor, own: DistributedSampler[Any], weights: torch.Tensor | None = None
+    ) -> None:
+        # Another than torch's draws by a rule of its own, which does not apply.
+        plain = type(own) is DistributedSampler
+        super().__init__(
+            ids,  # type: ignore[arg-type]  # its length is all that is asked
+            num_replicas=own.num_replicas,
+            rank=own.rank,
+            shuffle=own.shuffle or not plain,
+            seed=own.seed,
+            drop_last=own.drop_last and len(ids) >= own.num_replicas,
+        )
+        self.ids, self.weights = ids, weights
+        self.set_epoch(own.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids[self._places()].tolist())
+
+    def told(self) -> list[str]:
+        """What the ranks do not share evenly."""
+        more, ranks = self.total_size - len(self.ids), self.num_replicas
+        if more > 0:
+            who = f"so that each of the {ranks} ranks draws {self.num_samples:,}"
+            return [f"{more} of an epoch's samples are drawn once more, {who}"]
+        if more < 0:
+            return [f"{-more} of the samples are left out of each epoch (drop_last)"]
+        return []
+
+    def _places(self) -> torch.Tensor:
+        number = len(self.ids)
+        generator = torch.Generator()
+        generator.manual_seed(self.seed + self.epoch)
+        if self.weights is not None:
+            places = torch.multinomial(self.weights, number, replacement=True, generator=generator)
+        elif self.shuffle:
+            places = torch.randperm(number, generator=generator)
+        else:
+            places = torch.arange(number)
+        of_all = places.repeat(math.ceil(self.total_size / number))[: self.total_size]
+        return of_all[self.rank :: self.num_replicas]
+
+
 class ChosenData:
     """A training loader, and what of it a run trains on now.
 
@@ -174,9 +227,12 @@ class ChosenData:
         sampler: Any = own["sampler"]
         if choice.ids is not None or choice.weights is not None:
             sampler = self._sampler(choice)
-            if not isinstance(own["sampler"], RandomSampler | SequentialSampler):
-                kind = type(own["sampler"]).__name__
-                told.append(f"the order of {kind} does not apply to the chosen samples")
+            kind = type(own["sampler"])
+            known = issubclass(kind, RandomSampler | SequentialSampler)
+            if not (known or kind is DistributedSampler):
+                told.append(f"the order of {kind.__name__} does not apply to the chosen samples")
+            if isinstance(sampler, ChosenShare):
+                told += sampler.told()
         size = choice.batch_size or own["batch_size"]
         drop_last = own["drop_last"]
         if drop_last and len(sampler) < size:
@@ -193,14 +249,19 @@ class ChosenData:
     def restore(self) -> None:
         """The loader as the script has made it."""
         if self.choice:
+            chosen, own = self.loader.sampler, self._own["sampler"]
             self._set(self._own)
             self.choice = DataChoice()
+            if isinstance(chosen, ChosenShare):
+                own.set_epoch(chosen.epoch)  # it has heard of none meanwhile
 
-    def _sampler(self, choice: DataChoice) -> ChosenSampler:
+    def _sampler(self, choice: DataChoice) -> ChosenSampler | ChosenShare:
         own = self._own["sampler"]
         ids = choice.ids
         if ids is None:
             ids = torch.arange(len(self.loader.dataset))
+        if isinstance(own, DistributedSampler):
+            return ChosenShare(ids, own, choice.weights)
         return ChosenSampler(
             ids,
             shuffle=not isinstance(own, SequentialSampler),

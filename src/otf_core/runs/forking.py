@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -108,6 +108,7 @@ class Forks:
         data: None where the run's data cannot be changed.
         check_value: raises where a parameter cannot be set.
         chosen: the ids that a payload chooses; None: it chooses none.
+        limited: told of each budget that a run is given.
     """
 
     def __init__(
@@ -119,10 +120,21 @@ class Forks:
         data: TrainingData | None,
         check_value: Callable[[SetParam], None],
         chosen: Callable[[Ticket], torch.Tensor | None],
+        limited: Callable[[Budget], None] = lambda _: None,
     ) -> None:
         self._run, self.tree, self._delegate, self._data = run, tree, delegate, data
-        self._check_value, self._chosen = check_value, chosen
-        self.budget = Budget()
+        self._check_value, self._chosen, self._limited = check_value, chosen, limited
+        self._budget = Budget()
+
+    @property
+    def budget(self) -> Budget:
+        """How long the run that trains is to train."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        self._budget = budget
+        self._limited(budget)
 
     @property
     def choice(self) -> DataChoice:
@@ -135,6 +147,12 @@ class Forks:
         if self._data is not None and self._data.drawn is not None:
             found = {"data": self.choice.to_state(), "drawn": self._data.drawn.to_state()}
         return {**found, "budget": self.budget.to_state()} if self.budget else found
+
+    def hear(self, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Of the other ranks' parts of a checkpoint: which samples they have drawn."""
+        for part in parts:
+            if self._data is not None and self._data.drawn is not None and "drawn" in part["otf"]:
+                self._data.drawn.load(part["otf"]["drawn"])
 
     def off(self) -> None:
         """The loader as the script has made it."""

@@ -18,7 +18,7 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.background import Background, share_of
 from otf_core.runs.figures import WORST, figures_of, worst
 from otf_core.runs.render import render_samples
-from otf_core.runs.samples import Scan
+from otf_core.runs.samples import BeginScan, Scan
 from otf_core.runs.selection import Region, Selection, decode_selection, means, resolve
 from otf_core.runs.subject import Subject
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
@@ -59,6 +59,8 @@ class Looking:
         emit: tells how far a scan is.
         at: what is other when the run has changed: run, step and changes.
         step: steps that the run has done.
+        scan: begins a scan; ``Scan`` where this process has the whole run.
+        may_work: whether a slice of a scan in the background may be done now; see Background.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class Looking:
         emit: Callable[..., Any],
         at: Callable[[], Any],
         step: Callable[[], int],
+        scan: BeginScan = Scan,
+        may_work: Callable[[], bool] = lambda: True,
     ) -> None:
         self._subject, self._exclusive, self._emit, self._at = subject, exclusive, emit, at
-        self._step = step
+        self._step, self.begin_scan, self._may_work = step, scan, may_work
         self._found: dict[str, Found] = {}  # by set
         self.background: Background | None = None
         self._running: str | None = None
@@ -86,10 +90,10 @@ class Looking:
         ids = None if asked.ids is None else np.array(asked.ids, dtype=np.int64)
         if asked.background:
             share = share_of(asked.share)
-            scan = Scan(self.set_of(asked.on), ids, layer=asked.layer)
+            scan = self.begin_scan(self.set_of(asked.on), ids, layer=asked.layer)
             self.background = Background(
                 ticket, scan, on=asked.on, whole=ids is None, share=share,
-                step=self._step, emit=self._emit,
+                step=self._step, emit=self._emit, may_work=self._may_work,
             )  # fmt: skip
             return LATER
         needs = LOSS if asked.layer is None else LOSS | {f"{FEATURES}{asked.layer}"}
@@ -304,7 +308,7 @@ class Looking:
         if len(layers) > 1:
             detail = f"Features of {len(layers)} layers were asked; allowed: of one at a time."
             raise CommandError(ErrorCode.UNSUPPORTED, detail, field="selection")
-        scan = Scan(subject, ids, layer=layers[0] if layers else None)
+        scan = self.begin_scan(subject, ids, layer=layers[0] if layers else None)
         with self._exclusive("validating", ticket.id), self.cancellable(ticket) as cancelled:
             for done in scan.slices(SLICE_S, cancelled):
                 numbers = {"done": done.done, "total": done.total, "eta_s": done.eta_s}

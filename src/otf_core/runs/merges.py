@@ -23,7 +23,13 @@ from otf_core.runs.forking import Forks, Plan, read_origin
 from otf_core.runs.subject import Subject
 from otf_core.runs.tree import Here
 from otf_core.runs.trial import Fit, Source, Trial, tensors_of
-from otf_core.runs.weights import refuse_another_shape, refuse_other_values, weights_aside
+from otf_core.runs.weights import (
+    Alone,
+    Beside,
+    refuse_another_shape,
+    refuse_other_values,
+    weights_aside,
+)
 from otf_core.runs.wishes import Wishes, count
 from otf_core.state.parts import Modules
 from otf_core.state.store import Pending
@@ -59,6 +65,7 @@ class Merges:
     Args:
         modules: those whose weights are merged; None: there are none that could be tried.
         samples: a set of the run by its name; None: no set can be looked at.
+        beside: the other ranks; None: there are none.
     """
 
     def __init__(
@@ -70,7 +77,9 @@ class Merges:
         modules: Callable[[], Modules] | None,
         samples: Callable[[str], Subject] | None,
         exclusive: Exclusive,
+        beside: Beside | None = None,
     ) -> None:
+        self._beside = beside
         self._run, self._forks, self._delegate = run, forks, delegate
         self._modules, self._samples, self._exclusive = modules, samples, exclusive
 
@@ -121,6 +130,10 @@ class Merges:
             told = trial.merge_into(origin.state, strategy)
             sources = [source.said for source in trial.sources]
             modules, merged = trial.modules, tensors_of(origin.state)
+        for part in origin.state["otf"].get("ranks", ()):
+            # Merged statistics of BatchNorm are those of all ranks, as they were tried.
+            own = part["state_dict"]
+            part["state_dict"] = {name: own[name] for name in own if name not in merged}
         if asked.optimizer == "fresh":
             for state in origin.state["optimizer_states"]:
                 state["state"] = {}
@@ -187,6 +200,7 @@ class Merges:
             asked = ticket.request.cmd
             with open_weights(Path(back.path), field="paths") as kept:
                 refuse_other_values(fit.modules, merge.as_it_is(kept), f"{asked} was asked")
+            stack.enter_context(fit.beside.aside())
             aside = stack.enter_context(weights_aside(fit.modules))
             for source in sources:
                 refuse_another_shape(asked, aside.weights, source.weights, field="parents")
@@ -197,14 +211,16 @@ class Merges:
         modules, samples = self._modules, self._samples
         if modules is None or samples is None:
             raise CommandError(ErrorCode.UNSUPPORTED, NO_MERGE)
+        beside: Beside = self._beside or Alone()
         return Fit(
             modules=modules(),
             validate=self._delegate.run_validation,
-            training_set=lambda: samples("train"),
+            training_set=lambda: beside.alone(samples("train")),
             tree=self._forks.tree,
             checkpoint_of=self._forks.checkpoint_of,
             folder=self._run.run_dir,
             emit=self._run.emit,
+            beside=beside,
         )
 
     def _files(self, asked: Merge) -> list[tuple[Here, str | None]]:

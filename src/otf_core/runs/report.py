@@ -375,6 +375,8 @@ def _actions(found: Told) -> Iterator[Action]:
                 yield Action(ts, step, f"<q>{text(event.get('text'), 1200)}</q>")
             case "stall" if event.get("over") is not True:
                 yield Action(ts, step, f"No step for {valued(event.get('seconds'))} s")
+            case "rank_state":
+                yield Action(ts, step, text(str(event.get("why")).capitalize(), 300))
             case "stopping":
                 yield Action(ts, step, "Stopped by a command")
             case "trainingFinished":

@@ -132,7 +132,8 @@ def checkpoints(run: ToldRun) -> str:
     rows = "".join(
         f"<tr><td><code>{text(m.id, 80)}</code></td><td class='num'>{counted(m.step)}</td>"
         f"<td>{text(m.kind, 20)}{', kept' if m.pinned else ''}</td>"
-        f"<td>{'exact' if m.exact else 'not exact'}</td><td class='num'>{weight(m.bytes)}</td>"
+        f"<td>{'exact' if m.exact else 'not exact'}</td>"
+        f"<td class='num'>{weight(m.total_bytes)}</td>"
         f"<td class='when'>{clock(m.ts)}</td><td><code>{text(m.sha256, 12)}</code></td></tr>"
         for m in found[:MAX_CHECKPOINTS]
     )

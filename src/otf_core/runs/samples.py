@@ -11,6 +11,8 @@ user's code raises or somebody cancels. Between two slices the run may train.
 Rule 2: eval mode, no gradients. Generators are seeded for each batch from its place, so that how
 the work is cut into slices changes no loss.
 Rule 3: batches are in the order of ids, made by the user's collate_fn, in this process.
+Rule 4: a share of the samples is whole batches of the scan of all, each at its place there: seeds
+and numbers of batches are by the place, so that who finds a loss changes nothing of it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import dataclasses
 import enum
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.runs.layers import LayerWatch
 from otf_core.runs.losses import LossWatch, Scores
 from otf_core.runs.scanned import Scanned
-from otf_core.runs.subject import Subject, apart, fetch, seed_all
+from otf_core.runs.subject import Around, Subject, apart, fetch, seed_all
 from otf_core.runs.table import Ids, SampleTable, fingerprint_of
 from otf_core.runs.unchanged import weights_kept, weights_watched
 from otf_core.state.parts import named_modules, named_parameters
@@ -48,6 +50,40 @@ class Rule(enum.StrEnum):
     HOOK = "hook"
     STEP = "step"
     ALONE = "one at a time"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ruling:
+    """The rule and what was found of it; plain values.
+
+    Attributes:
+        loss_name: that of the step, as torch calls it.
+        folds: samples that lie with another dimension as one were looked at, and are right.
+        alone_from: the place from which on it is one sample at a time; None: nowhere.
+        why_alone: of that, for people.
+    """
+
+    rule: Rule
+    loss_name: str = ""
+    folds: bool = False
+    alone_from: int | None = None
+    why_alone: str = ""
+
+    def told(self, step_name: str) -> str:
+        """The rule that is used and why, for people."""
+        if self.rule is Rule.HOOK:
+            return "by the module's per_sample_loss"
+        if self.rule is Rule.STEP:
+            return f"by {step_name}, its {self.loss_name or 'loss'} for each sample"
+        return f"by {step_name} with one sample at a time, since {self.why_alone}"
+
+    def joined(self, other: Ruling) -> Ruling:
+        """What holds of both shares: one at a time from the first place where it was so."""
+        if other.alone_from is not None and (
+            self.alone_from is None or other.alone_from < self.alone_from
+        ):
+            return other
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +108,51 @@ class Progress:
         return self.done == self.total
 
 
+class AnyScan(Protocol):
+    """A scan as it is asked for, in this process or on all ranks; see ``Scan``."""
+
+    @property
+    def told(self) -> str:
+        """The rule that is used and why, for people."""
+
+    def progress(self) -> Progress:
+        """How far it is."""
+
+    def slices(
+        self, slice_s: float, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Progress]:
+        """Work until all is done or somebody cancels."""
+
+    def work(self, slice_s: float, cancelled: Callable[[], bool] = lambda: False) -> Progress:
+        """One slice."""
+
+    def table(self) -> SampleTable:
+        """What was found, once all is done."""
+
+
+class BeginScan(Protocol):
+    """Makes one; raises as ``Scan`` does."""
+
+    def __call__(
+        self, subject: Subject, ids: Ids | None = None, *, layer: str | None = None
+    ) -> AnyScan:
+        """It has not begun."""
+
+
 class Scan:
     """One scan; training thread, between two batches.
+
+    Attributes:
+        all_ids: ascending; those of its share are a part of them.
 
     Args:
         ids: the samples; None: all.
         layer: whose activations are kept as features.
         seed: of what the step, the transforms and the data set draw.
         clock: seconds.
+        share: of the places among ``ids``, whole batches; None: all of them.
+        prepare: called in each slice before its first batch, when all is in eval mode.
+        rehearsed: within it a batch of the share is tried before the first slice, and forgotten.
 
     Raises:
         CommandError: ``unsupported``, the data set has no indices, or there is neither hook nor
@@ -94,31 +167,34 @@ class Scan:
         layer: str | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        share: range | None = None,
+        prepare: Callable[[], object] = lambda: None,
+        rehearsed: Around | None = None,
     ) -> None:
         self.subject, self.data = subject, fingerprint_of(subject.dataset)
-        self._ids = np.arange(self.data.size, dtype=np.int64) if ids is None else np.unique(ids)
+        self.all_ids = np.arange(self.data.size, dtype=np.int64) if ids is None else np.unique(ids)
         self._check()
+        share = range(len(self.all_ids)) if share is None else share
+        self._first, self._ids = share.start, self.all_ids[share.start : share.stop]
+        self._prepare, self._rehearsed = prepare, rehearsed
         self._layer = LayerWatch(layer, named_modules(subject.modules)) if layer else None
         self._seed, self._clock = seed, clock
-        self.rule = Rule.HOOK if subject.hook is not None else Rule.STEP
-        self._why_alone = ""
-        self._loss_name = ""
+        self.ruling = Ruling(Rule.HOOK if subject.hook is not None else Rule.STEP)
         self._done = 0
         self._seconds = 0.0
         self._began: float | None = None
         self._since: tuple[int, float] = 0, 0.0  # done and seconds when the rule came into use
-        self._fold_is_right = False
-        self._found = Scanned(self._ids)
+        self.found = Scanned(self._ids)
+
+    @property
+    def rule(self) -> Rule:
+        """The one that is used now."""
+        return self.ruling.rule
 
     @property
     def told(self) -> str:
         """The rule that is used and why, for people."""
-        name = self.subject.step_name
-        if self.rule is Rule.HOOK:
-            return "by the module's per_sample_loss"
-        if self.rule is Rule.STEP:
-            return f"by {name}, its {self._loss_name or 'loss'} for each sample"
-        return f"by {name} with one sample at a time, since {self._why_alone}"
+        return self.ruling.told(self.subject.step_name)
 
     def progress(self) -> Progress:
         """How far it is; any thread."""
@@ -153,20 +229,38 @@ class Scan:
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail)
         began = self._began = self._clock()
         try:
+            self._rehearse()
             with self._apart():
                 while self._done < len(self._ids) and not cancelled():
                     self._batch()
                     if slice_s is not None and self._clock() - began >= slice_s:
                         break
         finally:
-            self._found.read()
+            self.found.read()
             self._seconds, self._began = self._worked(), None
         return self.progress()
 
     def table(self) -> SampleTable:
         """What is known of the samples that are done."""
         layer = self._layer.name if self._layer is not None else None
-        return self._found.table(self.data, self._done, layer)
+        return self.found.table(self.data, self._done, layer)
+
+    def rule_by(self, ruling: Ruling) -> None:
+        """What was found of the rule in another share holds here as well.
+
+        Where it is one sample at a time from a place before this share, what was done otherwise
+        is done again.
+        """
+        mine, end = self.ruling, self._first + len(self._ids)
+        if mine.alone_from is None and ruling.alone_from is None:
+            name = mine.loss_name or ruling.loss_name
+            self.ruling = dataclasses.replace(
+                mine, loss_name=name, folds=mine.folds or ruling.folds
+            )
+        elif mine.joined(ruling) is not mine and (ruling.alone_from or 0) < end:
+            self.ruling = ruling
+            self._done, self.found = 0, Scanned(self._ids)
+            self._since = 0, self._worked()
 
     def _worked(self) -> float:
         running = 0.0 if self._began is None else self._clock() - self._began
@@ -182,7 +276,7 @@ class Scan:
             )
             raise CommandError(ErrorCode.UNSUPPORTED, detail)
         size = self.data.size
-        if len(self._ids) == 0 or self._ids[0] < 0 or self._ids[-1] >= size:
+        if len(self.all_ids) == 0 or self.all_ids[0] < 0 or self.all_ids[-1] >= size:
             detail = f"Samples of a data set with {size:,} were asked; allowed: 0 to {size - 1}."
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="ids")
 
@@ -194,29 +288,54 @@ class Scan:
         with apart(subject), watch, torch.no_grad(), weights_watched(params, subject.step_name):
             for module in subject.modules.values():
                 module.eval()
+            self._prepare()
             yield
 
-    def _batch(self) -> None:
+    def _rehearse(self) -> None:
+        rehearsed, self._rehearsed = self._rehearsed, None
+        if rehearsed is None or not len(self._ids):
+            return
+        subject = self.subject
+        kept = weights_kept(named_parameters(subject.modules), subject.step_name)
+        with self._apart(), kept, rehearsed():
+            _, batch, _ = self._next()
+            with subject.context():
+                if subject.hook is not None:
+                    subject.hook(batch)
+                elif subject.step is not None:
+                    subject.step(batch, self._place // subject.batch_size)
+
+    @property
+    def _place(self) -> int:
+        """Of the next sample among all that are scanned."""
+        return self._first + self._done
+
+    def _next(self) -> tuple[list[Any], Any, int]:
+        """The next samples, the batch that is made of them, and how many they are."""
         subject, alone = self.subject, self.rule is Rule.ALONE
         ids = self._ids[self._done :][: 1 if alone else subject.batch_size].tolist()
-        seed_all(self._seed + self._done)
+        seed_all(self._seed + self._place)
         items = fetch(subject.dataset, ids)
-        batch = subject.transfer(subject.collate(items))
+        return items, subject.transfer(subject.collate(items)), len(ids)
+
+    def _batch(self) -> None:
+        subject = self.subject
+        items, batch, number = self._next()
         kept: Any = contextlib.nullcontext()
         if self._done == 0:
             kept = weights_kept(named_parameters(subject.modules), subject.step_name)
         with kept, subject.context():
             found: _Found | None
             if self.rule is Rule.HOOK:
-                found = self._by_hook(batch, len(ids))
+                found = self._by_hook(batch, number)
             elif self.rule is Rule.STEP:
                 found = self._by_step(batch, items)
             else:
                 found = self._by_one(batch)
         if found is None:
             return  # the same samples again, one at a time
-        self._found.add(*found)
-        self._done += len(ids)
+        self.found.add(*found)
+        self._done += number
 
     def _by_hook(self, batch: Any, number: int) -> _Found:
         hook = self.subject.hook
@@ -250,7 +369,7 @@ class Scan:
         elif found[1] and not self._folds(found[0], items):
             self._go_alone(f"its {call.name} does not have the parts of a sample together")
         else:
-            self._loss_name = call.name
+            self.ruling = dataclasses.replace(self.ruling, loss_name=call.name)
             return found[0], call.scores(number), features
         return None
 
@@ -264,7 +383,7 @@ class Scan:
     def _folds(self, losses: torch.Tensor, items: list[Any]) -> bool:
         """Whether two samples have the loss that they have alone; asked once."""
         subject = self.subject
-        if self._fold_is_right or len(items) == 1:
+        if self.ruling.folds or len(items) == 1:
             return True
         for place in (0, len(items) - 1):
             loss = self._step(subject.transfer(subject.collate([items[place]])))
@@ -274,17 +393,17 @@ class Scan:
                 loss.detach().to(here).reshape(()), here, rtol=close, atol=close, equal_nan=True
             ):
                 return False
-        self._fold_is_right = True
+        self.ruling = dataclasses.replace(self.ruling, folds=True)
         return True
 
     def _step(self, batch: Any) -> torch.Tensor | None:
         step = self.subject.step
         assert step is not None
-        output = step(batch, self._done // self.subject.batch_size)
+        output = step(batch, self._place // self.subject.batch_size)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if isinstance(loss, torch.Tensor) and loss.numel() == 1:
             return loss
-        if loss is None and self._done:
+        if loss is None and self._place:
             return None  # it skips some
         if loss is None and self.rule is Rule.STEP:
             return None
@@ -299,5 +418,7 @@ class Scan:
         return self._layer.take(number) if self._layer is not None else None
 
     def _go_alone(self, why: str) -> None:
-        self.rule, self._why_alone = Rule.ALONE, why
+        self.ruling = dataclasses.replace(
+            self.ruling, rule=Rule.ALONE, alone_from=self._place, why_alone=why
+        )
         self._since = self._done, self._worked()

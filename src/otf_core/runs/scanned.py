@@ -60,8 +60,34 @@ class Scanned:
         self._read_classes(start, [(len(losses), scores) for losses, scores, _ in waiting])
         features = [found for _, _, found in waiting if found is not None]
         if features:
-            self._read_features(start, torch.cat(features).cpu().numpy())
+            self._write_features(start, torch.cat(features).cpu().numpy())
         self._read += len(losses)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a sample in all columns, as ``part`` gives it."""
+        one = self.part(0, 1)
+        return sum(column.itemsize * column[:1].size for column in one.values())
+
+    def part(self, start: int, stop: int) -> dict[str, Any]:
+        """Columns of these samples that were read, for ``put``."""
+        stop = min(stop, self._read)
+        found = {"losses": self._losses, **self._columns}
+        if self._features is not None:
+            found["features"] = self._features
+        return {name: column[start:stop] for name, column in found.items()}
+
+    def put(self, start: int, part: dict[str, Any]) -> None:
+        """What was found elsewhere of the samples from ``start`` on."""
+        number = len(part["losses"])
+        for name, rows in part.items():
+            if name == "losses":
+                self._losses[start : start + number] = rows
+            elif name == "features":
+                self._write_features(start, rows)
+            else:
+                self._column(name)[start : start + number] = rows
+        self._read += number
 
     def table(self, data: Fingerprint, done: int, layer: str | None) -> SampleTable:
         """Of the first samples that are done and read."""
@@ -87,16 +113,20 @@ class Scanned:
 
     def _write_classes(self, end: int, group: list[Scores]) -> None:
         found = classes_of(group)
-        for name, (kind, unknown) in _CLASSES.items():
-            if name not in self._columns:
-                self._columns[name] = np.full(len(self._ids), unknown, dtype=kind)
+        for name in _CLASSES:
             column = getattr(found, name).cpu().numpy()
-            self._columns[name][end - len(column) : end] = column
+            self._column(name)[end - len(column) : end] = column
         part = slice(end - len(found.labels), end)
         # Of a sample that the loss leaves out torch says 0.
         self._losses[part][self._columns["labels"][part] == NO_CLASS] = np.nan
 
-    def _read_features(self, start: int, rows: Any) -> None:
+    def _column(self, name: str) -> Any:
+        if name not in self._columns:
+            kind, unknown = _CLASSES[name]
+            self._columns[name] = np.full(len(self._ids), unknown, dtype=kind)
+        return self._columns[name]
+
+    def _write_features(self, start: int, rows: Any) -> None:
         if self._features is None:
             self._features = np.full((len(self._ids), rows.shape[1]), np.nan, dtype=np.float32)
         self._features[start : start + len(rows)] = rows

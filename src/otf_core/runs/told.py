@@ -38,7 +38,7 @@ KEPT: Final = frozenset(
     {
         "param_changed", "paused", "resumed", "newRun", "runTransition", "checkpoint_loaded",
         "note", "test_complete", "auto_test_complete", "trainingFinished", "stopping", "exactness",
-        "stall", "log", "session_started", "epoch_end",
+        "stall", "rank_state", "log", "session_started", "epoch_end",
     }
 )  # fmt: skip
 

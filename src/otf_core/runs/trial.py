@@ -29,7 +29,14 @@ from otf_core.runs.fisher import fisher_diagonal, write_fisher
 from otf_core.runs.merging import Options
 from otf_core.runs.subject import Subject, apart, fetch, seed_all
 from otf_core.runs.tree import Here, RunTree, parted_at
-from otf_core.runs.weights import Named, Weights, parameter_names, put, refuse_another_shape
+from otf_core.runs.weights import (
+    Beside,
+    Named,
+    Weights,
+    parameter_names,
+    put,
+    refuse_another_shape,
+)
 from otf_core.state.parts import Modules, joined
 from otf_core.state.weights_file import open_weights
 from otf_core.telemetry.canonical import canonicalize_metrics
@@ -67,6 +74,7 @@ class Fit:
         checkpoint_of: see Forks.
         folder: of the run that trains.
         emit: tells how far a trial is.
+        beside: the other ranks.
     """
 
     modules: Modules
@@ -76,6 +84,7 @@ class Fit:
     checkpoint_of: Callable[[Here, str | None], tuple[str, str | None]]
     folder: Path | None
     emit: Callable[..., Any]
+    beside: Beside
 
 
 class Trial:
@@ -162,6 +171,7 @@ class Trial:
 
     def _validated(self, tensors: Iterable[Named]) -> dict[str, Any]:
         put(self.modules, tensors)
+        self._fit.beside.follow(self.modules)
         found = self._fit.validate(self._asked.limit_batches, self._on_batch)
         known = {**found.metrics, **canonicalize_metrics(found.metrics)}
         score = known.get(self._asked.monitor)

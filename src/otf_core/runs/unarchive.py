@@ -33,7 +33,7 @@ from otf_core.runs.archive import (
     Telling,
 )
 from otf_core.state import run_folder
-from otf_core.state.manifest import Manifest, UnfitError, opened
+from otf_core.state.manifest import SHARDS, Manifest, UnfitError, opened
 from otf_core.state.run_folder import RunIsLiveError, RunLock, RunRecord
 
 MAX_JSON_BYTES: Final = 64 * 1024 * 1024
@@ -329,6 +329,7 @@ def _check_runs(
         if record.run_id != run_id or any(run_name_problem(other) for other in others):
             msg = f"{name} in it is of another run."
             raise ArchiveError(msg)
+    shards: dict[str, set[tuple[str, int, str]]] = {}
     for name in listed:
         stem, _, ending = name.rpartition(".")
         if ending not in ("ckpt", "json") or name.endswith("/run.json"):
@@ -341,6 +342,17 @@ def _check_runs(
         wanted = manifest.id, manifest.bytes, manifest.sha256
         if wanted != (stem.rpartition("/")[2], file.bytes, file.sha256):
             msg = f"{name} in it does not fit the other half of its checkpoint."
+            raise ArchiveError(msg)
+        shards[f"{stem}{SHARDS}/"] = {(s.name, s.bytes, s.sha256) for s in manifest.shards}
+    for name in listed:
+        at, found, _ = name.partition(f"{SHARDS}/")
+        if found and f"{at}{SHARDS}/" not in shards:
+            msg = f"{name} in it is of no checkpoint."
+            raise ArchiveError(msg)
+    for at, wanted_shards in shards.items():
+        there = [member for name, member in listed.items() if name.startswith(at)]
+        if {(m.name.removeprefix(at), m.bytes, m.sha256) for m in there} != wanted_shards:
+            msg = f"{at} in it does not fit its checkpoint."
             raise ArchiveError(msg)
 
 

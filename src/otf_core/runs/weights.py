@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import torch
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.runs.subject import Subject
 from otf_core.state.parts import Modules, joined, named_buffers, named_parameters
 
 Named = tuple[str, torch.Tensor]
@@ -40,6 +41,34 @@ class Weights(Protocol):
 
     def block(self, name: str, begin: int, end: int) -> torch.Tensor:
         """Some elements of one, on the host; not to be written to. Raises as ``read``."""
+
+
+class Beside(Protocol):
+    """The other ranks of the run in which weights are tried."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """What each has itself is there again behind it."""
+
+    def follow(self, modules: Modules) -> None:
+        """What this rank's model has now, all have."""
+
+    def alone(self, subject: Subject) -> Subject:
+        """The same, whose batches this rank takes while the others stand."""
+
+
+class Alone:
+    """Beside, where there is no other rank."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """See Beside."""
+        return contextlib.nullcontext()
+
+    def follow(self, modules: Modules) -> None:
+        """See Beside."""
+
+    def alone(self, subject: Subject) -> Subject:
+        """See Beside."""
+        return subject
 
 
 class LiveWeights:
@@ -180,6 +209,12 @@ def live_weights(modules: Modules) -> dict[str, torch.Tensor]:
         for t in part.values()
     }
     for name, tensor in found.items():
+        if hasattr(tensor, "placements"):  # a DTensor
+            detail = (
+                f"Weights were to be put into the live model, but {name} lies in parts on its "
+                "ranks; allowed: a model that each rank has whole."
+            )
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
         if tensor.untyped_storage().data_ptr() not in own:
             detail = (
                 f"Weights were to be put into the live model, but its state_dict has a copy of "

@@ -17,16 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
+import msgspec
 import torch
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.manifest import (
     Manifest,
+    ShardFile,
     UnfitError,
     complete,
     manifest_beside,
     newest,
     opened,
+    shards_beside,
+    verify_shards,
     verify_size,
     whole_file,
     write_manifest,
@@ -37,6 +41,7 @@ __all__ = [
     "Manifest",
     "UnfitError",
     "complete",
+    "look_for_shards",
     "newest",
     "of_ours",
     "read_checkpoint",
@@ -105,7 +110,22 @@ def read_checkpoint(
         CommandError: ``not_found``; ``bad_payload`` where it is damaged or none of ours.
     """
     with verified(path, expected=expected, field=field) as (file, manifest):
-        return _load(file), manifest
+        state = _load(file)
+        look_for_shards(state, path)
+        return state, manifest
+
+
+def look_for_shards(state: dict[str, Any], path: Path) -> None:
+    """Note where the shards of a state lie, and that they are there; contents are not read.
+
+    Raises:
+        UnfitError: they are not.
+    """
+    if said := state["otf"].get("shards"):
+        folder = shards_beside(Path(os.path.realpath(path)))
+        with reading_pickle():
+            verify_shards(folder, msgspec.convert(said["files"], list[ShardFile]))
+        said["folder"] = str(folder)
 
 
 @contextlib.contextmanager

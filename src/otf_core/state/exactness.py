@@ -112,11 +112,14 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         # Our own version is told by the format of the snapshot.
         if now != was and name != "otf-lightning":
             found.append(f"{name} {now} (it was {was})")
+    other_ranks = "ranks" in saved and saved["ranks"] != here.get("ranks")  # said by itself
     for name, said in (
         ("threads", "{} threads of torch (it was {})"),
         ("machine", "machine {} (it was {})"),
         ("data", "{} training batches an epoch (it was {})"),
     ):
+        if other_ranks and name in ("data", "threads"):
+            continue  # they come with the number of ranks
         if name in saved and saved[name] != here.get(name):
             found.append(said.format(here.get(name), saved[name]))
     return found

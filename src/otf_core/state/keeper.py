@@ -95,7 +95,7 @@ def find_origin(
 
 
 class Schedule:
-    """Which checkpoints are due, by counting alone: so every rank of a run finds the same."""
+    """Which checkpoints are due: by counting, as every rank of a run finds it, or by the clock."""
 
     def __init__(self, every: Every, clock: Callable[[], float] = time.monotonic) -> None:
         self.every, self._clock = every, clock
@@ -112,6 +112,10 @@ class Schedule:
         if steps is not None and step % steps == 0 and step != self._last_step:
             self._last_step = step
             return True
+        return False
+
+    def overdue(self) -> bool:
+        """Whether its time has come; by this process's clock."""
         due_s = self.every.seconds
         return due_s is not None and self._clock() - self._last_s >= due_s
 
@@ -133,9 +137,12 @@ def read_fitting(
         delegate.check(state)
         allow(state)
     except CommandError as error:
-        msg = f"resume was asked from {path}: {error.detail}"
-        raise ResumeError(msg) from error
+        raise _refused(path, error) from error
     return state, manifest
+
+
+def _refused(path: Path, error: CommandError) -> ResumeError:
+    return ResumeError(f"resume was asked from {path}: {error.detail}")
 
 
 class Run(Protocol):
@@ -164,6 +171,7 @@ class Keeper:
 
     Args:
         allow: raises CommandError where a snapshot is not of this machine or this data.
+        meet: of several ranks: has all of them stand, and then ``stand`` is called.
     """
 
     def __init__(
@@ -175,9 +183,11 @@ class Keeper:
         schedule: Schedule,
         origin: Origin | None,
         allow: Callable[[Mapping[str, Any]], None],
+        meet: Callable[[], None] | None = None,
     ) -> None:
         self._run, self._store, self._delegate, self._schedule = run, store, delegate, schedule
-        self._origin, self._allow = origin, allow
+        self._origin, self._allow, self._meet = origin, allow, meet
+        self._asked = False  # for a meeting
         self._said_busy = self._prepared = False
         self._going_on = False  # a resume is under way; where it is refused it stays so
         self._final: Pending | None = None
@@ -212,7 +222,23 @@ class Keeper:
         if not self._prepared and step > 0:
             self._prepared = True  # the optimizers have their state by now
             self._prepare()
-        if self._schedule.due(step) and self._quietly("ring") is not None:
+        if self._schedule.due(step):
+            self._keep_one()
+        elif self._schedule.overdue() and not self._asked:
+            if self._meet is None:
+                self._keep_one()
+            else:
+                self._asked = True
+                self._meet()
+
+    def stand(self) -> None:
+        """All ranks stand: what only waits for that."""
+        if self._asked:
+            self._asked = False
+            self._keep_one()
+
+    def _keep_one(self) -> None:
+        if self._quietly("ring") is not None:
             self._schedule.kept()
 
     def _prepare(self) -> None:
@@ -278,7 +304,10 @@ class Keeper:
         self._going_on = True
         state, manifest = read_fitting(path, self._delegate, self._allow)
         ours = manifest if origin.run_dir is not None else None
-        self._run.put(state, ours.id if ours is not None else None)
+        try:
+            self._run.put(state, ours.id if ours is not None else None)
+        except CommandError as error:
+            raise _refused(path, error) from error
         self._going_on = False
         step = self._run.position().step
         name = manifest.id if manifest is not None else path.name

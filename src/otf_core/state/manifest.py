@@ -20,7 +20,17 @@ import msgspec
 
 from otf_core.errors import OtfError
 
-MAX_JSON_BYTES: Final = 1024 * 1024
+MAX_JSON_BYTES: Final = 16 * 1024 * 1024  # 8,192 ranks have a line each
+SHARDS: Final = ".shards"  # the folder beside <id>.ckpt, where tensors lie in parts
+SHARDS_PART: Final = ".shards.part"
+
+
+class ShardFile(msgspec.Struct, kw_only=True):
+    """One file of that folder."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -28,7 +38,8 @@ class Manifest(msgspec.Struct, kw_only=True):
 
     ``left_by`` names the exception that left the run so, in the middle of a batch. ``branch``
     counts how often another state had been put in place: what was made before a rollback is of
-    another branch than what was made after it.
+    another branch than what was made after it. ``shards`` are the files of ``<id>.shards/``, where
+    weights lie in parts.
     """
 
     id: str
@@ -43,6 +54,12 @@ class Manifest(msgspec.Struct, kw_only=True):
     branch: int = 0
     bytes: int = 0
     sha256: str = ""
+    shards: list[ShardFile] = []
+
+    @property
+    def total_bytes(self) -> int:
+        """Of its file and its shards."""
+        return self.bytes + sum(each.bytes for each in self.shards)
 
 
 def newest(
@@ -80,7 +97,32 @@ def complete(path: Path) -> Manifest:
             msg = "has no JSON beside it that fits"
             raise UnfitError(msg)
         verify_size(file, manifest)
+    verify_shards(shards_beside(path), manifest.shards)
     return manifest
+
+
+def shards_beside(path: Path) -> Path:
+    """Where the shards of a checkpoint's file lie."""
+    return path.with_suffix(SHARDS)
+
+
+def verify_shards(folder: Path, shards: Iterable[ShardFile]) -> None:
+    """Raises UnfitError where one is missing or has another size; contents are not read."""
+    for each in shards:
+        if each.name in (".", "..") or Path(each.name).name != each.name:
+            msg = f"names {each.name[:60]!r}, which is no file of its folder"
+            raise UnfitError(msg)
+        try:
+            found = os.stat(folder / each.name, follow_symlinks=False)
+        except OSError:
+            msg = f"is damaged: {folder.name}/{each.name} is not there"
+            raise UnfitError(msg) from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size != each.bytes:
+            msg = (
+                f"is damaged: {folder.name}/{each.name} has {found.st_size:,} bytes, its JSON says "
+                f"{each.bytes:,}"
+            )
+            raise UnfitError(msg)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -150,10 +192,11 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was renamed in it stays so."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -23,7 +23,7 @@ import psutil
 
 from otf_core.errors import OtfError
 from otf_core.protocol import automatic_names
-from otf_core.state.manifest import Manifest, UnfitError, complete, newest
+from otf_core.state.manifest import Manifest, UnfitError, complete, newest, shards_beside
 from otf_core.transport import at_fork
 
 LOCK: Final = "lock"
@@ -318,6 +318,12 @@ def _remove(
 ) -> None:
     checkpoints = folder / "checkpoints"
     ours = [checkpoints / f"{m.id}{end}" for m in _manifests(folder) for end in (".ckpt", ".json")]
+    shards = [
+        (shards_beside(checkpoints / f"{m.id}.ckpt"), each.name)
+        for m in _manifests(folder)
+        for each in m.shards
+    ]
+    ours += [place / name for place, name in shards]
     ours += [folder / "journal" / f"{run_name_of(s)}.jsonl" for s in record.session_ids]
     ours += [folder / RESULTS, folder / "run.json"]
     for path in ours:
@@ -332,7 +338,7 @@ def _remove(
             removed.append(str(path))
     with contextlib.suppress(OSError):
         (folder / LOCK).unlink()
-    for empty in (checkpoints, folder / "journal", folder):
+    for empty in (*dict(shards), checkpoints, folder / "journal", folder):
         with contextlib.suppress(OSError):
             empty.rmdir()
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
+
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.checkpoint_file import (
     Manifest,
@@ -30,6 +32,8 @@ from otf_core.state.checkpoint_file import (
     write_manifest,
 )
 from otf_core.state.host_pool import HostPool, available_bytes
+from otf_core.state.manifest import SHARDS, SHARDS_PART, ShardFile, shards_beside
+from otf_core.state.shards import Writing, remove_shards
 
 __all__ = [
     "CheckpointStore",
@@ -44,6 +48,10 @@ Kind = Literal["ring", "pause", "manual", "auto", "final"]
 RING: Final = frozenset({"ring", "pause", "auto"})  # kinds of which the oldest go
 MAX_WAITING: Final = 2  # copies in host memory that wait for the disk
 OUR_FILES: Final = re.compile(r"(\d+-(?:ring|pause|manual|auto|final)(?:-\d+)?)\.(?:ckpt|json)")
+OUR_SHARDS: Final = re.compile(
+    rf"[0-9a-f]{{12}}{re.escape(SHARDS_PART)}"
+    rf"|\d+-(?:ring|pause|manual|auto|final)(?:-\d+)?{re.escape(SHARDS)}"
+)
 
 
 @dataclasses.dataclass
@@ -166,6 +174,9 @@ class CheckpointStore:
                     found.append(complete(path))
                 except (UnfitError, OSError) as why:
                     ignored.append(f"{name} is ignored: it {why}")
+            elif OUR_SHARDS.fullmatch(name):
+                if not path.with_suffix(".ckpt").exists():
+                    ignored.append(_without_file(path))
             elif OUR_FILES.fullmatch(name) and not path.with_suffix(".ckpt").exists():
                 ignored.append(f"{name} is ignored: its checkpoint is not there")
         found.sort(key=lambda manifest: manifest.ts)
@@ -365,6 +376,11 @@ class CheckpointStore:
         """The one from which the run goes on; see ``newest``; any thread."""
         return newest(self.list(), self._branch, self._base)
 
+    def last_exact(self) -> tuple[Manifest, str] | None:
+        """The newest of those from which the run goes on exactly; any thread."""
+        exact = [each for each in self.list() if each[0].exact]
+        return newest(exact, self._branch, self._base)
+
     def _path(self, manifest: Manifest) -> Path:
         assert self._folder is not None
         return self._folder / f"{manifest.id}.ckpt"
@@ -411,12 +427,15 @@ class CheckpointStore:
         assert self._folder is not None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            manifest.bytes, manifest.sha256 = write_checkpoint(state, self._path(manifest))
-            self._before()
+            path = self._path(manifest)
             try:
+                manifest.shards = _settle_shards(state, path)
+                manifest.bytes, manifest.sha256 = write_checkpoint(state, path)
+                self._before()
                 write_manifest(self._folder, manifest)
-            except OSError:
-                self._path(manifest).unlink(missing_ok=True)  # nobody would ever list it
+            except (OSError, CommandError):
+                path.unlink(missing_ok=True)  # nobody would ever list it
+                remove_shards(shards_beside(path), [each.name for each in manifest.shards])
                 raise
         except CommandError as error:
             return error
@@ -444,7 +463,19 @@ class CheckpointStore:
             for file in (path.with_suffix(".json"), path):
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
+            if manifest.shards:
+                remove_shards(shards_beside(path), [each.name for each in manifest.shards])
             self._on_removed(manifest, str(path))
+
+
+def _settle_shards(state: Any, path: Path) -> list[ShardFile]:
+    """Wait for the shards of a checkpoint; its file, which is written next, says what they are."""
+    ours = state.get("otf") if isinstance(state, dict) else None
+    if not isinstance(ours, dict) or not isinstance(writing := ours.get("shards"), Writing):
+        return []
+    files = writing.settle(shards_beside(path))
+    ours["shards"] = {"files": [msgspec.to_builtins(each) for each in files]}
+    return files
 
 
 def _failed(error: Exception) -> CommandError:
@@ -453,6 +484,14 @@ def _failed(error: Exception) -> CommandError:
         said = f"OSError ({error.strerror.lower()})"
     detail = f"Saving failed with {said[:300]}; the older checkpoints are whole, training goes on."
     return CommandError(ErrorCode.INTERNAL, detail)
+
+
+def _without_file(folder: Path) -> str:
+    """A folder of shards that is no checkpoint's: its writing was ended in the middle."""
+    remove_shards(folder)
+    if folder.exists():
+        return f"{folder.name} is half-written and cannot be removed"
+    return f"{folder.name} was half-written and is removed"
 
 
 def _removed(part: Path) -> str:

@@ -1,7 +1,8 @@
 """The weights of a checkpoint, read from the disk piece by piece; any one thread.
 
 Rule 1: a file is verified as a whole before anything of it is used, by ``checkpoint_file``'s rules.
-Rule 2: nothing is mapped into memory. A mapped file that somebody truncates, or a disk that fails,
+Rule 2: of weights that lie in parts on the ranks each is put together whole, one at a time.
+Rule 3: nothing is mapped into memory. A mapped file that somebody truncates, or a disk that fails,
 would end the process that trains; a read that fails is a refusal.
 """
 
@@ -30,7 +31,9 @@ from otf_core.state.checkpoint_file import (
     unfit,
     verified,
 )
+from otf_core.state.manifest import shards_beside
 from otf_core.state.parts import joined
+from otf_core.state.shards import files_in, name_of
 
 # What is used of torch 2.13 beyond its documentation: owner -> names.
 PRIVATE: Final = {
@@ -54,6 +57,7 @@ def open_weights(
         found = WeightsFile(path, label[-100:], os.dup(file.fileno()), field)
         try:
             found.load(file)
+            found.load_shards(shards_beside(Path(os.path.realpath(path))))
         except BaseException:
             found.close()
             raise
@@ -92,6 +96,8 @@ class WeightsFile:
         self._places: dict[int, tuple[int, int]] = {}  # storage -> where in the file, its bytes
         self._as_verified = self._stamp()
         self._whole: tuple[str, torch.Tensor] | None = None
+        self._shards: Any = None  # where tensors lie in parts on the ranks
+        self._in_parts: dict[str, str] = {}  # name -> what it is called there
 
     def load(self, file: io.BufferedReader) -> None:
         """Find out what is there. Raises UnfitError."""
@@ -110,7 +116,8 @@ class WeightsFile:
                 state = unpickler.load()
             finally:
                 torch._utils._sparse_tensors_to_validate.clear()  # they have no data here
-        weights = of_ours(state).get("state_dict")
+        self._files = files_in(of_ours(state))
+        weights = state.get("state_dict")
         if not isinstance(weights, Mapping):
             msg = "has no weights"
             raise UnfitError(msg)
@@ -119,8 +126,29 @@ class WeightsFile:
         for owner, found in weights.items() if several else (("", weights),):
             self._gather(str(owner), found)
 
+    def load_shards(self, folder: Path) -> None:
+        """Verify the folder where some tensors lie in parts. Raises UnfitError."""
+        if not self._in_parts:
+            return
+        from otf_core.state.shard_files import ShardReader  # noqa: PLC0415, RUF100 -- loads torch.distributed
+
+        with reading_pickle():
+            self._shards = ShardReader(folder, self._files)
+        for name, called in self._in_parts.items():
+            shape = self._shards.shapes.get(called)
+            if shape is None:
+                msg = f"is damaged: {name[:100]} is not among its shards"
+                raise UnfitError(msg)
+            self.shapes[name] = shape
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the host, in memory of its own. Raises CommandError ``bad_payload``."""
+        if name in self._in_parts:
+            try:
+                with reading_pickle():
+                    return self._shards.read(self._in_parts[name])  # type: ignore[no-any-return]
+            except UnfitError as why:
+                raise unfit(self._path, why, field=self._field) from None
         shape = self.shapes[name]
         flat = self._elements(shape, 0, _reach(shape))
         return flat.as_strided(shape.shape, shape.stride(), 0)
@@ -132,7 +160,7 @@ class WeightsFile:
             CommandError: ``bad_payload``, it cannot be read any more.
         """
         shape = self.shapes[name]
-        if shape.is_contiguous():
+        if name not in self._in_parts and shape.is_contiguous():
             return self._elements(shape, begin, end)
         if self._whole is None or self._whole[0] != name:
             self._whole = None  # not two at a time
@@ -166,6 +194,9 @@ class WeightsFile:
     def _gather(self, owner: str, found: Mapping[Any, Any]) -> None:
         for key, value in found.items():
             name = joined(owner, str(key))
+            if (called := name_of(value)) is not None:
+                self._in_parts[name] = called
+                continue
             if isinstance(value, torch.Tensor) and self._is_plain(value):
                 _, nbytes = self._places[value.untyped_storage()._cdata]
                 if (int(value.storage_offset()) + _reach(value)) * value.itemsize > nbytes:

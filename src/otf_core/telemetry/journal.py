@@ -54,7 +54,8 @@ class Journal:
         self._trimmed = 0  # the last that fell out of memory unwritten
         self._said = False
         self._last = 0
-        self._written = 0  # the last that is on the disk
+        self._written = 0  # the last that the file has
+        self._synced = 0  # the last that outlives the machine
         self._size = 0
         self._index: list[int] = []  # offset of every INDEX_EVERY-th line
         self._due = threading.Event()
@@ -116,7 +117,7 @@ class Journal:
         self.sync()
         with self._wrote:
             until = self._last
-            self._wrote.wait_for(lambda: self._written >= until or self._lost, timeout_s)
+            self._wrote.wait_for(lambda: self._synced >= until or self._lost, timeout_s)
 
     def close(self) -> None:
         """Write what is left, fsync, join; may be called twice."""
@@ -199,6 +200,8 @@ class Journal:
                     self._index.append(self._size)
                 self._size += len(line)
                 self._written = seq
+            if sync:
+                self._synced = self._written
             while self._pending and self._pending[0][0] <= self._written:
                 self._pending_bytes -= len(self._pending.popleft()[1])
             if self._trimmed <= self._written:

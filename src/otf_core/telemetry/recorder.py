@@ -29,6 +29,7 @@ from otf_core.telemetry.norms import combine_norms, grad_norm, weight_norm
 from otf_core.telemetry.system import DeviceStatsMonitor
 
 Level = Literal["full", "basic", "off"]
+Phases = Callable[[], Mapping[str, float]]  # seconds of each since it began
 
 HISTORY: Final = 1000  # losses that are kept
 # Measured by us, beside what the module logs; the space keeps them apart from any logged name
@@ -38,6 +39,8 @@ _GRAD: Final = " grad_norm"
 _WEIGHT: Final = " weight_norm"
 _ZEROS: Final = " activation_zero_frac"
 _LR: Final = " lr"
+PHASE: Final = "otf/{}_ms"  # what a phase is called among the metrics of a step
+_NO_PHASES: Final[Mapping[str, float]] = {}
 _MAIN: Final = ("loss", "val_loss", "accuracy", "step")
 
 
@@ -62,6 +65,7 @@ class _Step:
     new: tuple[str, ...]  # names of the values that were logged since the step before
     logged: tuple[str, ...]  # names of all that was ever logged
     rates: int  # parameter groups with a learning rate
+    phases: Mapping[str, float]  # ms of the step's phases, by the names that are told
 
 
 class StepRecorder:
@@ -101,6 +105,8 @@ class StepRecorder:
         self._lr_names: list[str] = []  # made once, a step has no use for new ones
         self._samples, self._batches = 0, 0
         self._own_s = 0.0  # taken here since the last step was told, the costly metrics apart
+        self._phases: Phases | None = None
+        self._phases_s: Mapping[str, float] = {}  # when the last step was told
         # Where events are made, by one thread at a time.
         self._canonical = Canonical()
         self._latest: dict[str, Any] = {}
@@ -117,6 +123,14 @@ class StepRecorder:
         """Newest value of loss, val_loss and accuracy, and the step; any thread."""
         self._emitter.drain()
         return dict(self._latest)
+
+    def time_phases(self, phases: Phases) -> None:
+        """Tell with every step how long each of its phases was; see ``PHASE``.
+
+        Args:
+            phases: seconds of each so far.
+        """
+        self._phases, self._phases_s = phases, dict(phases())
 
     def fetching(self, at_s: float | None = None) -> None:
         """The next batch is about to be fetched, or was at ``at_s`` of the clock."""
@@ -214,6 +228,7 @@ class StepRecorder:
                 new,
                 self._names,
                 len(rates),
+                self._new_phases(),
             ),
             values,
         )
@@ -235,6 +250,7 @@ class StepRecorder:
         self.abort()
         self._step, self._seen, self._names = step, dict(logged), tuple(logged)
         self._own_s = 0.0
+        self._new_phases()
         self._latest = {}
         self._losses = deque((s for s in list(self._losses) if s[0] <= step), HISTORY)
 
@@ -248,6 +264,15 @@ class StepRecorder:
         """How often each metric comes; any thread."""
         interval_s = self._monitor.interval_s if self._monitor is not None else 1.0
         return cadences(self.governor.cadence(), sampler_interval_s=interval_s)
+
+    def _new_phases(self) -> Mapping[str, float]:
+        if self._phases is None:
+            return _NO_PHASES
+        before, self._phases_s = self._phases_s, self._phases()
+        return {
+            PHASE.format(name): 1000 * (now_s - before.get(name, 0.0))
+            for name, now_s in self._phases_s.items()
+        }
 
     def _due(self, name: str) -> bool:
         return self.level == "full" and self.governor.due(name, self._step + 1)
@@ -264,7 +289,7 @@ class StepRecorder:
 
     def _fields(self, step: _Step, values: Mapping[str, float | None]) -> dict[str, Any]:
         """What the event says; wherever events are made."""
-        metrics = {name: values[name] for name in step.new}
+        metrics = {**{name: values[name] for name in step.new}, **step.phases}
         # By all that was ever logged, so that a name means the same at every step.
         pairs = self._canonical.pairs(step.logged)
         canonical = {name: metrics.get(logged) for name, logged in pairs}

@@ -14,10 +14,10 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 LIMIT_S: Final = 30.0
 FIRST_LIMIT_S: Final = 300.0  # the first batch compiles, reads, and is nobody's yardstick
@@ -25,6 +25,28 @@ SLOW: Final = 20  # so many times a usual step
 LOOK_S: Final = 1.0
 MAX_FRAMES: Final = 40
 PACKAGES: Final = str(Path(__file__).parents[1])
+# Where torch waits for other ranks: the end of the path -> what the function is called for people;
+# None: its own name, if it is public.
+CALLS: Final[Mapping[str, Mapping[str, str] | None]] = {
+    "torch/distributed/distributed_c10d.py": None,
+    "torch/distributed/_functional_collectives.py": None,
+    "torch/nn/parallel/distributed.py": {"_distributed_broadcast_coalesced": "broadcast"},
+    "torch/autograd/graph.py": {"_engine_run_backward": "backward"},  # DDP reduces gradients there
+}
+
+
+class Spot(NamedTuple):
+    """Where a thread is.
+
+    Attributes:
+        where: the innermost line of the user's own code, as ``train.py:41 in training_step``.
+        stack: all lines, the innermost last.
+        call: what it called inside of which it may wait for other ranks, as ``all_reduce``.
+    """
+
+    where: str | None
+    stack: list[str]
+    call: str | None = None
 
 
 class StallWatch:
@@ -39,6 +61,8 @@ class StallWatch:
         step: steps done, as of the last safe point.
         step_s: seconds that a step takes; None before there is one.
         say: one line for the person at the terminal.
+        others: of several ranks, given where this one is: what all of them are at, as fields of
+            the event and in words.
     """
 
     def __init__(
@@ -49,10 +73,11 @@ class StallWatch:
         step: Callable[[], int],
         step_s: Callable[[], float | None],
         say: Callable[[str], None] = lambda _: None,
+        others: Callable[[Spot], tuple[Mapping[str, Any], str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._emit, self._trains, self._step, self._step_s = emit, trains, step, step_s
-        self._say, self._clock = say, clock
+        self._say, self._others, self._clock = say, others, clock
         self.passed = 0
         self.thread_id: int | None = None  # of the thread that trains
         self._seen, self._since_s = -1, clock()
@@ -97,34 +122,49 @@ class StallWatch:
         return FIRST_LIMIT_S if step_s is None else max(LIMIT_S, SLOW * step_s)
 
     def _tell(self, seconds: float, *, over: bool) -> None:
-        where, stack = (None, []) if over else place_of(self.thread_id)
-        step = self._step()
+        spot = Spot(None, []) if over else spot_of(self.thread_id)
+        step, words = self._step(), ""
+        more: Mapping[str, Any] = {}
+        if self._others is not None:
+            more = {"ranks": [], "unheard": [], "flight": []}
+            if not over:
+                more, words = self._others(spot)
         self._emit(
             "stall", step=step, seconds=round(seconds, 1), limit_s=self.limit_s,
-            where=where, stack=stack, over=over,
+            where=spot.where, stack=spot.stack, over=over, **more,
         )  # fmt: skip
         if not over:
-            at = f", in {where}" if where is not None else ""
-            self._say(f"no batch has ended for {seconds:.0f} s{at}, at step {step:,}")
+            at = f", in {spot.where}" if spot.where is not None else ""
+            rest = f": {words}" if words else ""
+            self._say(f"no batch has ended for {seconds:.0f} s{at}, at step {step:,}{rest}")
 
 
-def place_of(thread_id: int | None) -> tuple[str | None, list[str]]:
-    """The innermost line of the user's own code in a thread, and all lines, the innermost last.
+def spot_of(thread_id: int | None) -> Spot:
+    """Where a thread is; any thread.
 
-    A line is ``train.py:41 in training_step``; any thread. Nothing of the frames is kept: they
-    would keep their tensors.
+    Nothing of the frames is kept: they would keep their tensors.
     """
     frame = sys._current_frames().get(thread_id) if thread_id is not None else None  # noqa: SLF001 -- the documented way
-    where: str | None = None
+    where = call = None
     lines: list[str] = []
     for each in _outwards(frame):
         path = each.f_code.co_filename
         line = f"{Path(path).name}:{each.f_lineno} in {each.f_code.co_name}"
-        if where is None and _is_own(path):
-            where = line
+        if where is None:
+            if _is_own(path):
+                where = line
+            else:
+                call = call or _call(path, each.f_code.co_name)
         if len(lines) < MAX_FRAMES:
             lines.append(line)
-    return where or (lines[0] if lines else None), lines[::-1]
+    return Spot(where or (lines[0] if lines else None), lines[::-1], call)
+
+
+def _call(path: str, function: str) -> str | None:
+    named = next((names for end, names in CALLS.items() if path.endswith(end)), {})
+    if named is None:
+        return None if function.startswith("_") else function
+    return named.get(function)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

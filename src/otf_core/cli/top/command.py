@@ -27,7 +27,8 @@ NOT_INSTALLED: Final = (
     "otf top needs {name}: pip install 'otf-lightning[tui]'; without it: otf top --once"
 )
 HISTORY: Final = (
-    "state", "paused", "resumed", "stall", "epoch_end", "checkpoint_removed", "checkpoint_loaded",
+    "state", "paused", "resumed", "stall", "rank_state", "epoch_end", "checkpoint_removed",
+    "checkpoint_loaded",
     "test_complete", "auto_test_complete", "param_changed", "note", "trainingFinished", "error",
     "session_started", "newRun",
 )  # fmt: skip

@@ -55,7 +55,8 @@ EVENT_FIELDS: Final[Mapping[str, str]] = {
         "status avg_loss? step label ckpt_path env_test_label source metrics seconds"
     ),
     "state": "state previous step epoch reason request_id",
-    "stall": "step seconds limit_s where stack over",
+    "stall": "step seconds limit_s where stack over ranks? unheard? flight?",
+    "rank_state": "rank state seconds exit_code why step checkpoint resume",
     "param_changed": "path old new applied_step by request_id",
     "note": "note_id step text removed?",
     "checkpoint_removed": "id path step kind reason",

@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import { useRef } from "preact/hooks";
-import { band, type View } from "./state";
+import { band, silentOf, type View } from "./state";
 import { store } from "./store";
 import { why } from "./words";
 
@@ -11,12 +11,13 @@ const ALARMS = new Set(["stalled", "failed"]);
 
 export function Live({ view }: { view: View }): JSX.Element {
   const said = useRef({ state: "", at_ms: 0, text: "", alarm: "" });
-  const { state, sentence } = band(view);
+  const { state: shown, sentence } = band(view);
+  const state = [shown, ...silentOf(view).map((one) => one.rank)].join(" ");
   const now = Date.now();
   const last = said.current;
   if (state !== last.state || now - last.at_ms >= EVERY_MS) {
     const text = sentence.map((piece) => piece.text).join("");
-    if (state !== last.state) last.alarm = ALARMS.has(state) ? text : "";
+    if (state !== last.state) last.alarm = ALARMS.has(shown) || state !== shown ? text : "";
     Object.assign(last, { state, at_ms: now, text });
   }
   const refused = view.session === null

@@ -9,7 +9,7 @@ import { Dialogs } from "./dialogs";
 import { Drawer, Rail } from "./drawers";
 import { count } from "./format";
 import { page } from "./page";
-import { stateOf, type View } from "./state";
+import { amissIn, stateOf, type View } from "./state";
 import { store } from "./store";
 import { titleOf } from "./title";
 import type { Scene } from "./scene";
@@ -47,7 +47,7 @@ export function App({ view, scene }: { view: View; scene: Scene | null }): JSX.E
             )}
           </div>
           {view.session !== null && page.panel !== null && <Drawer view={view} panel={page.panel} />}
-          {view.session !== null && <Rail stalled={state === "stalled"} />}
+          {view.session !== null && <Rail amiss={amissIn(view)} />}
         </div>
       </main>
       <Dialogs view={view} />

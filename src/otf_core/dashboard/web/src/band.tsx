@@ -8,7 +8,7 @@ import { Glyph, Icon } from "./icons";
 import { keyOf } from "./keys";
 import { controlsNow, draftsOf, give, page, press } from "./page";
 import { progressOf, share } from "./progress";
-import { band, stateOf, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
+import { band, failedOf, stateOf, stepOf, switchState, totalSteps, type Control, type Piece, type View } from "./state";
 import { isRead, store, type Held } from "./store";
 import { Menu } from "./top";
 import { reasonsOf } from "./turns";
@@ -184,12 +184,13 @@ function Receipts({ view }: { view: View }): JSX.Element {
     .filter((one) => !isRead(one.cmd) && !store.receipts.get(session.session_id)?.has(one.request_id))
     .map(waiting);
   const ended = ENDED.has(stateOf(view)) ? view.checkpoints.find((one) => one.path !== null) : undefined;
+  const resume = failedOf(view.data).find((one) => one.resume !== null)?.resume ?? null;
   const running = progressOf(view.data);
   const list = [...others, ...shown].slice(0, ended === undefined ? 2 : 0);
   return (
     <div class="receipts" role="group" aria-label="Last commands">
       {ended !== undefined && (
-        <Line text={ended.path === null ? "" : resumeLine(ended.path)} hint={`goes on from step ${count(ended.step)}, ${ended.exact === true ? "exactly" : "approximately"}: put it before the command that started the run`} />
+        resume !== null ? <Line text={resume} hint="lets the run go on" /> : <Line text={ended.path === null ? "" : resumeLine(ended.path)} hint={`goes on from step ${count(ended.step)}, ${ended.exact === true ? "exactly" : "approximately"}: put it before the command that started the run`} />
       )}
       {list.length === 0 && ended === undefined && <p class="hint">No command yet. What is asked from anywhere shows here.</p>}
       {list.map((receipt) => (

@@ -20,7 +20,7 @@ const DRAWERS: Record<Panel, { title: string; Body: (props: { view: View }) => J
   log: { title: "Log", Body: Log },
 };
 
-export function Rail({ stalled = false }: { stalled?: boolean }): JSX.Element {
+export function Rail({ amiss = 0 }: { amiss?: number }): JSX.Element {
   return (
     <nav class="rail" aria-label="Panels">
       {PANELS.map((panel, i) => (
@@ -29,7 +29,7 @@ export function Rail({ stalled = false }: { stalled?: boolean }): JSX.Element {
           aria-keyshortcuts={String(i + 1)} onClick={() => page.toggle(panel)}
         >
           <Icon name={panel} />
-          <span>{DRAWERS[panel].title}{panel === "health" && stalled && <span class="badge">1</span>}</span>
+          <span>{DRAWERS[panel].title}{panel === "health" && amiss > 0 && <span class="badge">{amiss > 9 ? "9+" : amiss}</span>}</span>
         </button>
       ))}
     </nav>

@@ -9,7 +9,9 @@ import "./health.css";
 import { Icon } from "./icons";
 import { give } from "./page";
 import { progressOf, remaining, share } from "./progress";
-import { closed, nameOf, stateOf, stepOf, type View } from "./state";
+import { failedText, placesText, rankNames } from "./ranks";
+import { Fallen, Hang, RankTable } from "./rankview";
+import { closed, failedOf, nameOf, ranksOf, stateOf, stepOf, type View } from "./state";
 import { isSettled, store, type Held } from "./store";
 import type { Session } from "./types";
 import { cli, why } from "./words";
@@ -30,12 +32,12 @@ export function Health({ view }: { view: View }): JSX.Element {
       {state === "stalled" && <Stalled view={view} session={session} />}
       {state === "failed" && <Failed view={view} session={session} />}
       <Resumes view={view} session={session} />
+      {ranksOf(session, view.data) > 1 && <RankTable view={view} session={session} />}
       <section class="blk">
         <h3>Checks</h3>
         <p class="lead">Each lets the run stand for some seconds and leaves it as it was: no optimizer steps.</p>
         {CHECKS.map((check) => <Check key={check.cmd} {...check} view={view} session={session} />)}
       </section>
-      <Ranks session={session} />
       <Gradients view={view} session={session} />
     </div>
   );
@@ -48,19 +50,26 @@ function Stalled({ view, session }: { view: View; session: Session }): JSX.Eleme
   const kept = view.checkpoints[0];
   const lines = stall?.stack.length ? stall.stack : (stall?.where?.split("\n") ?? []);
   const where = lines.length > 0 ? lines.join("\n") : null;
+  const places = stall?.places ?? [];
   const report = [
-    `Stalled ${long}: ${nameOf(session)} at step ${count(step)}`, `where: ${where ?? "the trainer does not know"}`,
+    `Stalled ${long}: ${nameOf(session)} at step ${count(step)}`,
+    ...(places.length === 0 ? [`where: ${where ?? "the trainer does not know"}`]
+      : [placesText(places, stall?.unheard ?? [], Infinity), ...places.map((one) => `${rankNames(one.ranks)}:\n  ${(one.stack.length > 0 ? one.stack : [one.where ?? "unknown"]).join("\n  ")}`)]),
     `host: ${session.host ?? "unknown"}, pid ${session.pid ?? "unknown"}`,
     `last checkpoint: ${kept === undefined ? "none" : `${kept.id} ${kept.path ?? ""}`}`, `exactness: ${session.exactness ?? "unknown"}`,
   ].join("\n");
   return (
     <div class="hang">
-      <h3>Stalled {long} at step {count(step)}</h3>
+      <h3>Stalled {long}{places[0] === undefined ? ` at step ${count(step)}` : `: ${placesText(places.slice(0, 1), [])}`}</h3>
       <p>No batch has ended since. What needs the end of a step waits for it: nothing is lost, and nothing is done twice.</p>
-      <h4>Where the training thread is</h4>
-      {where === null
-        ? <p class="hint">The trainer does not know.</p>
-        : <pre class="stack">{lines.map((line, i) => <span class="ln" key={i}>{line}</span>)}</pre>}
+      {stall !== null && places.length > 0 ? <Hang stall={stall} /> : (
+        <>
+          <h4>Where the training thread is</h4>
+          {where === null
+            ? <p class="hint">The trainer does not know.</p>
+            : <pre class="stack">{lines.map((line, i) => <span class="ln" key={i}>{line}</span>)}</pre>}
+        </>
+      )}
       <p class="hint">
         {kept === undefined ? "No checkpoint is kept." : `Newest checkpoint: step ${count(kept.step)}, ${kept.exact === true ? "exact" : "approximate"}${step !== null && kept.step !== null ? `, ${plural(Math.max(0, step - kept.step), "step")} ago` : ""}.`}
       </p>
@@ -73,12 +82,17 @@ function Stalled({ view, session }: { view: View; session: Session }): JSX.Eleme
 function Failed({ view, session }: { view: View; session: Session }): JSX.Element {
   const kept = view.checkpoints[0];
   const step = stepOf(session, view.data);
+  const failed = failedOf(view.data);
+  const resume = failed.find((one) => one.resume !== null)?.resume ?? undefined;
   const redo = kept?.step != null && step !== null ? step - kept.step : null;
   return (
     <div class="hang">
-      <h3>Failed at step {count(step)}</h3>
-      <pre class="stack">{session.finished?.error ?? session.reason ?? "The trainer gave no reason."}</pre>
-      {kept?.path != null && (
+      <h3>{failed.length === 0 ? `Failed at step ${count(step)}` : `Failed: ${failedText(failed)}`}</h3>
+      <Fallen view={view} />
+      {(failed.length === 0 || session.finished?.error) && (
+        <pre class="stack">{session.finished?.error ?? session.reason ?? "The trainer gave no reason."}</pre>
+      )}
+      {resume === undefined && kept?.path != null && (
         <>
           <p class="hint">
             The checkpoint of step {count(kept.step)} is {kept.exact === true ? "exact" : "approximate"}{redo !== null && redo > 0 && `; ${plural(redo, "step")} to do again`}.
@@ -86,6 +100,7 @@ function Failed({ view, session }: { view: View; session: Session }): JSX.Elemen
           <Line text={resumeLine(kept.path)} hint="before the command that started the run" />
         </>
       )}
+      {resume !== undefined && <Line text={resume} hint="lets the run go on" />}
     </div>
   );
 }
@@ -226,18 +241,6 @@ function Rows({ rows }: { rows: Record<string, unknown>[] }): JSX.Element {
         </tbody>
       </table>
     </div>
-  );
-}
-
-/** One rank needs no table. Of several, rank 0 alone is connected. */
-function Ranks({ session }: { session: Session }): JSX.Element | null {
-  const ranks = session.status?.["world_size"];
-  if (typeof ranks !== "number" || ranks < 2) return null;
-  return (
-    <section class="blk">
-      <h3>Ranks</h3>
-      <p>{count(ranks)} ranks. Rank 0 alone tells this page anything; such a run is watched and not controlled.</p>
-    </section>
   );
 }
 

@@ -10,7 +10,7 @@ import type { Session } from "./types";
 /** Steps that came live and lie behind the curves, before these are asked for anew. */
 export const TAIL = 20_000;
 /** Of a long run these come first: the large chart is there before the others. */
-const FIRST = ["loss", "val_loss", "epoch"];
+const FIRST = ["loss", "val_loss"];
 const LONG = 50_000;
 /** A run that others train and that is not followed step by step. */
 const AGAIN_MS = 3_000;
@@ -45,8 +45,9 @@ export function keep(session: Session, lines: Lines, zoom: { from: number; to: n
   const turns = columns.undone.length + store.toldOf(session).turns.length;
   const last = store.runOf(session)?.summary?.step ?? session.step ?? 0;
   const followed = columns.length > 0 && (columns.lastStep() ?? 0) >= last - 1;
-  const behind = lines.whole === null || turns !== state.turns || long || (!followed && last !== lines.whole.to);
-  if (behind && now - state.at_ms > AGAIN_MS) {
+  const behind = lines.stale || lines.whole === null || turns !== state.turns || long || (!followed && last !== lines.whole.to);
+  if (behind && (lines.stale || now - state.at_ms > AGAIN_MS)) {
+    lines.stale = false;
     Object.assign(state, { busy: true, at_ms: now, turns });
     void whole(session, lines, state);
     return;

@@ -139,6 +139,10 @@ function markOf(event: OtfEvent, removed: Set<unknown>): Mark | null {
       return { kind: "checkpoint", step, text: `${String(event["kind"] ?? "checkpoint")} checkpoint at step ${count(step)}` };
     case "note":
       return removed.has(event["note_id"]) ? null : { kind: "note", step, text: `note at step ${count(step)}: ${String(event["text"] ?? "")}` };
+    case "rank_state":
+      return event["state"] === "back" ? null : {
+        kind: "health", step, bad: event["state"] === "failed", text: `rank ${setting(event["rank"])} ${String(event["state"])} at step ${count(step)}: ${String(event["why"] ?? "")}`,
+      };
     case "stall":
       return event["over"] === true ? null : { kind: "stall", step, text: `stalled at step ${count(step)}${event["where"] ? `: ${String(event["where"])}` : ""}` };
     default:

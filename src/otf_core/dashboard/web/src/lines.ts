@@ -14,6 +14,8 @@ export class Lines {
   /** Over its whole length, and finer within a zoom; null where every step is here. */
   whole: Part | null = null;
   fine: Part | null = null;
+  /** The whole has a hole before what comes live. */
+  stale = false;
   /** Rises when a part has come. */
   parts = 0;
 

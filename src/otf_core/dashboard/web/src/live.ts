@@ -2,6 +2,7 @@
 
 import { clientName } from "./client";
 import { isDict } from "./columns";
+import { socketToUse } from "./dial";
 import { notices } from "./notices";
 import { isSettled, store } from "./store";
 import { token } from "./token";
@@ -23,6 +24,8 @@ let heard_ms = 0;
 let delay_ms: number | null = null;
 let arrivals: number[] = [];
 const subscribed = new Set<string>();
+/** Sessions that were subscribed to until another run came into focus. */
+const left = new Set<string>();
 /** Sessions whose events without steps were asked for. */
 const asked = new Set<string>();
 /** Of so many events a session is told in full when it is subscribed to; of more the steps are thinned. */
@@ -40,11 +43,7 @@ export function connect(): void {
   const old = socket;
   socket = null;
   old?.close();
-  const address = new URL("api/live", document.baseURI);
-  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-  address.search = "";
-  address.hash = "";
-  const opening = new WebSocket(address.href);
+  const opening = socketToUse();
   socket = opening;
   heard_ms = Date.now();
   opening.onopen = () => {
@@ -97,6 +96,13 @@ function receive(text: string): void {
       arrivals.push(heard_ms);
       store.take(message);
       break;
+    case "receipt": {
+      const { receipt, session_id } = message;
+      store.take(message);
+      // What a check has found is read by everybody who looks, however large.
+      if (receipt.left_out_bytes !== undefined && receipt.cmd.endsWith("_health")) void settleOne(session_id, receipt);
+      break;
+    }
     default:
       store.take(message);
   }
@@ -107,7 +113,15 @@ function receive(text: string): void {
 export function follow(): void {
   const session = store.current();
   if (session === null || store.link.state !== "up") return;
-  for (const one of store.sessionsOf(session)) subscribe(one);
+  const followed = store.sessionsOf(session);
+  for (const id of subscribed) {
+    if (followed.some((one) => one.session_id === id)) continue;
+    subscribed.delete(id);
+    left.add(id);
+    store.partly.add(id);
+    send({ kind: "unsubscribe", session_id: id });
+  }
+  for (const one of followed) subscribe(one);
   for (const kin of store.family(session)) {
     for (const one of store.sessionsOf(kin)) if (!subscribed.has(one.session_id)) void read(one);
   }
@@ -117,6 +131,7 @@ function subscribe(session: Session): void {
   const { session_id } = session;
   if (subscribed.has(session_id)) return;
   subscribed.add(session_id);
+  if (left.delete(session_id)) store.rejoin(session);
   const here = store.lastSeqOf(session_id);
   const last = session.last_seq ?? 0;
   if (last - here <= WHOLE_HISTORY) {

@@ -2,9 +2,10 @@
 
 import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { bytes, clockSeconds, count, plural, setting, sig } from "./format";
+import { bytes, clockSeconds, count, plural, setting, sig, span } from "./format";
 import { Icon } from "./icons";
 import "./log.css";
+import { placesText, readPlaces, readRankList, string } from "./ranks";
 import type { View } from "./state";
 import type { OtfEvent } from "./types";
 import { shared } from "./view";
@@ -31,7 +32,16 @@ export function lineOf(event: OtfEvent): { level: Level; text: string } {
     case "exactness":
       return { level: event["exact"] === true ? "all" : "warn", text: [event["text"], ...(Array.isArray(event["reasons"]) ? event["reasons"] : [])].map(String).join("; ") };
     case "stall":
-      return { level: event["over"] === true ? "all" : "bad", text: event["over"] === true ? "goes on again" : `no batch has ended for ${setting(event["seconds"])} s${event["where"] ? `, in ${String(event["where"])}` : ""}` };
+      return { level: event["over"] === true ? "all" : "bad", text: event["over"] === true ? "goes on again" : `no batch has ended for ${setting(event["seconds"])} s${stallPlace(event)}` };
+    case "rank_state": {
+      const { rank, state, seconds, exit_code: code, checkpoint, resume } = event;
+      const after = state !== "failed" && typeof seconds === "number" ? ` after ${span(seconds)}` : "";
+      const said = [
+        string(event["why"])?.replace(/\.$/, "") ?? `rank ${setting(rank)} ${String(state)}${after}`, code == null ? "" : `exit code ${setting(code)}`,
+        checkpoint ? `the checkpoint ${String(checkpoint)} is intact` : "", string(resume) ?? "",
+      ];
+      return { level: state === "failed" ? "bad" : state === "silent" ? "warn" : "all", text: said.filter(Boolean).join("; ") };
+    }
     case "gap":
       return { level: "warn", text: `${String(event["count"])} events left out of the stream (${String(event["reason"])})` };
     case "trainingFinished":
@@ -43,6 +53,13 @@ export function lineOf(event: OtfEvent): { level: Level; text: string } {
     default:
       return { level: "all", text: rest(event) };
   }
+}
+
+/** ": rank 1 in all_reduce, rank 0 in broadcast", or the place of the one process. */
+function stallPlace(event: OtfEvent): string {
+  const places = readPlaces(event["ranks"]);
+  if (places.length > 0) return `: ${placesText(places, readRankList(event["unheard"]))}`;
+  return event["where"] ? `, in ${String(event["where"])}` : "";
 }
 
 const STAMPS = new Set(["type", "run_id", "run_gen", "ts", "session_id", "event_seq", "step", "replay"]);

@@ -1,4 +1,5 @@
 import "./token"; // first: the token leaves the address before anything else runs
+import "./dial";
 import "./style.css";
 import { render } from "preact";
 import { App } from "./app";
@@ -17,8 +18,13 @@ import { goThere } from "./where";
 const root = document.getElementById("page");
 if (root === null) throw new Error("index.html has no #page");
 
+/** So long the page may stay empty: to draw that it connects takes longer than to be let in. */
+const EMPTY_MS = 150;
+let waited = false;
+
 onWake(store.changed);
 store.onFrame(() => {
+  if (store.link.state === "connecting" && !waited) return;
   goThere();
   const view = viewNow();
   const scene = sceneOf(view);
@@ -37,5 +43,8 @@ setInterval(() => {
   beat();
   if (document.hidden) document.title = titleOf(viewNow()); // nothing is drawn that would say it
 }, 1000);
-store.changed();
+setTimeout(() => {
+  waited = true;
+  store.changed();
+}, EMPTY_MS);
 connect();

@@ -3,7 +3,7 @@
  * They are found in the messages, not while drawing: a tab that is not looked at draws nothing.
  */
 
-import { count } from "./format";
+import { count, setting } from "./format";
 import { nameOf } from "./state";
 import { kept, runKey, store } from "./store";
 import type { FromServer, Session } from "./types";
@@ -42,10 +42,17 @@ class Notices {
       case "events":
         if (message.history === true) return;
         for (const event of message.events) {
-          if (event.type !== "stall" || event["over"] === true || event.replay === true) continue;
+          const gone = event.type === "rank_state" && event["state"] !== "back";
+          if ((!gone && (event.type !== "stall" || event["over"] === true)) || event.replay === true) continue;
           const session = store.sessions.get(message.session_id);
           const ts = event.ts ?? 0;
           if (session?.connected !== true || (event.event_seq ?? 0) < (session.last_seq ?? 0) - 50 || ts * 1000 < store.opened_ms - 60_000) continue;
+          if (gone) {
+            const [rank, failed] = [setting(event["rank"]), event["state"] === "failed"];
+            this.add(failed ? "failed" : "stalled", session, `rank ${message.session_id} ${event.event_seq ?? ts}`,
+                     `${nameOf(session)}: rank ${rank} ${failed ? "failed" : "is silent"}`, String(event["why"] ?? ""));
+            continue;
+          }
           this.add("stalled", session, `stall ${message.session_id} ${event.event_seq ?? ts}`,
                    `${nameOf(session)} stalls`, `step ${count(event.step)}${event["where"] ? `, in ${String(event["where"])}` : ""}`);
         }

@@ -5,6 +5,7 @@ import { bytes, clock, clockSeconds, count, plural, sig, span } from "./format";
 import { isSettled, type Held, type Link } from "./store";
 import type { Told } from "./told";
 import { progressOf, remaining, share } from "./progress";
+import { failedText, goneOf, placesText, silentText, stepOfCheckpoint, type Gone } from "./ranks";
 import type { Checkpoint, Param, Session } from "./types";
 import type { Undoable } from "./undo";
 import { waits } from "./words";
@@ -103,6 +104,8 @@ export function stateOf(view: View): string {
     return link.state === "lost" ? "connection-lost" : "connecting";
   }
   if (link.state === "lost") return "connection-lost";
+  // The launcher kills rank 0 as well: what it said last is the truth, not how it went.
+  if (session.state !== "finished" && failedOf(data).length > 0) return "failed";
   if (session.state === "finished" || session.state === "failed" || session.state === "interrupted") {
     return session.state;
   }
@@ -112,7 +115,36 @@ export function stateOf(view: View): string {
   return session.state;
 }
 
+/** Ranks that have failed. */
+export function failedOf(data: Told | null): Gone[] {
+  return data === null ? [] : goneOf(data.gone, "failed");
+}
+
+/** Ranks that are not heard, of a run that is there to be asked. */
+export function silentOf(view: View): Gone[] {
+  const here = view.session?.connected === true && view.link.state === "up" && !["failed", "finished"].includes(stateOf(view));
+  return view.data === null || !here ? [] : goneOf(view.data.gone, "silent");
+}
+
+/** What the panel Health has to say: a stall, ranks that are silent or have failed. */
+export function amissIn(view: View): number {
+  return Number(stateOf(view) === "stalled") + silentOf(view).length + failedOf(view.data).length;
+}
+
+/** How many ranks a run has. */
+export function ranksOf(session: Session, data: Told | null): number {
+  const said = session.status?.["world_size"];
+  return data?.ranks?.size ?? (typeof said === "number" ? said : 1);
+}
+
 export function band(view: View): Band {
+  const found = sentenceOf(view);
+  const silent = silentOf(view);
+  if (silent.length === 0 || (view.data?.stall?.places.length ?? 0) > 0) return found;
+  return { ...found, tone: found.tone === "bad" ? "bad" : "warn", sentence: [...found.sentence, t(", "), b(silentText(silent, view.now_s))] };
+}
+
+function sentenceOf(view: View): Band {
   const state = stateOf(view);
   const { session, data, link, now_s } = view;
   if (session === null) return withoutRun(state, view);
@@ -130,7 +162,7 @@ export function band(view: View): Band {
       if (step !== null && total !== null) where.push(t(` of ${total.exact ? "" : "about "}${count(total.steps)}`));
       if (epoch !== null) where.push(t(`, epoch ${count(epoch)}`));
       if (loss !== null) where.push(t(", val loss "), ...loss);
-      if (eta !== null) where.push(t(", "), b(span(eta)), t(" left"));
+      if (eta !== null && silentOf(view).length === 0) where.push(t(", "), b(span(eta)), t(" left"));
       return { state, tone: "live", glyph: "run", sentence: [v("Training "), R, t(" — "), ...where], facts };
     }
     case "starting":
@@ -164,7 +196,7 @@ export function band(view: View): Band {
     }
     case "stalled": {
       const stall = data?.stall;
-      const where = stall?.where ? `: ${stall.where}` : ": no batch has ended, and the trainer does not know where";
+      const where = stall?.places.length ? `: ${placesText(stall.places, stall.unheard)}` : stall?.where ? `: ${stall.where}` : ": no batch has ended, and the trainer does not know where";
       return {
         state, tone: "bad", glyph: "stall",
         sentence: [
@@ -214,9 +246,10 @@ export function band(view: View): Band {
       };
     }
     case "failed": {
-      const error = session.finished?.error || session.reason || "the trainer gave no reason";
-      const kept = view.checkpointStep === null
-        ? [] : [t("; the checkpoint at "), b(count(view.checkpointStep)), t(" is intact")];
+      const failed = failedOf(data);
+      const error = failed.length > 0 ? failedText(failed) : session.finished?.error || session.reason || "the trainer gave no reason";
+      const whole = stepOfCheckpoint(failed[0]?.checkpoint ?? null) ?? view.checkpointStep;
+      const kept = whole === null ? [] : [t("; the checkpoint at "), b(count(whole)), t(" is intact")];
       return { state, tone: "bad", glyph: "fail", sentence: [v("Failed "), R, ...at, t(` — ${error}`), ...kept], facts };
     }
     case "interrupted": {
@@ -348,13 +381,15 @@ function factsOf(view: View): Piece[][] {
     if (speed !== null) facts.push([t(`a step takes about ${stepTime(speed)}`)]);
   }
   if (state === "running" && speed !== null) facts.push([b(sig(speed)), t(" steps/s")]);
-  if (state === "running" && eta !== null) {
+  if (state === "running" && eta !== null && silentOf(view).length === 0) {
     facts.push([t("done about "), b(clock(now_s + eta)), t(" without pauses, validation and stalls")]);
   }
   const paused = pausedFor(data, now_s);
   if (state === "finished" || state === "failed" || state === "interrupted") facts.push(...keptFacts(view));
   if ((state === "validating" || state === "testing") && eta !== null) facts.push([t("training waits meanwhile, not counted in the time left: "), b(span(eta))]);
   if (paused >= 1 && state !== "paused") facts.push([t(`${span(paused)} of pauses so far`)]);
+  const ranks = ranksOf(session, data);
+  if (ranks > 1) facts.push([b(count(ranks)), t(" ranks")]);
   const device = session.device ?? "";
   const host = session.host ?? "";
   if (device || host) facts.push([t([device, host].filter(Boolean).join(" on "))]);

@@ -128,6 +128,12 @@ class Store {
     for (const one of this.sessionsOf(session)) this.dataOf(one.session_id, session.run_id).columns.forget(step);
   }
 
+  /** Steps will come again that did not while another run was in focus: what lies between is asked for. */
+  rejoin(session: Session): void {
+    this.dataOf(session.session_id).columns.forget(Infinity);
+    this.linesOf(session).stale = true;
+  }
+
   /** The sessions that have told of a session's run, the first first. */
   sessionsOf(session: Session): Session[] {
     this.byRun ??= this.grouped();

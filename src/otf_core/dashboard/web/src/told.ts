@@ -1,6 +1,7 @@
 /** What trainers have told: of one session, and of a run that was resumed, over all of them. */
 
 import { Columns } from "./columns";
+import { noteGone, readPlaces, readRankList, readRanks, type Gone, type Place, type Ranks } from "./ranks";
 import type { OtfEvent } from "./types";
 
 const EVENTS_KEPT = 50_000;
@@ -11,6 +12,10 @@ export interface Stall {
   where: string | null;
   /** Lines of the training thread, the innermost last. */
   stack: string[];
+  /** Of a run of several ranks: where each of them is, those of one place together. */
+  places: Place[];
+  /** Ranks that did not answer where they are. */
+  unheard: number[];
 }
 
 export interface Pause {
@@ -41,6 +46,10 @@ export interface Told {
   readonly lastTest: number | null;
   /** Seconds of training in earlier sessions. */
   readonly earlier_s: number;
+  /** How the ranks fare, as was told last; null where nothing was. */
+  readonly ranks: Ranks | null;
+  /** Ranks that are silent or have failed. */
+  readonly gone: ReadonlyMap<number, Gone>;
 }
 
 /** The events of one session. */
@@ -53,6 +62,8 @@ export class SessionData implements Told {
   readonly pauses: Pause[] = [];
   readonly turns: Turn[] = [];
   readonly earlier_s = 0;
+  ranks: Ranks | null = null;
+  gone: ReadonlyMap<number, Gone> = new Map();
   lastValidation: number | null = null;
   lastTest: number | null = null;
   /** Rises with every event that is not a trainStep. */
@@ -63,6 +74,10 @@ export class SessionData implements Told {
     if (event.type === "trainStep") {
       this.columns.add(event);
       this.stall = null;
+    } else if (event.type === "ranks") {
+      // Once a second, and worth nothing when the next is here: it is no line of the log.
+      const ranks = readRanks(event, Date.now() / 1000);
+      if (ranks.ts >= (this.ranks?.ts ?? 0)) this.ranks = ranks;
     } else if (seq === null) {
       this.insert(event);
     } else {
@@ -70,6 +85,7 @@ export class SessionData implements Told {
       if (at >= 0 && this.events[at]?.event_seq === seq) return;
       this.insert(event, at + 1);
       if (event.type === "checkpoint_loaded") this.turnBack(event, seq);
+      if (event.type === "rank_state") this.countRanks();
       if (seq > this.lastSeq) this.follow(event);
     }
     if (seq !== null && seq > this.lastSeq) this.lastSeq = seq;
@@ -79,6 +95,12 @@ export class SessionData implements Told {
     this.events.splice(at, 0, event);
     if (this.events.length > EVENTS_KEPT) this.events.shift();
     this.eventsVersion += 1;
+  }
+
+  /** Events may come in any order; what they say is as in theirs. */
+  private countRanks(): void {
+    this.gone = this.events.filter((event) => event.type === "rank_state")
+      .reduce((gone, event) => noteGone(gone, event, event.ts ?? Date.now() / 1000), new Map<number, Gone>());
   }
 
   private turnBack(event: OtfEvent, seq: number): void {
@@ -106,6 +128,8 @@ export class SessionData implements Told {
           since_ts: ts - (typeof event["seconds"] === "number" ? event["seconds"] : 0),
           where: typeof event["where"] === "string" ? event["where"] : null,
           stack: Array.isArray(event["stack"]) ? event["stack"].map(String) : [],
+          places: readPlaces(event["ranks"]),
+          unheard: readRankList(event["unheard"]),
         };
         break;
       case "paused":
@@ -153,6 +177,14 @@ export class Joined implements Told {
 
   get stall(): Stall | null {
     return this.last.stall;
+  }
+
+  get ranks(): Ranks | null {
+    return this.last.ranks;
+  }
+
+  get gone(): ReadonlyMap<number, Gone> {
+    return this.last.gone;
   }
 
   get lastValidation(): number | null {

@@ -113,6 +113,8 @@ export interface Receipt {
   answered_ts: number | null;
   reply: Reply | null;
   state: ReceiptState;
+  /** It was too large for those who did not ask; it can be asked for. */
+  left_out_bytes?: number;
 }
 
 /** An event as on the wire. */
