@@ -82,6 +82,14 @@ def test_a_bucket_is_the_smallest_power_of_two_that_fits(
     assert found.bucket_steps == steps
 
 
+def test_a_bucket_that_begins_without_a_value_has_its_extremes_all_the_same() -> None:
+    columns = Columns()
+    for seq, value in enumerate([None, 3.0, 1.0, 5.0, None, 2.0], start=1):
+        columns.add({"event_seq": seq, "step": 8, "ts": 0.0, "loss": value})
+    found = curves([columns.view()], ["loss"], low=None, high=None, buckets=1)
+    assert found.series["loss"]["value"] == [3.0, 1.0, 5.0, 2.0]
+
+
 def test_full_buckets_stay_as_they_are_while_the_run_goes_on() -> None:
     columns = Columns()
     shown = []

@@ -147,7 +147,7 @@ def test_a_hang_shows_which_ranks_wait_where(open_page: Open, several: FakeDashb
     expect(second.locator(".ln").last).to_contain_text("broadcast")
     expect(page.locator(".hang")).to_contain_text("The calls differ")
     sound(page)
-    unheard = {**stall(902), "unheard": [2, 3]}
+    unheard = {**stall(902), "unheard": [2, 3], "flight": ["/runs/stalls/60/rank-0"]}
     unheard["ranks"] = [
         {**unheard["ranks"][0], "ranks": [0]},
         {**unheard["ranks"][1], "call": None},
@@ -156,6 +156,7 @@ def test_a_hang_shows_which_ranks_wait_where(open_page: Open, several: FakeDashb
     expect(page.locator(".sentence")).to_contain_text("ranks 2, 3 not heard")
     expect(page.locator(".hang")).to_contain_text("Ranks 2, 3 did not answer")
     expect(page.locator(".hang")).to_contain_text("Rank 1 is in no call to other ranks")
+    expect(page.locator(".hang .hint").first).to_contain_text("/runs/stalls/60/rank-0")
 
 
 @pytest.mark.web

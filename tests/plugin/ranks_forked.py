@@ -2,9 +2,9 @@
 ``python -m tests.plugin.ranks_forked FOLDER HOW PORT``.
 
 HOW: ``bare`` (without us, on the samples that the other chooses), ``live`` (held at its beginning),
-``resumed``. Writes ``FOLDER/<HOW>.<rank>.json`` at its end; ``seen`` and ``validated`` beside it
-have a line for each batch and each validation. Files in FOLDER say what else happens: ``slow``,
-``together``, ``gathers``, ``fails``, ``torn``.
+``resumed``. Writes ``FOLDER/<HOW>.<rank>.json`` at its end; ``seen``, ``synced`` and ``validated``
+beside it have a line for each batch and each validation. Files in FOLDER say what else happens:
+``slow``, ``together``, ``gathers``, ``fails``, ``torn``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Told(Net):
     def __init__(self, folder: Path, how: str) -> None:
         super().__init__()
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        files = {name: folder / f"{how}.{rank}.{name}" for name in ("seen", "validated")}
+        files = {name: folder / f"{how}.{rank}.{name}" for name in ("seen", "synced", "validated")}
 
         def note(name: str, *what: Any) -> None:
             with files[name].open("a") as file:
@@ -59,11 +59,16 @@ class Told(Net):
 
         self.note, self.asked = note, lambda name: (folder / name).exists()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.note("seen", self.trainer.current_epoch, batch[2].tolist())
+        # Whether DDP will bring rank 0's buffers to all; in no attribute, which would be state.
+        model: Any = self.trainer.strategy.model
+        self.note("synced", model.require_forward_param_sync)
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y, ids = batch
+        x, y, _ = batch
         if self.asked("gathers"):
             dist.all_reduce(torch.ones(1))
-        self.note("seen", self.trainer.current_epoch, ids.tolist())
         return super().training_step((x, y), batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -120,6 +120,13 @@ def test_forks_and_merges_are_those_of_all_ranks(tmp_path: Path) -> None:
         assert logged == without.pop("logged")[-len(logged) :]
         assert with_us == without
         assert with_us["steps"][0] == STEPS
+        for name in ("seen", "synced"):
+            bare, live, resumed = (
+                (tmp_path / f"{how}.{rank}.{name}").read_text().splitlines()
+                for how in ("bare", "live", "resumed")
+            )
+            assert resumed == bare[-len(resumed) :]
+            assert live[7:] == bare[: len(live) - 7]  # behind those of the other fork
     # By rank 0's clock, at meetings.
     kinds = Counter(m.kind for m, _ in complete_checkpoints(tmp_path / "runs/p" / forked))
     assert kinds["ring"] >= 2, kinds

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 import torch
 
 from otf_core.errors import CommandError
+from otf_core.runs.archive import ArchiveError, pack
 from otf_core.runs.offline_weights import write
+from otf_core.runs.unarchive import unpack
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.manifest import Manifest, UnfitError, complete
 from otf_core.state.weights_file import open_weights
@@ -177,11 +180,29 @@ def test_full_weights_are_read_of_shards_without_any_rank(killed: Path) -> None:
         }  # fmt: skip
         whole = weights.read("net.0.weight")
         assert torch.equal(weights.block("net.0.weight", 7, 90), whole.reshape(-1)[7:90])
-        assert int(weights.read("steps")) == newest.step
+        assert int(weights.read("steps")) == newest.step * ACCUMULATED
     said = write(killed / "runs/p/r", None, None)
     assert (said["checkpoint"], said["tensors"]) == (newest.id, 7)
     safetensors = pytest.importorskip("safetensors.torch")
     assert torch.equal(safetensors.load_file(said["out_path"])["net.0.weight"], whole)
+
+
+@pytest.mark.timeout(60)
+def test_an_archive_takes_the_shards_along(killed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "runs.zip"
+    with file.open("wb") as out:
+        pack([killed / "runs/p/r"], out, checkpoints="all")
+    unpack(file, tmp_path / "runs", project=None)
+    assert manifests(tmp_path) == manifests(killed)
+    for each in manifests(killed):
+        assert complete(file_of(tmp_path, each)) == each
+    short = tmp_path / "short.zip"
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(short, "w") as less:
+        for entry in whole.infolist():
+            if not entry.filename.endswith("5-ring.shards/.metadata"):
+                less.writestr(entry, whole.read(entry))
+    with pytest.raises(ArchiveError, match="is not both in it and on its list"):
+        unpack(short, tmp_path / "other", project=None)
 
 
 @pytest.mark.timeout(60)

@@ -19,6 +19,7 @@ from otf_core.ranks.judging import Change
 from otf_core.ranks.mail import of_the_group
 from otf_core.ranks.pace import Pace
 from otf_core.ranks.reports import RankReports, grouped, place, stall_in_words
+from otf_core.ranks.together import Others
 from otf_core.telemetry.stalls import Spot
 
 OWN = Spot("t.py:1 in f", ["a", "f"])
@@ -210,6 +211,24 @@ def test_a_signal_in_between_does_not_keep_it_from_being_said(
 )
 def test_which_errors_say_nothing_of_their_cause(error: BaseException, is_one: bool) -> None:
     assert of_the_group(error) is is_one
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_this_rank_could_not_do_by_itself_blames_nobody(
+    told: Callable[..., Told], monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    agreement = told(1, 2).agreements[0]
+    agreement.meeting, agreement.silent = True, frozenset({1, 2})
+    monkeypatch.setattr("otf_core.control.agreement.LOOK_S", 0.01)
+    answered = threading.Timer(
+        0.3, lambda: [agreement._take(["done", 1, r, True, 0]) for r in (1, 2)]
+    )
+    answered.start()
+    own = RuntimeError("gloo: Connection closed by peer") if broken else RuntimeError("no loader")
+    with pytest.raises(PeerLostError if broken else RuntimeError), Others(agreement).do("validate"):
+        raise own
+    answered.join()
+    assert (agreement.lost is not None) is broken
 
 
 def test_a_stall_has_the_places_of_all_that_answer(

@@ -77,9 +77,8 @@ def bits(table: SampleTable) -> dict[str, Any]:
 
 
 def drawing(net: nn.Module, batch: Any) -> torch.Tensor:
-    """By what is drawn, and by what the net has counted before it was in eval mode."""
     x, y = batch
-    return F.cross_entropy(net(x) + torch.rand(()), y)
+    return F.cross_entropy(net(x) * (1 + torch.rand(())), y)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 6, 23])
@@ -88,7 +87,13 @@ def test_it_finds_bit_for_bit_what_one_process_finds(
     monkeypatch: pytest.MonkeyPatch, size: int, world_size: int
 ) -> None:
     def of(_: int) -> Subject:
-        return subject(drawing, dataset=Rows(size))
+        made = subject(dataset=Rows(size))
+        net = made.modules[""]
+
+        def step(batch: Any, batch_idx: int) -> torch.Tensor:
+            return drawing(net, (batch[0] * (1 + batch_idx), batch[1]))
+
+        return dataclasses.replace(made, step=step)
 
     table = all_of(Shared(monkeypatch, of, world_size).scan(layer="body.1"))
     alone = all_of(Scan(of(0), layer="body.1"))
@@ -115,8 +120,9 @@ def test_what_all_have_found_is_fetched_in_pieces(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("odd", [0, 5, 10, 15, 20])
 @pytest.mark.parametrize("world_size", [2, 3, 5])
+@pytest.mark.parametrize("slice_s", [0.0, 60.0])
 def test_where_a_step_tells_nothing_of_a_sample_all_behind_are_one_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, odd: int, world_size: int
+    monkeypatch: pytest.MonkeyPatch, odd: int, world_size: int, slice_s: float
 ) -> None:
     """As in one process, in which that is found first."""
 
@@ -133,7 +139,7 @@ def test_where_a_step_tells_nothing_of_a_sample_all_behind_are_one_at_a_time(
         return subject(step, dataset=data)
 
     scan = Shared(monkeypatch, of, world_size).scan()
-    table, one = all_of(scan), Scan(of(0))
+    table, one = all_of(scan, slice_s), Scan(of(0))
     assert bits(table) == bits(all_of(one))
     assert scan.told == f"{one.told}, on {world_size} ranks"
     assert "one sample at a time" in scan.told

@@ -185,6 +185,28 @@ def test_sync_has_the_disk_flushed(rig: Rig, disk: Disk) -> None:
     assert disk.synced == 2
 
 
+def test_flush_waits_for_the_disk_also_behind_a_write_that_nobody_synced(
+    rig: Rig, disk: Disk
+) -> None:
+    disk.gate = threading.Event()
+    rig.journal.start()
+    rig.add(1)
+    assert disk.came.wait(10)  # it is being written, and will not be synced
+    synced: list[int] = []
+
+    def flush() -> None:
+        rig.journal.flush(10)
+        synced.append(disk.synced)
+
+    thread = threading.Thread(target=flush, name="asks")
+    thread.start()
+    while not rig.journal._sync_asked:
+        threading.Event().wait(0.001)
+    disk.gate.set()
+    thread.join(10)
+    assert synced == [1]
+
+
 def test_append_does_not_wait_for_a_disk_that_hangs(rig: Rig, disk: Disk) -> None:
     disk.gate = threading.Event()
     rig.journal.start()

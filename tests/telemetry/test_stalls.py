@@ -96,6 +96,39 @@ def test_the_place_is_the_innermost_line_of_the_users_own_code() -> None:
     assert spot_of(thread.ident) == (None, [], None)
 
 
+@pytest.mark.parametrize(
+    ("path", "function", "call"),
+    [
+        ("/x/torch/distributed/distributed_c10d.py", "all_reduce", "all_reduce"),
+        ("/x/torch/distributed/distributed_c10d.py", "_object_to_tensor", None),
+        (
+            "/x/torch/distributed/_functional_collectives.py",
+            "all_gather_tensor",
+            "all_gather_tensor",
+        ),
+        ("/x/torch/nn/parallel/distributed.py", "_distributed_broadcast_coalesced", "broadcast"),
+        ("/x/torch/nn/parallel/distributed.py", "forward", None),
+        ("/x/torch/autograd/graph.py", "_engine_run_backward", "backward"),
+        ("/x/threading.py", "wait", None),
+    ],
+)
+def test_where_torch_waits_for_other_ranks_is_known(
+    path: str, function: str, call: str | None
+) -> None:
+    assert stalls._call(path, function) == call
+
+
+def test_of_several_ranks_a_stall_has_what_all_are_at() -> None:
+    run = Watched()
+    run.watch._others = lambda spot: ({"ranks": [spot.where], "unheard": [3]}, "rank 3 is away")
+    run.after(30)
+    assert (run.told[0]["ranks"], run.told[0]["unheard"]) == ([None], [3])
+    assert run.said == ["no batch has ended for 30 s, at step 7: rank 3 is away"]
+    run.watch.passed += 1
+    run.after(1)
+    assert (run.told[1]["over"], run.told[1]["ranks"], run.told[1]["unheard"]) == (True, [], [])
+
+
 def test_the_thread_looks_by_itself_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stalls, "LOOK_S", 0.01)
     run = Watched()

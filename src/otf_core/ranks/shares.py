@@ -158,7 +158,6 @@ class SharedScan:
 
     def _slice(self, slice_s: float) -> None:
         own, ruling = self._own, self._ruling()
-        own.rule_by(ruling)
         before_s = own.progress().seconds
         buffers = {n: b.detach().cpu() for n, b in named_buffers(self._subject.modules).items()}
         with self._others.do("scan_slice", self._key, slice_s, _plain(ruling)) as heard:
@@ -173,9 +172,11 @@ class SharedScan:
         self._do_again()
 
     def _do_again(self) -> None:
-        """What was found by the step behind a place where that cannot be; see ``rule_by``."""
+        """What was found by the step behind a place where that cannot be; see ``Scan.rule_by``.
+
+        Rank 0 is never behind another.
+        """
         ruling = self._ruling()
-        self._own.rule_by(ruling)
         for rank, told in self._heard.items():
             behind = ruling.alone_from is not None and ruling.alone_from < self._shares[rank].stop
             if behind and told.ruling.alone_from != ruling.alone_from:

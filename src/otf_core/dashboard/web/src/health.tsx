@@ -54,7 +54,7 @@ function Stalled({ view, session }: { view: View; session: Session }): JSX.Eleme
   const report = [
     `Stalled ${long}: ${nameOf(session)} at step ${count(step)}`,
     ...(places.length === 0 ? [`where: ${where ?? "the trainer does not know"}`]
-      : [placesText(places, stall?.unheard ?? [], Infinity), ...places.map((one) => `${rankNames(one.ranks)}:\n  ${(one.stack.length > 0 ? one.stack : [one.where ?? "unknown"]).join("\n  ")}`)]),
+      : [placesText(places, stall?.unheard ?? [], Infinity), ...places.map((one) => `${rankNames(one.ranks)}:\n  ${(one.stack.length > 0 ? one.stack : [one.where ?? "unknown"]).join("\n  ")}`), ...(stall?.flight ?? [])]),
     `host: ${session.host ?? "unknown"}, pid ${session.pid ?? "unknown"}`,
     `last checkpoint: ${kept === undefined ? "none" : `${kept.id} ${kept.path ?? ""}`}`, `exactness: ${session.exactness ?? "unknown"}`,
   ].join("\n");

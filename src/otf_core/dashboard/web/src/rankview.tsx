@@ -18,7 +18,7 @@ const upper = (text: string): string => text.charAt(0).toUpperCase() + text.slic
 
 /** The stacks of a stalled run of several ranks, those that are the same once. */
 export function Hang({ stall }: { stall: Stall }): JSX.Element {
-  const { places, unheard } = stall;
+  const { places, unheard, flight } = stall;
   const meaning = placesMeaning(places);
   return (
     <>
@@ -31,6 +31,7 @@ export function Hang({ stall }: { stall: Stall }): JSX.Element {
           <pre class="stack">{(stack.length > 0 ? stack : [where ?? "no stack"]).map((line, at) => <span class="ln" key={at}>{line}</span>)}</pre>
         </details>
       ))}
+      {flight.length > 0 && <p class="hint">torch's flight recorder, for torchfrtrace: <code>{flight.join(" ")}</code></p>}
     </>
   );
 }

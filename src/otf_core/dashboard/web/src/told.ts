@@ -16,6 +16,8 @@ export interface Stall {
   places: Place[];
   /** Ranks that did not answer where they are. */
   unheard: number[];
+  /** Files of torch's flight recorder. */
+  flight: string[];
 }
 
 export interface Pause {
@@ -130,6 +132,7 @@ export class SessionData implements Told {
           stack: Array.isArray(event["stack"]) ? event["stack"].map(String) : [],
           places: readPlaces(event["ranks"]),
           unheard: readRankList(event["unheard"]),
+          flight: Array.isArray(event["flight"]) ? event["flight"].map(String) : [],
         };
         break;
       case "paused":

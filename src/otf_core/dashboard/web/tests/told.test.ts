@@ -11,7 +11,7 @@ test("a pause begins and ends", () => {
 
 test("a stall began before it was told of, and a step ends it", () => {
   const data = told(step(1, 1), { type: "stall", event_seq: 2, ts: NOW, step: 1, seconds: 13, where: "train.py:91 in collate", over: false });
-  expect(data.stall).toEqual({ step: 1, since_ts: NOW - 13, where: "train.py:91 in collate", stack: [], places: [], unheard: [] });
+  expect(data.stall).toEqual({ step: 1, since_ts: NOW - 13, where: "train.py:91 in collate", stack: [], places: [], unheard: [], flight: [] });
   data.take(step(3, 2));
   expect(data.stall).toBeNull();
 });
