@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/scripts.md",
     "docs/dashboard.md",
     "docs/distributed.md",
+    "docs/agents.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}
@@ -165,11 +166,14 @@ def test_the_example_does_what_the_snippet_does() -> None:
 
 
 def test_the_client_snippets_name_what_there_is() -> None:
-    from otf_core.client import Client
+    from otf_core import client
 
-    for name in ("from_rendezvous", "live_sessions", "send"):
-        assert f".{name}(" in _python(read("README.md"), "Client")
-        assert callable(getattr(Client, name))
+    for name in ("README.md", "docs/agents.md"):
+        text = _python(read(name), "connect")
+        called = set(re.findall(r"run\.(\w+)\(", text))
+        assert {"pause", "set", "resume"} <= called
+        assert all(callable(getattr(client.Run, each)) for each in called)
+        assert callable(client.connect_async)
 
 
 def test_every_make_target_that_is_named_is_one() -> None:
