@@ -610,5 +610,6 @@ def test_letters_are_plain_text() -> None:
     boxes = Boxes(2)
     agreement = StepAgreement(boxes.of(0), 0, 2)
     agreement.tell("set", "lr", 0.5, {"a": None})
+    boxes.of(1).push(0, b'["gone",1]')
     agreement.close()
     assert json.loads(boxes.boxes[1].get() or b"") == ["do", 1, "set", ["lr", 0.5, {"a": None}]]

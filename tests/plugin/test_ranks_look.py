@@ -136,7 +136,7 @@ def cancel_a_scan(dashboard: FakeDashboard, folder: Path) -> None:
     (folder / "slow").unlink()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_two_ranks_that_are_looked_at_end_as_if_nobody_had(tmp_path: Path) -> None:
     with attached(tmp_path, LOOKS) as (process, dashboard):
         background = {"on": "train", "background": True, "share": 0.5, "ids": list(range(60, 90))}

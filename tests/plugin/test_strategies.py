@@ -150,6 +150,41 @@ def test_a_moment_belongs_to_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(clocks.totals().values()) == {0.0}
 
 
+def test_only_what_belongs_to_the_step_of_a_batch_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [0]
+    monkeypatch.setattr(strategies.time, "perf_counter_ns", lambda: now_s[0] * 10**9)
+
+    class Base:
+        lightning_module = None
+
+        def takes(self, seconds: int) -> None:
+            now_s[0] += seconds
+
+        batch_to_device = training_step = backward = barrier = reduce = takes
+
+        def optimizer_step(self, seconds: int, closure: Any) -> None:
+            closure()
+            now_s[0] += seconds
+
+    clocked = strategies.with_clocks(Base, "Clocked")()
+    clocked.training_step(100)  # a check of health: no batch was fetched for it
+    clocked.clocks.fetched(None)
+    clocked.batch_to_device(1)
+
+    def closure() -> None:
+        clocked.training_step(2)
+        now_s[0] += 50  # gradients are set to zero, hooks are called
+        clocked.backward(4)
+
+    clocked.optimizer_step(8, closure)
+    clocked.batch_to_device(100)  # of a validation
+    clocked.training_step(100)
+    expected = {"transfer": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 8.0}
+    assert clocked.clocks.totals() == {**dict.fromkeys(PHASES, 0.0), **expected}
+
+
 def fitted(strategy: Any) -> tuple[dict[str, Any], L.Trainer]:
     L.seed_everything(7, verbose=False)
     run = _trainer([], strategy=strategy, max_epochs=1)

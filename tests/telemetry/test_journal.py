@@ -188,23 +188,27 @@ def test_sync_has_the_disk_flushed(rig: Rig, disk: Disk) -> None:
 def test_flush_waits_for_the_disk_also_behind_a_write_that_nobody_synced(
     rig: Rig, disk: Disk
 ) -> None:
-    disk.gate = threading.Event()
+    disk.gate, may_sync = threading.Event(), threading.Event()
+    fsync = disk.fsync
+
+    def sync(fd: int) -> None:
+        assert may_sync.wait(10)
+        fsync(fd)
+
+    disk.fake.fsync = sync
     rig.journal.start()
     rig.add(1)
     assert disk.came.wait(10)  # it is being written, and will not be synced
-    synced: list[int] = []
-
-    def flush() -> None:
-        rig.journal.flush(10)
-        synced.append(disk.synced)
-
-    thread = threading.Thread(target=flush, name="asks")
+    thread = threading.Thread(target=rig.journal.flush, args=(10,), name="asks")
     thread.start()
     while not rig.journal._sync_asked:
         threading.Event().wait(0.001)
     disk.gate.set()
+    thread.join(0.2)
+    assert thread.is_alive()
+    may_sync.set()
     thread.join(10)
-    assert synced == [1]
+    assert disk.synced == 1
 
 
 def test_append_does_not_wait_for_a_disk_that_hangs(rig: Rig, disk: Disk) -> None:
