@@ -234,6 +234,7 @@ def test_the_page_is_measured_in_a_browser(tmp_path: Path) -> None:
         assert row.ours > 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_safe_point_of_ranks_is_compared_with_asking_at_every_step(tmp_path: Path) -> None:
     [row] = bench._alone("ranks", tmp_path, quick=True)

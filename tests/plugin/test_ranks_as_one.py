@@ -137,7 +137,7 @@ def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "whom", "held"),
     [
-        (signal.SIGTERM, "all", True),
+        pytest.param(signal.SIGTERM, "all", True, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "first", False, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "other", False, marks=pytest.mark.long),
         pytest.param(signal.SIGINT, "all", False, marks=pytest.mark.long),

@@ -161,6 +161,7 @@ def test_killed_in_a_pause_it_is_named_and_the_run_ends(
     assert run.record.status == "failed"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_when_rank_0_is_killed_in_a_pause_the_others_leave(
     tmp_path: Path, seen: Callable[[str, float], None]

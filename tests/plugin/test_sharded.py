@@ -187,6 +187,7 @@ def test_full_weights_are_read_of_shards_without_any_rank(killed: Path) -> None:
     assert torch.equal(safetensors.load_file(said["out_path"])["net.0.weight"], whole)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(60)
 def test_an_archive_takes_the_shards_along(killed: Path, tmp_path: Path) -> None:
     file = tmp_path / "runs.zip"

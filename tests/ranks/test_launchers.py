@@ -36,6 +36,7 @@ def stopped_at(found: list[dict[str, Any]], step: int) -> None:
     assert found[0]["weights"]["net.0.weight"] == found[1]["weights"]["net.0.weight"]
 
 
+@pytest.mark.long
 def test_ranks_of_torchrun_are_held_four_times_longer_than_their_group_would_wait(
     tmp_path: Path,
 ) -> None:

@@ -26,6 +26,12 @@ OWN = Spot("t.py:1 in f", ["a", "f"])
 NEWEST = (SimpleNamespace(step=30), "/runs/p/r/checkpoints/30-ring.ckpt")
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks of these tests say no farewell."""
+    monkeypatch.setattr("otf_core.control.agreement.LEAVE_S", 0.0)
+
+
 class Box:
     def __init__(self, boxes: list[queue.Queue[bytes | None]], rank: int, deaf: set[int]) -> None:
         self._boxes, self._rank, self._deaf = boxes, rank, deaf

@@ -21,6 +21,8 @@ from otf_core.state.shards import MARK, files_in, name_of, put_in, set_apart
 from otf_core.state.store import CheckpointStore, Pending, read_checkpoint
 
 torch.set_num_threads(1)
+# Behind a DTensor of this process, workers that a later test forks from it do not come up.
+pytestmark = pytest.mark.long
 VALUES = torch.arange(12.0).reshape(4, 3)
 
 
