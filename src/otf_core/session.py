@@ -1060,8 +1060,7 @@ class Session:
                     "param_changed", path=found.path, old=found.old, new=found.new,
                     applied_step=found.step, by="until", request_id=None,
                 )  # fmt: skip
-                self.changed()
-                self._refresh_params()
+                self._param_set()
                 continue
             text = (
                 f"{found.path} was set to {found.set_to} and is {found.found} now: "

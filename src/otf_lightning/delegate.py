@@ -404,14 +404,7 @@ class LightningFrameworkDelegate:
             epoch=trainer.current_epoch,
             batches=int(batches) if math.isfinite(batches) else None,
             accumulate=trainer.accumulate_grad_batches,
-            schedules=[
-                Stepping(
-                    "step" if config.interval == "step" else "epoch",
-                    config.frequency,
-                    (config.monitor or "a metric") if config.reduce_on_plateau else None,
-                )
-                for config in trainer.lr_scheduler_configs
-            ],
+            schedules=[*map(Stepping.of, trainer.lr_scheduler_configs)],
         )
 
     def trainer_knobs(self) -> Mapping[str, Knob]:

@@ -162,14 +162,7 @@ class RunnerDelegate:
             epoch=counters.epoch,
             batches=int(batches) if math.isfinite(batches) else None,
             accumulate=run.accumulate_grad_batches,
-            schedules=[
-                Stepping(
-                    "step" if config.interval == "step" else "epoch",
-                    config.frequency,
-                    (config.monitor or "a metric") if config.reduce_on_plateau else None,
-                )
-                for config in run.schedulers
-            ],
+            schedules=[*map(Stepping.of, run.schedulers)],
         )
 
     def trainer_knobs(self) -> Mapping[str, Knob]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +14,15 @@ class Stepping:
     interval: Literal["step", "epoch"] = "epoch"
     frequency: int = 1
     waits_for: str | None = None  # a metric, which nobody knows beforehand
+
+    @classmethod
+    def of(cls, config: Any) -> Stepping:
+        """Of what a framework has made of such a dict."""
+        return cls(
+            "step" if config.interval == "step" else "epoch",
+            config.frequency,
+            (config.monitor or "a metric") if config.reduce_on_plateau else None,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Steering:
     """
 
     def __init__(self, tunable: Tunable, edits: Edits | None = None) -> None:
-        self.tunable = self._tunable = tunable
+        self.tunable = tunable
         self._ledger: Edits = Ledger(CEILINGS) if edits is None else edits
         self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
         self._script: dict[str, Value] = {}  # path of a knob -> what the script has there
@@ -204,7 +204,7 @@ class Steering:
         self._added[path] = knob
 
     def _knobs(self) -> dict[str, Knob]:
-        return {**self._tunable.trainer_knobs(), **self._added}
+        return {**self.tunable.trainer_knobs(), **self._added}
 
     def list(
         self, pending: Mapping[str, Any] | None = None, *, may_wait: bool = True
@@ -400,7 +400,7 @@ class Steering:
                 for loss in self._ledger.losses()
             ]
         if self._held:
-            knobs = self._tunable.trainer_knobs()
+            knobs = self.tunable.trainer_knobs()
             for path, value in tuple(self._held.items()):
                 now = knobs[path].read() if path in knobs else None
                 if now != value:
@@ -436,7 +436,7 @@ class Steering:
             LocalProtocolError: it names what this run does not have; nothing is changed.
         """
         paths = {self._path(slot): slot for slots in self._paths().values() for slot in slots}
-        knobs = self._tunable.trainer_knobs()
+        knobs = self.tunable.trainer_knobs()
         strange = [*(state["edits"].keys() - paths), *(state["knobs"].keys() - knobs)]
         if strange:
             msg = f"edits of {sorted(strange)} were to be loaded; this run has {sorted(paths)}"
@@ -506,7 +506,7 @@ class Steering:
 
     def _slots(self) -> Iterator[tuple[int, Slot]]:
         for name in PARAMS:
-            for index, optimizer in enumerate(self._tunable.optimizers()):
+            for index, optimizer in enumerate(self.tunable.optimizers()):
                 for group in range(len(optimizer.param_groups)):
                     slot = Slot(optimizer, group, name)
                     if slot.exists():
@@ -523,7 +523,7 @@ class Steering:
         return {**together, **single} if several else together
 
     def _path(self, slot: Slot) -> str:
-        indices = (i for i, o in enumerate(self._tunable.optimizers()) if o is slot.optimizer)
+        indices = (i for i, o in enumerate(self.tunable.optimizers()) if o is slot.optimizer)
         return _one(next(indices, -1), slot)
 
     def _find(self, path: str) -> builtins.list[Slot]:
@@ -543,7 +543,7 @@ class Steering:
     def _is_scheduled(self, slot: Slot) -> bool:
         return any(
             optimizer is slot.optimizer and slot.key in _written_by(scheduler)
-            for scheduler, optimizer in self._tunable.schedulers()
+            for scheduler, optimizer in self.tunable.schedulers()
         )
 
     # What is allowed.
@@ -675,7 +675,7 @@ class Steering:
             CommandError: ``unsupported``, if strict.
         """
         wanted = [(slot.optimizer, slot.key) for slot in slots]
-        for scheduler, optimizer in self._tunable.schedulers():
+        for scheduler, optimizer in self.tunable.schedulers():
             if self._ledger.intercepts(scheduler) or not any(
                 mine is optimizer and key in _written_by(scheduler) for mine, key in wanted
             ):
