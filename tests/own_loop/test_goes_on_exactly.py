@@ -148,7 +148,8 @@ options = {"save_dir": sys.argv[1], "resume": "auto", "keep_checkpoints": 50}
 with loop.attached(**options, checkpoint_every=1) as session:
     def at(n):
         if n == kill_at:
-            assert session._session.save("manual").wait(30)  # a slow disk has none before
+            # A slow disk has none before, and two on their way.
+            assert session._session.save("manual", wait_s=30).wait(30)
             os.kill(os.getpid(), signal.SIGKILL)
     loop.at = at
     loop.train(session)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from otf_core.errors import CommandError
 from otf_core.state.manifest import Manifest, UnfitError
@@ -21,8 +22,6 @@ from otf_core.state.shards import MARK, files_in, name_of, put_in, set_apart
 from otf_core.state.store import CheckpointStore, Pending, read_checkpoint
 
 torch.set_num_threads(1)
-# Behind a DTensor of this process, workers that a later test forks from it do not come up.
-pytestmark = pytest.mark.long
 VALUES = torch.arange(12.0).reshape(4, 3)
 
 
@@ -31,6 +30,9 @@ def mesh() -> Iterator[DeviceMesh]:
     """One rank, and a process group that is real; one for all, since gloo leaves files open."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield DeviceMesh("cpu", [0])
+    # This thread's cache has the group too. A child that another thread forks drops the cache,
+    # and with it, were it the last to have it, the group: joining threads that no child has.
+    _clear_sharding_prop_cache()
     dist.destroy_process_group()
 
 
