@@ -31,6 +31,7 @@ DOCUMENTS = (
     "docs/dashboard.md",
     "docs/distributed.md",
     "docs/agents.md",
+    "docs/steering.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}
