@@ -2,7 +2,8 @@
 
 Each rank draws differently; weights and optimizer states are sharded over all of them. Writes
 ``FOLDER/<HOW>.<rank>.json``. HOW: ``bare`` (without us), ``live``, ``kill`` at a batch, ``begin``
-(stopped behind the first checkpoints), ``held`` by a dashboard at PORT.
+(stopped behind the first checkpoints), ``torn`` (the last rank has no memory for its part of one
+checkpoint, and all are killed within the next), ``held`` by a dashboard at PORT.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from otf_core.state import shard_files
 from otf_lightning import OnTheFlyCallback, inside
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
@@ -110,6 +113,36 @@ class Reshards(L.Callback):
         assert all(isinstance(p, DTensor) for p in pl_module.parameters())
 
 
+class Torn(L.Callback):
+    """The last rank's part of the second checkpoint finds no memory, that of the third no time."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            self.write, shard_files.ShardWriter.write = shard_files.ShardWriter.write, self  # type: ignore[method-assign, assignment]
+            self.on_host, self.saves = shard_files._on_host, 0
+
+    def __get__(self, writer: Any, _: type) -> Any:
+        def write(*args: Any) -> Any:
+            self.saves += 1
+            with pytest.MonkeyPatch.context() as patch:
+                if self.saves == 2:
+                    patch.setattr(shard_files, "_on_host", self.full)
+                if self.saves == 3:
+                    shard_files.filesystem.FileSystemWriter.write_data = self.half  # type: ignore[method-assign]
+                return self.write(writer, *args)
+
+        return write
+
+    @staticmethod
+    def full(_: Any) -> Any:
+        raise MemoryError
+
+    @staticmethod
+    def half(writer: Any, *_: Any) -> Any:
+        (Path(writer.path) / "__1_0.distcp").write_bytes(b"half")
+        os.killpg(0, signal.SIGKILL)
+
+
 def full_hash(trainer: L.Trainer) -> str:
     whole: dict[str, Any] = dict(trainer.lightning_module.state_dict())
     names = {p: n for n, p in trainer.lightning_module.named_parameters()}
@@ -147,6 +180,7 @@ def main(folder: Path, ranks: int, how: str, port: int) -> None:
         )  # fmt: skip
         callbacks.append(ours)
     callbacks += [KillsAll()] if how == "kill" else []
+    callbacks += [Torn()] if how == "torn" else []
     callbacks += [Reshards()] if how == "live" else []
     trainer = _trainer(
         callbacks,

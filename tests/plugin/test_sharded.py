@@ -150,6 +150,19 @@ def test_killed_together_they_go_on_as_if_nothing_had_been(
 
 
 @pytest.mark.timeout(300)
+def test_a_checkpoint_that_not_every_rank_could_write_is_none(bare: Path, tmp_path: Path) -> None:
+    said = ran(tmp_path, 2, "torn", -signal.SIGKILL)
+    assert "rank 1: MemoryError" in said
+    first, *more = manifests(tmp_path)
+    assert first.step == 0
+    assert not more
+    place = tmp_path / "runs/p/r/checkpoints"
+    assert [p.read_bytes() for p in place.glob("*.part/__1_0.distcp")] == [b"half"]
+    goes_on_exactly(bare, tmp_path, 2)
+    assert not list(place.glob("*.part"))
+
+
+@pytest.mark.timeout(300)
 def test_one_rank_goes_on_with_the_weights_of_two_and_says_what_is_not_exact(
     bare: Path, killed: Path, tmp_path: Path
 ) -> None:

@@ -341,6 +341,7 @@ class Keeper:
         if saved.error is not None:
             text = f"checkpoint {saved.id}: {saved.error.detail}"
             self._run.emit("log", level="error", phase="info", text=text)
+            self._run.say(text)
 
 
 def resume_command(path: str) -> str:

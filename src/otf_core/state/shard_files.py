@@ -77,7 +77,11 @@ class ShardWriter:
         if box[0] is None:
             return None
         part = Path(box[0])
-        held = {name: _on_host(value) for name, value in tensors.items()}
+        held: dict[str, Any] | str
+        try:
+            held = {name: _on_host(value) for name, value in tensors.items()}
+        except (MemoryError, RuntimeError) as error:  # RuntimeError: torch, where memory is full
+            held = f"{type(error).__name__} ({str(error)[:200]})"  # the others wait for its part
         self._last = self._pool.submit(self._write, held, part)
         return Writing(part, self._last) if first else None
 
@@ -121,11 +125,16 @@ class ShardWriter:
         """Write what waits, end the thread; on all ranks."""
         self._pool.shutdown(wait=True)
 
-    def _write(self, held: Mapping[str, Any], part: Path) -> list[ShardFile]:
+    def _write(self, held: dict[str, Any] | str, part: Path) -> list[ShardFile]:
         rank, n = dist.get_rank(self._group), dist.get_world_size(self._group)
+        failed: list[Any] = [None] * n
+        why = held if isinstance(held, str) else None
+        dist.all_gather_object(failed, why, group=self._group)
+        _raise_first(failed)
+        assert not isinstance(held, str)
         writer = filesystem.FileSystemWriter(part, sync_files=True)
         with _told_by_torch():
-            save(dict(held), storage_writer=writer, process_group=self._group)
+            save(held, storage_writer=writer, process_group=self._group)
         mine: Any
         try:
             own = sorted(part.glob(f"__{rank}_*.distcp"))
@@ -135,11 +144,15 @@ class ShardWriter:
             mine = f"{type(error).__name__} ({error})"
         told: list[Any] = [None] * n
         dist.gather_object(mine, told if rank == 0 else None, group=self._group)
-        for other, each in enumerate(told):
-            if isinstance(each, str):
-                msg = f"rank {other}: {each}"
-                raise OSError(msg)
+        _raise_first(told)
         return [msgspec.convert(each, ShardFile) for of_rank in told if of_rank for each in of_rank]
+
+
+def _raise_first(told: Iterable[Any]) -> None:
+    for rank, each in enumerate(told):
+        if isinstance(each, str):
+            msg = f"rank {rank}: {each}"
+            raise OSError(msg)
 
 
 def _on_host(value: Any) -> DTensor:
