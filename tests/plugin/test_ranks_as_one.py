@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,16 @@ import pytest
 from otf_core.state.run_folder import complete_checkpoints
 from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
+from tests.ranks import rig
 
 PATIENCE_S = 90.0
 RANKS = (0, 1)
 
 
-@contextmanager
 def started(
     folder: Path, port: int, script: str = "tests.plugin.ranks_live"
-) -> Iterator[subprocess.Popen[str]]:
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, "-m", script, str(folder), str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    return rig.started(sys.executable, "-m", script, str(folder), str(port))
 
 
 def outcome(process: subprocess.Popen[str]) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,14 @@ from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.no_harm import digest
 from tests.plugin.ranks_forked import CHOSEN, ODD, STEPS, Told
 from tests.plugin.test_ranks_as_one import PATIENCE_S, RANKS, done, outcome, result
+from tests.ranks import rig
 
 
-@contextmanager
-def started(folder: Path, how: str, port: int = 0, **env: str) -> Iterator[subprocess.Popen[str]]:
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.plugin.ranks_forked", str(folder), how, str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}", **env},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+def started(
+    folder: Path, how: str, port: int = 0, **env: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    module = "tests.plugin.ranks_forked"
+    return rig.started(sys.executable, "-m", module, str(folder), how, str(port), env=env)
 
 
 class Session:

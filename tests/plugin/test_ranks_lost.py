@@ -25,6 +25,7 @@ import pytest
 
 from otf_core.state.run_folder import RunRecord
 from otf_core.testing import FakeDashboard, LoopbackListener
+from tests.ranks import rig
 
 PATIENCE_S = 60.0
 
@@ -75,21 +76,13 @@ class Live:
 
 @contextmanager
 def started(folder: Path, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}", **env},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        for rank in (0, 1):
-            with contextlib.suppress(OSError):
-                os.kill(int((folder / f"pid.{rank}").read_text()), signal.SIGCONT)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with rig.started(sys.executable, *arguments, env=env) as process:
+        try:
+            yield process
+        finally:
+            for rank in (0, 1):
+                with contextlib.suppress(OSError):
+                    os.kill(int((folder / f"pid.{rank}").read_text()), signal.SIGCONT)
 
 
 @contextmanager

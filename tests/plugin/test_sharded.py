@@ -4,14 +4,12 @@ with another number of ranks; held and put back as one."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +26,16 @@ from otf_core.state.manifest import Manifest, UnfitError, complete
 from otf_core.state.weights_file import open_weights
 from otf_core.testing import FakeDashboard, LoopbackListener
 from tests.plugin.sharded import ACCUMULATED, SEEN, STEPS
+from tests.ranks import rig
 
 PATIENCE_S = 120.0
 
 
-@contextmanager
 def started(
-    folder: Path, ranks: int, how: str, port: int = 0, module: str = "tests.plugin.sharded"
-) -> Iterator[subprocess.Popen[str]]:
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, str(folder), str(ranks), how, str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}"},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    folder: Path, ranks: int, how: str, port: int = 0
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    module = "tests.plugin.sharded"
+    return rig.started(sys.executable, "-m", module, str(folder), str(ranks), how, str(port))
 
 
 def ran(folder: Path, ranks: int, how: str, expected: int = 0) -> str:

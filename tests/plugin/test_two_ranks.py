@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,23 +16,15 @@ import torch
 
 from otf_core.state.checkpoint_file import Manifest
 from tests.no_harm import digest
+from tests.ranks.rig import started
 
 RANKS = (0, 1)
 
 
 def run(folder: Path, kind: str, how: str, **more: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.plugin.two_ranks", str(folder), kind, how],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/src:{root}", **more},
-    )  # fmt: skip
-    try:
+    command = (sys.executable, "-m", "tests.plugin.two_ranks", str(folder), kind, how)
+    with started(*command, env=more) as process:
         _, err = process.communicate(timeout=90)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
     return subprocess.CompletedProcess(process.args, process.returncode, "", err)
 
 
