@@ -170,8 +170,17 @@ class Extend(Payload):
 
 
 class Undo(Payload):
+    """The last that can be taken back, or the one of these that is given."""
+
     request_id: str | None = None
     restore: bool = False
+    change: int | None = None
+
+
+class ListChanges(Payload):
+    """``list_changes``: of the ledger the newest rows; all if None."""
+
+    limit: int | None = None
 
 
 class Note(Payload):
@@ -441,6 +450,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("set_param", SetParam, "queue", mutates=True),
     CommandSpec("set_params", SetParams, "queue", mutates=True),
     CommandSpec("preview_params", PreviewParams, "queue", mutates=False),
+    CommandSpec("list_changes", ListChanges, "queue", mutates=False),
     CommandSpec("save_ckpt", Empty, "queue", mutates=True),
     CommandSpec("test_now", TestNow, "queue", mutates=True),
     CommandSpec("test", TestNow, "queue", mutates=True),
@@ -565,10 +575,11 @@ STATES: Final = (
 
 
 class Request(msgspec.Struct, kw_only=True, frozen=True):
-    """A command as it came; ``id`` None asks for no answer."""
+    """A command as it came; ``id`` None asks for no answer, ``who`` None is not known."""
 
     cmd: str
     id: str | None = None
+    who: str | None = None
     payload: msgspec.Raw = msgspec.Raw(b"{}")
 
 

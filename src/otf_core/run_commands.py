@@ -43,6 +43,7 @@ from otf_core.runs.tree import RunTree
 from otf_core.state.checkpoint_file import read_checkpoint
 from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Pending
+from otf_core.steering.changes import Change
 from otf_core.steering.history import History
 
 # What a framework need not supply; the commands that it is for, each with the reason.
@@ -114,6 +115,7 @@ class RunCommands:
             now = run.position()
             return run.run_id, now.step, now.batch_idx, changes()
 
+        history.ways["run"] = self._back_to
         self._run_check = run_check if others is None else SharedChecks(others).run
         self.looking = Looking(
             samples, exclusive=actions.exclusive, emit=run.emit, at=at, step=lambda: self._step,
@@ -249,39 +251,40 @@ class RunCommands:
     def _switch(self, ticket: Ticket) -> Later:
         """Another run of this session, or one that lies in the project; held there."""
         asked = ticket.payload
-        left, before = self._run.run_id, self._step
+        left = self._run.run_id
         found = self.forks.switch(asked.run_id, asked.init_ckpt)
         self._run.tell_exactness_anew()
-        self._history.made_run(ticket, before, lambda _: self._back_to(left))
+        self._history.made_run(ticket, left, new=False)
         self._raise_seeds(asked)
         self._actions.hold(Held(ticket, {"ok": True, **found, **self._counters()}))
         return LATER
 
     def _fork(self, ticket: Ticket) -> dict[str, Any]:
-        return self._other_run(ticket, lambda: self.forks.fork(ticket, self._seeds["fork"]))
+        return self._other_run(lambda: self.forks.fork(ticket, self._seeds["fork"]))
 
     def _merge(self, ticket: Ticket) -> dict[str, Any]:
-        return self._other_run(ticket, lambda: self._merges.merge(ticket, self._seeds["merge"]))
+        return self._other_run(lambda: self._merges.merge(ticket, self._seeds["merge"]))
 
     def _preview_merge(self, ticket: Ticket) -> dict[str, Any]:
         step = self._step
         return {**self._merges.preview(ticket), "step": step, "applied_step": step}
 
-    def _other_run(self, ticket: Ticket, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _other_run(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A new one trains from here on; ``undo`` goes back to the one before."""
-        left, before = self._run.run_id, self._step
         said = make()
         self._run.look()
         self._run.tell_exactness_anew()
         kept = self._store.last()
         self._actions.stands_elsewhere(self._step, kept[1] if kept is not None else None)
-        self._history.made_run(ticket, before, lambda _: self._back_to(left))
         return said
 
-    def _back_to(self, run_id: str) -> dict[str, Any]:
+    def _back_to(self, change: Change, ticket: Ticket) -> dict[str, Any]:
         """Undo of a fork, a merge or a switch: the run before, from where it was left."""
+        assert change.back is not None
+        run_id = change.back["run_id"]
         self.forks.switch(run_id, None)
         self._run.tell_exactness_anew()
+        self._history.taken_back(change, ticket)  # in the ledger of that run
         return {"run_id": run_id, "step": self._step}
 
     # What is known of the run that trains.

@@ -25,7 +25,7 @@ from otf_core import __version__, protocol, rendezvous
 from otf_core.channel import SocketChannel, to_stderr
 from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction
 from otf_core.control.agreement import StepAgreement
-from otf_core.control.bus import ControlBus, Ticket
+from otf_core.control.bus import ControlBus, Ticket, Within
 from otf_core.control.delegate import ControlDelegate, Position
 from otf_core.control.interrupt import Interrupt
 from otf_core.control.router import LATER, CommandRouter, Later, crashed
@@ -684,6 +684,7 @@ class Session:
             self._say(line)
         if (steering := state["otf"].get("steering")) is not None:
             self.steering.load(steering)
+        self.history.load(state["otf"].get("changes"), own=base is not None)
         self.recorder.flush()
         self._rewound = True
         self.changed()
@@ -712,7 +713,6 @@ class Session:
             self.emit("log", level="warning", phase="info", text=text)
         self.store.begin_branch(here.record.branch, here.record.base)
         self._last_save = None
-        self.history.forget()
         self.keeper.moved()
         self._write_record(status=None)
 
@@ -728,7 +728,35 @@ class Session:
         """Set a parameter of a fork, and tell of it."""
         applied = self.steering.apply(asked, self._position.step)
         self._refresh_params()
-        self.history.tell_param(applied.path, applied.old, applied.new, by="fork", request=ticket)
+        self.history.set_by_fork(ticket, applied)
+
+    def made_run(self, ticket: Ticket, left: str) -> None:
+        """Remember that a new run has been entered, before it is kept."""
+        self.history.made_run(ticket, left, new=True)
+
+    def ask(
+        self,
+        cmd: str,
+        payload: Mapping[str, Any],
+        *,
+        by: str,
+        cause: str | None = None,
+        then: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> str:
+        """Ask from within for what a person could ask as well; any thread.
+
+        Args:
+            by, cause: who asks and why, as the ledger has it: "guard" and its rule.
+            then: called with the reply, on the thread that answers.
+
+        Returns:
+            The request's id.
+        """
+        request_id = f"{by}-{secrets.token_hex(6)}"
+        raw = msgspec.Raw(msgspec.json.encode(payload))
+        request = protocol.Request(cmd=cmd, id=request_id, payload=raw)
+        self.bus.receive(request, Within(then), by=by, cause=cause)
+        return request_id
 
     def _param_set(self) -> None:
         self.changed()
@@ -798,6 +826,7 @@ class Session:
         on("rollback")(self.history.rollback)
         on("load_ckpt")(self.history.load_ckpt)
         on("undo")(self.history.undo)
+        on("list_changes")(self.history.list_changes)
         on("extend")(self.history.extend)
         on("reset_session")(self._reset_session)
         on("clean_disk")(self._clean_disk)
@@ -1056,10 +1085,7 @@ class Session:
             self._refresh_params()
         for found in self.steering.watch(self._position.step):
             if isinstance(found, Ended):
-                self.emit(
-                    "param_changed", path=found.path, old=found.old, new=found.new,
-                    applied_step=found.step, by="until", request_id=None,
-                )  # fmt: skip
+                self.history.ended(found)
                 self._param_set()
                 continue
             text = (
@@ -1103,6 +1129,7 @@ class Session:
             "left_by": left_by,
             "reasons": list(self.exactness.reasons),
             "steering": self.steering.state(),
+            "changes": self.history.changes.state(),
             **self.forks.state(),
             "environment": {
                 **environment(),

@@ -218,6 +218,7 @@ class Visitor(L.Callback):
             link.ask("set_param", path="lr", mul=0.5)
             link.ask("set_params", changes=[{"path": "lr", "mul": 1.0}])
             link.ask("preview_params", changes=[{"path": "lr", "mul": 0.5}])
+            link.ask("list_changes")
             link.ask("note", text="half")
             link.ask("set_counter_seeds", fork_counter_init=2)
             link.ask("clean_disk")
@@ -276,6 +277,7 @@ ASKED = (
         "set_param",
         "set_params",
         "preview_params",
+        "list_changes",
         "note",
         "set_counter_seeds",
         "clean_disk",
@@ -313,6 +315,8 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     assert {frozenset(row) for row in rows} == {frozenset(_listed("| checkpoints [{"))}
     results = replies["results"]["results"]
     assert {frozenset(row) for row in results} == {frozenset(_listed("| results [{"))}
+    changes = replies["list_changes"]["changes"]
+    assert {frozenset(row) for row in changes} == {frozenset(_listed("A row of `list_changes`: {"))}
     params = replies["list_params"]["params"]
     assert _listed("A row of `list_params`: {") == set(params[0]) | {"choices", "unit", "script"}
     assert [row["path"] for row in params] == ["lr", "weight_decay", "beta1", "beta2",

@@ -29,6 +29,7 @@ _SAY: Final[dict[str, Say]] = {
     "param_changed": lambda e: (
         f"{e.get('path')} {number(e.get('old'))} → {number(e.get('new'))},"
         f" applied at step {number(e.get('applied_step'))}, by {e.get('by')}"
+        + (f" ({e['cause']})" if e.get("cause") else "")
     ),
     "checkpoint_saved": lambda e: (
         f"step {number(e.get('step'))}, {size(e.get('bytes'))}: {e.get('path')}"

@@ -21,8 +21,16 @@ RECEIPTS_KEPT: Final = 200
 EVENTS_KEPT: Final = 5_000
 SETTLED: Final = frozenset({"applied", "refused", "unknown"})
 READS: Final = frozenset(
-    {"status", "ping", "list_params", "list_checkpoints", "results", "preview_params"}
-)
+    {
+        "status",
+        "ping",
+        "list_params",
+        "list_checkpoints",
+        "list_changes",
+        "results",
+        "preview_params",
+    }
+)  # fmt: skip
 
 
 @dataclasses.dataclass

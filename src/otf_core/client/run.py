@@ -143,9 +143,15 @@ class Run:
         steps = {"steps": change.pop("steps")} if "steps" in change else {}
         return self._done("preview", {**({"path": path, **change} if change else {}), **steps})
 
-    def undo(self, *, restore: bool = False) -> dict[str, Any]:
-        """Take back the last command that changed the run."""
-        return self._done("undo", {"restore": True} if restore else {})
+    def undo(self, change: int | None = None, *, restore: bool = False) -> dict[str, Any]:
+        """Take back the last command that changed the run, or one by its number in ``changes``."""
+        which = {} if change is None else {"which": str(change)}
+        return self._done("undo", {**which, **({"restore": True} if restore else {})})
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The ledger: every change, by whom, when and why; the oldest first."""
+        found: list[dict[str, Any]] = self._done("changes", {})["changes"]
+        return found
 
     def rollback(self, to: int | str) -> dict[str, Any]:
         """Put it back to a step, a checkpoint's id or a file."""

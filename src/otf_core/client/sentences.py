@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from otf_core.client.states import ranks_sentence, state_sentence
-from otf_core.client.words import columns, number, size, span, sparkline
+from otf_core.client.words import columns, number, one_line, size, span, sparkline
 
 WORST_SHOWN: Final = 10
 WORST_COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
@@ -182,6 +182,38 @@ def _checkpoint_cells(row: Mapping[str, Any], now_ts: float) -> tuple[str, ...]:
         size(row.get("bytes")),
         span(max(0.0, now_ts - ts)) if isinstance(ts, int | float) else "-",
     )
+
+
+def changes(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """A table, the oldest first as it came."""
+    rows = data.get("changes") or []
+    if not rows:
+        return f"Nothing was changed in {name}"
+    head = ("", "step", "by", "what", "old", "new", "undone by")
+    table = columns([head, *map(_change_cells, rows)], right=("", "step"))
+    left_out = (data.get("total") or 0) - len(rows)
+    return f"{number(left_out)} older ones are not shown\n{table}" if left_out > 0 else table
+
+
+def _change_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    who, by, cause = row.get("who"), str(row.get("by")), row.get("cause")
+    said = (who or "-") if by == "user" else f"{by}, {who}" if who else by
+    until = f" until {number(row['until'])}" if row.get("until") is not None else ""
+    undone_by = row.get("undone_by")
+    return (
+        str(row.get("id")),
+        number(row.get("step")),
+        one_line(f"{said} ({cause})" if cause else said),
+        one_line(f"{row.get('path') or row.get('cmd')}{until}"),
+        *(one_line(_change_value(row.get(name))) for name in ("old", "new")),
+        str(undone_by) if undone_by is not None else "-",
+    )
+
+
+def _change_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_or_dash(each)}" for name, each in value.items())
+    return "-" if value is None else number(value)
 
 
 def noted(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above

@@ -268,6 +268,15 @@ def _extend(given: Payload) -> tuple[str, Payload]:
     return "extend", given
 
 
+def _undo(given: Payload) -> tuple[str, Payload]:
+    """A number is one of the ledger, all else the id of a request."""
+    named = given.pop("which", None)
+    if named is None:
+        return "undo", given
+    which = {"change": int(named)} if str(named).isdigit() else {"request_id": named}
+    return "undo", {**which, **given}
+
+
 def _reset(given: Payload) -> tuple[str, Payload]:
     return "reset_session", {"reason": "manual", **given}
 
@@ -451,10 +460,17 @@ VERBS: Final[tuple[Verb, ...]] = (
     Verb(
         "undo", "undo", "Take back the last command that changed the run.", sentences.undone,
         (
-            Arg("request_id", "Of another command than the last.", required=False),
+            Arg("which", "Another one than the last: its number in otf changes, or its request id.",
+                required=False, shown="[CHANGE]"),
             Arg("restore", "Put the run back to before the command, as if it had never been.",
                 ("--restore",), "flag"),
         ),
+        request=_undo,
+    ),
+    Verb(
+        "changes", "list_changes", "List what was changed in the run, by whom and when.",
+        sentences.changes,
+        (Arg("limit", "Only so many of the newest.", ("-n", "--limit"), "int"),),
     ),
     Verb(
         "extend", "extend", "Train longer: a new total of epochs or of steps.", sentences.extended,

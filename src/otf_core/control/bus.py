@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_QUEUE: Final = 1000
 MAX_ANSWERS: Final = 4096  # how many answers are kept for those who ask again
+MAX_WHO_CHARS: Final = 80
 
 
 class Link(Protocol):
@@ -42,9 +43,16 @@ class Ticket:
     """One request on its way to its one answer; any thread may answer it, the first one counts."""
 
     def __init__(
-        self, request: protocol.Request, link: Link, *, on_answer: Callable[[Ticket], None]
+        self,
+        request: protocol.Request,
+        link: Link,
+        *,
+        on_answer: Callable[[Ticket], None],
+        by: str = "user",
+        cause: str | None = None,
     ) -> None:
         self.request, self.link = request, link
+        self.by, self.cause = by, cause  # as the ledger has them
         self.payload: Any = None
         self.waits_for = "safe_point"
         self.since_ts = time.time()
@@ -59,6 +67,12 @@ class Ticket:
     def id(self) -> str | None:
         """The request's id; None when no answer was asked for."""
         return self.request.id
+
+    @property
+    def who(self) -> str | None:
+        """Whoever has given it, in one line."""
+        who = self.request.who
+        return None if who is None else " ".join(who.split())[:MAX_WHO_CHARS]
 
     @property
     def answered(self) -> bool:
@@ -114,6 +128,26 @@ class Ticket:
         self.send(link)
 
 
+class Within:
+    """A link for who asks from within the process: a guard, a recipe.
+
+    Args:
+        then: called with the reply as a dict, on the thread that answers.
+    """
+
+    legacy = False
+
+    def __init__(self, then: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+        self._then = then
+
+    def reply(self, line: bytes) -> None:
+        """The answer."""
+        self._then(protocol.decode_message(line))
+
+    def event(self, message: Mapping[str, Any]) -> None:
+        """What a connection is told beside is not heard."""
+
+
 class ControlBus:
     """The bounded queue, the control lane, and the memory of answers.
 
@@ -141,10 +175,21 @@ class ControlBus:
         self._answers: OrderedDict[str, Ticket] = OrderedDict()  # oldest answer first
         self._closed: CommandError | None = None
 
-    def receive(self, request: protocol.Request, link: Link) -> None:
-        """One request; otf-reader. Returns at once for what is queued."""
-        ticket = self._claim(request, link)
-        if ticket is None:
+    def receive(
+        self,
+        request: protocol.Request,
+        link: Link,
+        *,
+        by: str = "user",
+        cause: str | None = None,
+    ) -> None:
+        """One request; otf-reader, or whoever asks from within. Returns at once for what is queued.
+
+        Args:
+            by, cause: as the ledger has them.
+        """
+        ticket = Ticket(request, link, on_answer=self._answered, by=by, cause=cause)
+        if not self._claim(ticket):
             return
         try:
             ticket.payload = protocol.decode_payload(request)
@@ -242,11 +287,10 @@ class ControlBus:
         for ticket in tickets:
             ticket.fail(error)
 
-    def _claim(self, request: protocol.Request, link: Link) -> Ticket | None:
-        """A new ticket, or None when this id is known: same id, same answer."""
-        ticket = Ticket(request, link, on_answer=self._answered)
+    def _claim(self, ticket: Ticket) -> bool:
+        """Whether it is a new one; where its id is known: same id, same answer."""
         with self._lock:
-            name = request.id
+            name = ticket.id
             known = None if name is None else self._asked.get(name) or self._answers.get(name)
             closed = self._closed
             if known is None:
@@ -254,12 +298,12 @@ class ControlBus:
                 if name is not None:
                     self._asked[name] = ticket
         if known is not None:
-            known.move_to(link)
-            return None
+            known.move_to(ticket.link)
+            return False
         if closed is not None:
             ticket.fail(closed)
-            return None
-        return ticket
+            return False
+        return True
 
     def _enqueue(self, ticket: Ticket, *, mutates: bool) -> None:
         # Accepted before it can be seen by the training thread, so that the event comes first.

@@ -305,7 +305,10 @@ class Trainer:
         if unsent > MAX_UNSENT_BYTES:
             detail = f"The trainer reads nothing; {unsent:,} bytes wait to be sent to it already."
             raise CommandError(ErrorCode.BUSY, detail, retry_after_s=1.0)
-        return self._write({"id": receipt.id, "cmd": receipt.cmd, "payload": receipt.payload})
+        asked = {"id": receipt.id, "cmd": receipt.cmd, "payload": receipt.payload}
+        if receipt.client is not None and self._speaks_otf1:
+            asked["who"] = receipt.client
+        return self._write(asked)
 
     def _note_garbage(self, error: Exception) -> None:
         self._garbage += 1

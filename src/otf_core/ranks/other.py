@@ -28,7 +28,8 @@ from otf_core.runs.weights import weights_aside
 from otf_core.state.exactness import refuse_elsewhere
 from otf_core.state.keeper import Origin, Schedule, read_fitting, resume_command
 from otf_core.state.parts import Modules
-from otf_core.steering.params import AppliedParam, Steering
+from otf_core.steering.params import Steering
+from otf_core.steering.plain import of_plain
 
 TORN: Final = "torn"  # in place of a signal: half of another state is there
 
@@ -68,7 +69,6 @@ class OtherRank:
         self.agreement: StepAgreement | None = None
         self.beats: Beats | None = None
         self.looks: dict[str, Callable[..., Any]] = {}  # rows of who looks, see ``do``
-        self._set: list[AppliedParam] = []
         self._began = self._stopped = False
 
     def tick(self) -> bool:
@@ -258,11 +258,11 @@ class OtherRank:
 
     def _set_param(self, asked: dict[str, Any], step: int) -> None:
         assert self._steering is not None
-        self._set.append(self._steering.apply(msgspec.convert(asked, SetParam), step))
+        self._steering.apply(msgspec.convert(asked, SetParam), step)
 
-    def _unset_param(self, number: int, step: int) -> None:
+    def _unset_param(self, plain: dict[str, Any], step: int) -> None:
         assert self._steering is not None
-        self._set.append(self._steering.undo(self._set[number], step))
+        self._steering.undo(of_plain(self._steering, plain), step)
 
     def _load(self, state: dict[str, Any]) -> None:
         if self._steering is not None:

@@ -23,6 +23,7 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
 from otf_core.ranks.mail import of_the_group
 from otf_core.steering.params import AppliedParam, Steering, Tunable
+from otf_core.steering.plain import to_plain
 
 
 class _Leaving:
@@ -176,16 +177,11 @@ class AllRanks:
 
 
 class SharedSteering(Steering):
-    """The values of all ranks, as rank 0 sets them.
-
-    What was set is known by the others under the number of its ``set``.
-    """
+    """The values of all ranks, as rank 0 sets them."""
 
     def __init__(self, tunable: Tunable, others: Others) -> None:
         super().__init__(tunable)
         self._others = others
-        self._numbers: dict[int, int] = {}  # id of what was applied -> number
-        self._kept: list[AppliedParam] = []  # so that no id is given twice
 
     def apply(self, request: SetParam, step: int) -> AppliedParam:
         """On all ranks; a value of this process alone, as ``after_fit``, here."""
@@ -193,25 +189,19 @@ class SharedSteering(Steering):
             return super().apply(request, step)
         self.check(request, step)  # what is refused here is told to nobody
         with self._others.do("set", msgspec.to_builtins(request), step):
-            return self._number(super().apply(request, step))
+            return super().apply(request, step)
 
     def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
         """On all ranks."""
-        number = self._numbers.get(id(applied))
-        if number is None:
+        if applied.path in self._added:
             return super().undo(applied, step)
-        with self._others.do("unset", number, step):
-            return self._number(super().undo(applied, step))
+        with self._others.do("unset", to_plain(self, applied), step):
+            return super().undo(applied, step)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """On all ranks."""
         with self._others.do("load", dict(state)):
             super().load(state)
-
-    def _number(self, applied: AppliedParam) -> AppliedParam:
-        self._numbers[id(applied)] = len(self._kept)
-        self._kept.append(applied)
-        return applied
 
 
 def mean(own: Evaluation, heard: Mapping[int, Any]) -> Evaluation:

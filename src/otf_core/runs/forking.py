@@ -64,6 +64,9 @@ class Run(Protocol):
     def tear(self, error: Exception) -> None:
         """Half of another state is there, and the run must not train on."""
 
+    def made_run(self, ticket: Ticket, left: str) -> None:
+        """Remember that a new run has been entered, before it is kept."""
+
     def set_value(self, asked: SetParam, ticket: Ticket) -> None:
         """Set a parameter of the fork, and tell of it."""
 
@@ -225,7 +228,8 @@ class Forks:
             made=plan.made,
             session_id=self._run.session_id,
         )
-        self._become(child, back, lambda: self._begin(ticket, child, plan))
+        left = self._run.run_id
+        self._become(child, back, lambda: self._begin(ticket, child, plan, left))
 
     def switch(self, run_id: str, init_ckpt: str | None) -> dict[str, Any]:
         """Another run trains from where it was left; this one is left as it stands."""
@@ -355,11 +359,12 @@ class Forks:
         self._run.emit("runTransition", **{"from": left, "to": to, "prev_step": step})
         self._run.emit("finalizeRun", next_run=to, last_step=step)
 
-    def _begin(self, ticket: Ticket, child: Here, plan: Plan) -> None:
+    def _begin(self, ticket: Ticket, child: Here, plan: Plan, left: str) -> None:
         self._announce(child)
         if plan.origin is not None:
             self._run.put(plan.origin.state, None)
             plan.arrived()
+        self._run.made_run(ticket, left)
         told = [*plan.wishes.told]
         if plan.choice is not None and self._data is not None:
             told += self._data.choose(plan.choice)

@@ -57,7 +57,9 @@ EVENT_FIELDS: Final[Mapping[str, str]] = {
     "state": "state previous step epoch reason request_id",
     "stall": "step seconds limit_s where stack over ranks? unheard? flight?",
     "rank_state": "rank state seconds exit_code why step checkpoint resume",
-    "param_changed": "path old new applied_step by request_id",
+    "param_changed": (
+        "id path old new mode until step epoch applied_step who by cause cmd request_id undone_by"
+    ),
     "note": "note_id step text removed?",
     "checkpoint_removed": "id path step kind reason",
     "exactness": "exact text reasons",
