@@ -405,6 +405,8 @@ class OnTheFlyCallback(L.Callback):
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Gradients are complete and not clipped yet."""
+        if self._delegate is not None:
+            self._delegate.frozen.before_step(optimizer)
         if self._recorder is not None:
             self._recorder.before_optimizer_step(lambda: params_of(optimizer))
 

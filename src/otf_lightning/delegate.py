@@ -24,6 +24,7 @@ from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.shards import Writing, files_in
+from otf_core.steering import frozen
 from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.params import Knob, clip_knob
 from otf_lightning import evaluation, inside, loggers, other_world, script, snapshot
@@ -54,6 +55,9 @@ class LightningFrameworkDelegate:
         self._shards: ShardWriter | None = None  # where weights lie in parts on the ranks
         self._checkpoints: Callable[[], Path | None] = lambda: None
         self._in_parts: dict[str, Any] = {}  # of the last capture
+        self.frozen = frozen.Frozen(
+            lambda: frozen.names_of([("", trainer.lightning_module)]), self.optimizers
+        )
         # What a part of another rank's has more.
         self.of_rank: Callable[[], Mapping[str, Any]] = dict
         # What other ranks are not exact for, and what they leave out.
@@ -408,6 +412,10 @@ class LightningFrameworkDelegate:
         )
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
+        """Values that are in no parameter group."""
+        return {**self._clip_knob(), frozen.PATH: self.frozen.knob()}
+
+    def _clip_knob(self) -> Mapping[str, Knob]:
         """The gradient clip, where Lightning applies it."""
         trainer = self._trainer
         module = trainer.lightning_module

@@ -32,7 +32,7 @@ from otf_core.script.stop import StopScript
 from otf_core.state.rng import get_rng, set_rng
 from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.testing.conformance import Framework, Outcome, Probe
-from otf_core.testing.conformance.small_run import Rate, exact
+from otf_core.testing.conformance.small_run import Freeze, Rate, exact
 from tests.testing.own import Net
 
 SMALL: Final = Path(__file__).with_name("small")
@@ -62,7 +62,7 @@ class Script(Framework):
 
     def run(self, otf: RunOptions | None, probe: Probe, *, epochs: int = 2) -> Outcome:
         with _dial() as there:
-            there.send((otf, self._width, epochs, probe.rate, get_rng()))
+            there.send((otf, self._width, epochs, (probe.rate, probe.freeze), get_rng()))
             raised, result = _serve(there, probe, self.patience_s)
         if raised is not None:
             raise raised
@@ -97,9 +97,16 @@ def _serve(there: Connection, probe: Probe, patience_s: float) -> tuple[BaseExce
 class Eye:
     """What the script has of the probe; in the script's process."""
 
-    def __init__(self, there: Connection, width: int, epochs: int, rate: Rate | None) -> None:
+    def __init__(
+        self,
+        there: Connection,
+        width: int,
+        epochs: int,
+        has: tuple[Rate | None, Freeze | None],
+    ) -> None:
+        rate, freeze = has
         self.width, self.epochs = width, epochs
-        self._there, self._probe = there, Probe(rate=rate)
+        self._there, self._probe = there, Probe(rate=rate, freeze=freeze)
         self.parts: tuple[Any, Any, Any, list[float]]
 
     def watch(self, model: Any, optimizer: Any, schedule: Any, losses: list[float]) -> None:
@@ -186,9 +193,9 @@ def _script(there: Connection) -> None:
     """One script, from its start to its end."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        otf, width, epochs, rate, numbers = there.recv()
+        otf, width, epochs, has, numbers = there.recv()
         set_rng(numbers)
-        there.send(("done", _run(otf, Eye(there, width, epochs, rate))))
+        there.send(("done", _run(otf, Eye(there, width, epochs, has))))
     except BaseException:  # noqa: BLE001 -- the end of a process: told to the test
         there.send(("failed", traceback.format_exc()))
     finally:

@@ -19,6 +19,7 @@ from otf_core.state.loader_parts import around, set_around
 from otf_core.state.parked import parked
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.training import Pieces, TrainingState
+from otf_core.steering import frozen
 from otf_core.steering.params import Knob
 from otf_core.telemetry.canonical import canonicalize_metrics
 
@@ -65,6 +66,9 @@ class OwnLoopDelegate:
         self._loop, self._pieces, self._batches = loop, pieces, batches
         self._validate, self._test, self._more_left_out = validate, test, left_out
         self.training = TrainingState(pieces)
+        self.frozen = frozen.Frozen(
+            lambda: frozen.names_of(pieces.modules.items()), lambda: pieces.optimizers
+        )
 
     # The state.
 
@@ -180,8 +184,8 @@ class OwnLoopDelegate:
         """The loop steps its schedules itself."""
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
-        """None: what the loop has beside optimizers is its own."""
-        return {}
+        """What is frozen; what else the loop has beside optimizers is its own."""
+        return {frozen.PATH: self.frozen.knob()}
 
 
 def _evaluation(name: str, found: Any, seconds: float) -> Evaluation:

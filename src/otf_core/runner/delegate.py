@@ -21,6 +21,7 @@ from otf_core.state.host_pool import HostPool
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.reading import Reading
 from otf_core.state.training import Pieces, TrainingState
+from otf_core.steering import frozen
 from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.params import Knob, clip_knob
 
@@ -42,6 +43,11 @@ class RunnerDelegate:
     def __init__(self, run: Run) -> None:
         self._run = run
         run.process_loader = tap
+        self.frozen = frozen.Frozen(
+            lambda: frozen.names_of(modules_by_name(run.module, run.parts).items()),
+            lambda: run.optimizers,
+        )
+        run.before_step = self.frozen.before_step
         self._closed = False  # the batch in hand counts as done
         self._extended: dict[str, int] = {}
         self._reading: Reading | None = None
@@ -166,6 +172,10 @@ class RunnerDelegate:
         )
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
+        """Values that are in no parameter group."""
+        return {**self._clip_knob(), frozen.PATH: self.frozen.knob()}
+
+    def _clip_knob(self) -> Mapping[str, Knob]:
         """The gradient clip, where the Runner applies it."""
         run = self._run
         fused = run.precision.scaler is not None and any(map(unscales_itself, run.optimizers))

@@ -67,6 +67,7 @@ class Step:
 
     def before_step(self, optimizer: Any) -> None:
         """Gradients are complete and unscaled."""
+        self.run.before_step(optimizer)
         if self._before_step:
             self.run.hook("on_before_optimizer_step", optimizer)
 

@@ -17,6 +17,7 @@ from otf_core.script.found import Found
 from otf_core.script.register import REGISTERED
 from otf_core.state.host_pool import HostPool
 from otf_core.state.rng import get_rng, set_rng
+from otf_core.steering import frozen as frozen_parameters
 from otf_core.steering.params import Knob
 from otf_core.steering.preview import NEEDS_CADENCE
 
@@ -89,6 +90,9 @@ class ScriptDelegate:
         self, driver: ScriptDriver, found: Callable[[], Found], reentry: Reentry | None = None
     ) -> None:
         self._driver, self._found, self._reentry = driver, found, reentry
+        self.frozen = frozen_parameters.Frozen(
+            lambda: frozen_parameters.names_of(found().modules), self.optimizers
+        )
 
     def position(self) -> Position:
         """Epochs are passes over the loader that is trained on; without one it stays the first."""
@@ -189,8 +193,8 @@ class ScriptDelegate:
         """The script steps its schedules itself."""
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
-        """A script has no trainer."""
-        return {}
+        """What is frozen; a script has no trainer."""
+        return {frozen_parameters.PATH: self.frozen.knob()}
 
     def model(self) -> nn.Module | None:
         """The first that is trained."""

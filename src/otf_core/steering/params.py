@@ -75,16 +75,21 @@ class Knob:
         write: takes what ``read`` may return.
         low, high: bounds, both included, for numbers.
         choices: what an enum may be.
+        check: in place of the bounds: what is asked as ``write`` takes it; CommandError where it
+            cannot be.
+        close: the run is over, and it was set.
     """
 
     read: Callable[[], Value]
     write: Callable[[Any], None]
     low: float | None = None
     high: float | None = None
-    kind: Literal["float", "int", "bool", "enum"] = "float"
+    kind: Literal["float", "int", "bool", "enum", "str"] = "float"
     choices: tuple[str, ...] | None = None
     unit: str | None = None
     owner: Owner = "trainer"
+    check: Callable[[SetParam], Value] | None = None
+    close: Callable[[], None] | None = None
 
 
 def clip_knob(read: Callable[[], Value], write: Callable[[Any], None]) -> Knob:
@@ -464,6 +469,10 @@ class Steering:
     def close(self) -> None:
         """Leave the schedulers as they were found; the values stay as they are."""
         self._ledger.close()
+        knobs = self.tunable.trainer_knobs() if self._held else {}
+        for path in self._held:
+            if path in knobs and (close := knobs[path].close) is not None:
+                close()
         self._held.clear()
 
     def _applied(
@@ -658,6 +667,8 @@ class Steering:
         if request.until is not None and request.path in self._added:
             detail = f"{request.path} was asked until a step; it is no value of the training."
             raise CommandError(ErrorCode.UNSUPPORTED, detail, field="until")
+        if knob.check is not None:
+            return knob.check(request)
         if knob.kind == "float":
             return _number(request, knob.read(), knob.low, knob.high)
         if knob.kind == "int":

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from otf_core.testing.conformance.running import ANOTHER_SEED, Found, Running, as_if_killed
-from otf_core.testing.conformance.small_run import Rate
+from otf_core.testing.conformance.small_run import Freeze, Rate
 from otf_core.testing.conformance.suite import END, FIRST, START, WITHIN, Suite
 
 
@@ -83,6 +83,27 @@ class Changing(Suite):
             run.resume()
             found = run.found()
         self._trained_with(Rate(0.00375, step, until), found)
+
+    def test_a_frozen_parameter_is_one_that_a_script_does_not_train(self, tmp_path: Path) -> None:
+        self.needs("set_param", "undo", "pause", "save_ckpt")
+        first, second = self.batch(WITHIN), self.batch(START)
+        with self.running(tmp_path / "run", hold=(first, second)) as run:
+            step = run.pause_in(first)["step"]
+            if not any(row["path"] == "model.frozen" for row in run.ask("list_params")["params"]):
+                pytest.skip("its delegate has no model.frozen")
+            nobody = run.refused("set_param", path="model.frozen", value="nobody")
+            name = nobody["allowed"][0]
+            frozen = run.ask("set_param", path="model.frozen", value=name)
+            assert (frozen["old"], frozen["new"]) == ("", name)
+            assert self._row(run, "model.frozen")["value"] == name
+            path = as_if_killed(run.ask("save_ckpt")["path"], tmp_path / "run", tmp_path / "disk")
+            run.resume()
+            until = run.pause_in(second)["step"]
+            assert run.ask("undo")["now"] == {"model.frozen": ""}
+            run.resume()
+            self.same_state(run.found(), self.bare(freeze=Freeze(step, until)))
+        with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
+            self.same_state(again.found(), self.bare(freeze=Freeze(step)))
 
     def test_what_is_previewed_is_what_then_happens(self, tmp_path: Path) -> None:
         self.needs("preview_params", "set_params", "pause")

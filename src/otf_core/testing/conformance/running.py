@@ -12,6 +12,7 @@ from typing import Any, Final
 from otf_core.opening import RunOptions
 from otf_core.testing.conformance.small_run import (
     Framework,
+    Freeze,
     Outcome,
     Probe,
     Rate,
@@ -190,11 +191,12 @@ def bare(
     framework: Framework,
     *,
     rate: Rate | None = None,
+    freeze: Freeze | None = None,
     number: int = SEED,
     epochs: int = 2,
 ) -> Found:
     """The run without a trace of otf."""
-    probe = Probe(rate=rate, patience_s=framework.patience_s)
+    probe = Probe(rate=rate, freeze=freeze, patience_s=framework.patience_s)
     return alone(framework, None, probe, number=number, epochs=epochs)
 
 

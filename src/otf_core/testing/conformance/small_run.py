@@ -60,6 +60,21 @@ class Rate(NamedTuple):
         return self.after <= steps and (self.until is None or steps < self.until)
 
 
+class Freeze(NamedTuple):
+    """The first parameter takes no part from a step on, until another, as a script would have it.
+
+    Attributes:
+        after, until: steps done; None: to the end.
+    """
+
+    after: int
+    until: int | None = None
+
+    def holds(self, steps: int) -> bool:
+        """Whether the step after so many goes without it."""
+        return self.after <= steps and (self.until is None or steps < self.until)
+
+
 class Probe:
     """Looks on from inside the training, holds it within a batch, and breaks it where asked.
 
@@ -67,6 +82,7 @@ class Probe:
         hold: batches, counted from 0, in which the training waits until ``let_go``.
         fail: the batch in which ``error`` is raised.
         rate: what the optimizers step with, as a script would have it; a schedule goes on below.
+        freeze: when the first parameter is not trained, as a script would have it.
     """
 
     def __init__(
@@ -75,10 +91,12 @@ class Probe:
         hold: Iterable[int] = (),
         fail: int | None = None,
         rate: Rate | None = None,
+        freeze: Freeze | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._holds = {n: (threading.Event(), threading.Event()) for n in hold}
         self._fail, self.rate, self._patience_s = fail, rate, patience_s
+        self.freeze = freeze
         self.error = RuntimeError("the training failed on purpose")
         self.batches = 0  # begun
         self.steps = 0  # batches in which an optimizer has stepped
@@ -103,6 +121,8 @@ class Probe:
             self._moved.set()
         if batch == self._fail:
             raise self.error
+        if self.freeze is not None and optimizers:
+            self._first().requires_grad_(not self.freeze.holds(self.steps))
         reached, go = self._holds.get(batch, (None, None))
         if reached is not None and go is not None:
             reached.set()
@@ -157,7 +177,12 @@ class Probe:
         if self.rate is not None and self.rate.holds(self._steps_before):
             for group in groups:
                 group["lr"] = self.rate.value
+        if self.freeze is not None and self.freeze.holds(self._steps_before):
+            self._first().grad = None
         self.lrs.append(float(groups[0]["lr"]))
+
+    def _first(self) -> Any:
+        return self._seen[0].param_groups[0]["params"][0]
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if self.rate is not None:
