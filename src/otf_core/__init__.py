@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import importlib
 import random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+if TYPE_CHECKING:  # what _LAZY has, for type checkers
+    from otf_core.own_loop import attach
+    from otf_core.script.register import register, register_validation
+
+__all__ = ["__version__", "attach", "register", "register_validation"]
 __version__: Final = "0.2.0"
 
 _LAZY: Final = {

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from otf_core import rendezvous
+from otf_core import extras, rendezvous
 
 
 def launch(
@@ -20,8 +20,11 @@ def launch(
         stderr: as for Popen; None is ours.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: it did not start, or is not installed.
     """
+    lacks = extras.lacking("The dashboard", "dashboard")
+    if lacks is not None:
+        raise RuntimeError(lacks)
     command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard"]
     process = subprocess.Popen(
         [*command, "--dir", str(save_dir), "--port", str(port)],

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from rich.table import Table
 
-from otf_core import protocol
+from otf_core import extras, protocol
 from otf_core.client import Client
 from otf_core.spawn import launch
 from otf_lightning.callback import OnTheFlyCallback
@@ -32,6 +32,7 @@ from otf_lightning.digits import Digits, LitDigits
 
 FIRST_STEP: Final = 25  # the visitor lets the run get going
 REPLY_S: Final = 120.0
+REFUSED: Final = 3  # exit code, as of `otf`
 
 
 class Pace(L.Callback):
@@ -173,6 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, default=Path("otf_runs"), help="where runs are kept")
     args = parser.parse_args(argv)
     out = Console(highlight=False, soft_wrap=True)
+    lacks = extras.lacking("otf demo", "demo")
+    if lacks is not None:
+        sys.stderr.write(f"{lacks}\n")
+        return REFUSED
     if not args.headless:
         return _play(args, out)
     # Its own runtime folder, so that it neither finds nor replaces a dashboard of the user's.

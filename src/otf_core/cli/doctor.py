@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from otf_core import rendezvous
+from otf_core import extras, rendezvous
 from otf_core.client import Client, ClientError
 from otf_core.client.sentences import exactness_sentence
 
 State = Literal["ok", "note", "bad"]
-NEEDED: Final = ("otf-lightning", "msgspec", "torch", "lightning")
-WISHED: Final = ("starlette", "uvicorn", "websockets", "rich", "psutil", "nvidia-ml-py")
+NEEDED: Final = ("otf-lightning", "msgspec", "torch", "lightning", "rich", "psutil", "nvidia-ml-py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +57,14 @@ def _python() -> Finding:
 
 
 def _versions() -> Iterator[Finding]:
-    for name in (*NEEDED, *WISHED):
+    for name in NEEDED:
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            state: State = "bad" if name in NEEDED else "note"
-            yield Finding(name, state, "not installed: pip install 'otf-lightning[dashboard]'")
+            yield Finding(name, "bad", "not installed: pip install otf-lightning")
+    for extra in extras.EXTRAS:
+        lacks = extras.lacking("it", extra)
+        yield Finding(f"extra {extra}", "ok" if lacks is None else "note", lacks or "installed")
 
 
 def _rendezvous() -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from otf_core import extras
 from otf_core.cli.archive import import_runs
 from otf_core.cli.arguments import param_of, settings_of
 from otf_core.cli.export import export_group
@@ -39,6 +40,13 @@ TAIL_SHOWN: Final = 10
 
 def _fail(status: int, code: str, detail: str, **more: Any) -> NoReturn:
     raise Failure(status, {"error": code, "code": code, "detail": detail, **more})
+
+
+def _need(what: str, extra: str) -> None:
+    """Raises Failure (3): it is not installed, and how it comes to be."""
+    lacks = extras.lacking(what, extra)
+    if lacks is not None:
+        _fail(EXIT_REFUSED, "unsupported", lacks)
 
 
 def _failure_of(error: ClientError) -> Failure:
@@ -190,11 +198,9 @@ def dashboard(**given: Any) -> None:
             "(another one beside it: --force)."
         )
         _fail(EXIT_REFUSED, "not_allowed_now", detail)
-    try:
-        from otf_core.dashboard import serve
-    except ImportError as error:
-        detail = f"The dashboard needs {error.name}: pip install 'otf-lightning[dashboard]'"
-        _fail(EXIT_REFUSED, "unsupported", detail)
+    _need("The dashboard", "dashboard")
+    from otf_core.dashboard import serve
+
     options = serve.Options(
         host=given["host"], port=given["port"], control_port=given["control_port"],
         folder=given["folder"], allow_hosts=given["allow_host"], tls=tls, share=given["share"],
@@ -278,11 +284,9 @@ def mcp(write: bool, bounds: tuple[str, ...], per_minute: int, only: str | None,
         rules = Rules(write=write, bounds=dict(map(bounds_of, bounds)), per_minute=per_minute)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    try:
-        from otf_core.agents.server import serve
-    except ImportError as error:
-        detail = f"otf mcp needs {error.name}: pip install 'otf-lightning[agents]'"
-        _fail(EXIT_REFUSED, "unsupported", detail)
+    _need("otf mcp", "agents")
+    from otf_core.agents.server import serve
+
     names: dict[str, str] = {}
     tools = Tools(
         lambda: Client.from_url(url) if url is not None else Client.from_rendezvous(),

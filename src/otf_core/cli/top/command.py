@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from otf_core import extras
 from otf_core.cli.failure import EXIT_USAGE, Failure
 from otf_core.cli.top import screen
 from otf_core.client import Client, RefusedError, band
@@ -22,9 +23,6 @@ from otf_core.client.board import Board, Row
 NAME: Final = f"otf top on {socket.gethostname()}"
 NO_TERMINAL: Final = (
     "otf top needs a terminal that can move its cursor; one screen as plain text: otf top --once"
-)
-NOT_INSTALLED: Final = (
-    "otf top needs {name}: pip install 'otf-lightning[tui]'; without it: otf top --once"
 )
 HISTORY: Final = (
     "state", "paused", "resumed", "stall", "rank_state", "epoch_end", "checkpoint_removed",
@@ -41,10 +39,11 @@ def run(url: str | None) -> int:
     """The page, until it is left; the exit status."""
     if not can_draw(os.environ, sys.stdin.isatty() and sys.stdout.isatty()):
         _refuse("no_terminal", NO_TERMINAL)
-    try:
-        from otf_core.cli.top.app import Top
-    except ImportError as error:
-        _refuse("unsupported", NOT_INSTALLED.format(name=error.name))
+    lacks = extras.lacking("otf top", "tui")
+    if lacks is not None:
+        _refuse("unsupported", f"{lacks}; without it: otf top --once")
+    from otf_core.cli.top.app import Top
+
     return Top(lambda: find(url)).run() or 0
 
 
