@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from otf_core import extras, rendezvous
+from otf_core import rendezvous
+from otf_core.extras import lacking
 
 
 def launch(
@@ -22,7 +23,7 @@ def launch(
     Raises:
         RuntimeError: it did not start, or is not installed.
     """
-    lacks = extras.lacking("The dashboard", "dashboard")
+    lacks = lacking("The dashboard", "dashboard")
     if lacks is not None:
         raise RuntimeError(lacks)
     command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard"]

@@ -320,7 +320,8 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     params = replies["list_params"]["params"]
     assert _listed("A row of `list_params`: {") == set(params[0]) | {"choices", "unit", "script"}
     assert [row["path"] for row in params] == ["lr", "weight_decay", "beta1", "beta2",
-                                              "gradient_clip_val", "after_fit"]  # fmt: skip
+                                              "gradient_clip_val", "model.frozen",
+                                              "after_fit"]  # fmt: skip
     for name in (*(row["path"] for row in params), "momentum"):
         assert f"`{name}`" in section(DOCUMENT, "Status and parameters")
 
