@@ -53,7 +53,8 @@ from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.commands import ParamCommands
 from otf_core.steering.history import History
-from otf_core.steering.params import Ended, Knob, Steering
+from otf_core.steering.knobs import Knob
+from otf_core.steering.params import Ended, Steering
 from otf_core.telemetry.emitter import Emitter
 from otf_core.telemetry.journal import Journal
 from otf_core.telemetry.recorder import Level, StepRecorder
@@ -287,6 +288,7 @@ class Session:
             kind="enum",
             choices=AFTER_FIT,
             owner="user",
+            takes_effect="at the end",
         )
         if not guest:
             steering.add_knob("after_fit", choice)

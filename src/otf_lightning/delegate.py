@@ -26,7 +26,7 @@ from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.shards import Writing, files_in
 from otf_core.steering import frozen
 from otf_core.steering.cadence import Cadence, Stepping
-from otf_core.steering.params import Knob, clip_knob
+from otf_core.steering.knobs import Knob, clip_knob
 from otf_lightning import evaluation, inside, loggers, other_world, script, snapshot
 from otf_lightning.exact_report import ExactReport
 from otf_lightning.positions import SetupData

@@ -6,7 +6,8 @@ import pytest
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
-from otf_core.steering.params import Steering, clip_knob
+from otf_core.steering.knobs import clip_knob
+from otf_core.steering.params import Steering
 from tests.steering.test_ledger import scheduled, unedited
 from tests.steering.test_params import Box, one_group
 from tests.steering.worlds import SCHEDULES, STEPS

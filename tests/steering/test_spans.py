@@ -12,8 +12,9 @@ import torch
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
 from otf_core.script.held import Held
+from otf_core.steering.knobs import Knob
 from otf_core.steering.ledger import Ramp
-from otf_core.steering.params import Ended, Knob, Steering
+from otf_core.steering.params import Ended, Steering
 from tests.steering.worlds import SCHEDULES, Run, sgd
 
 LR = "optim.0.groups.0.lr"

@@ -12,7 +12,8 @@ from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.swa_utils import SWALR
 
 from otf_core.steering.cadence import Cadence, Stepping
-from otf_core.steering.params import Ended, Knob, Overwritten, Steering
+from otf_core.steering.knobs import Knob
+from otf_core.steering.params import Ended, Overwritten, Steering
 
 STEPS = 24
 

@@ -20,7 +20,7 @@ from otf_core.state.parked import parked
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.training import Pieces, TrainingState
 from otf_core.steering import frozen
-from otf_core.steering.params import Knob
+from otf_core.steering.knobs import Knob
 from otf_core.telemetry.canonical import canonicalize_metrics
 
 Evaluate = Callable[..., Any]

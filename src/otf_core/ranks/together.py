@@ -185,7 +185,7 @@ class SharedSteering(Steering):
 
     def apply(self, request: SetParam, step: int) -> AppliedParam:
         """On all ranks; a value of this process alone, as ``after_fit``, here."""
-        if request.path in self._added:
+        if request.path in self._knobs.added:
             return super().apply(request, step)
         self.check(request, step)  # what is refused here is told to nobody
         with self._others.do("set", msgspec.to_builtins(request), step):
@@ -193,7 +193,7 @@ class SharedSteering(Steering):
 
     def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
         """On all ranks."""
-        if applied.path in self._added:
+        if applied.path in self._knobs.added:
             return super().undo(applied, step)
         with self._others.do("unset", to_plain(self, applied), step):
             return super().undo(applied, step)

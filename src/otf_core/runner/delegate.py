@@ -23,7 +23,7 @@ from otf_core.state.reading import Reading
 from otf_core.state.training import Pieces, TrainingState
 from otf_core.steering import frozen
 from otf_core.steering.cadence import Cadence, Stepping
-from otf_core.steering.params import Knob, clip_knob
+from otf_core.steering.knobs import Knob, clip_knob
 
 if TYPE_CHECKING:
     from otf_core.runner.run import Run

@@ -18,7 +18,7 @@ from otf_core.script.register import REGISTERED
 from otf_core.state.host_pool import HostPool
 from otf_core.state.rng import get_rng, set_rng
 from otf_core.steering import frozen as frozen_parameters
-from otf_core.steering.params import Knob
+from otf_core.steering.knobs import Knob
 from otf_core.steering.preview import NEEDS_CADENCE
 
 NO_TEST: Final = (

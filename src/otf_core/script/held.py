@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from otf_core.steering.ledger import Asked, Edit, Loss, Mode, Ramp, Raw, Slot, detached
+from otf_core.steering.options import place_of
 from otf_core.steering.params import CEILINGS
-
-_BETAS: Final = ("beta1", "beta2")
 
 
 class Held:
@@ -175,7 +174,7 @@ class _Parked:
 
     def __init__(self, slot: Slot) -> None:
         self._group = slot.optimizer.param_groups[slot.group]
-        self._key = "betas" if slot.key in _BETAS else slot.key
+        self._key, _ = place_of(slot.key)
         self.place: _Place = (id(self._group), self._key)
         self._own: Any = detached(self._group[self._key])
         self._left: Any = None

@@ -6,7 +6,7 @@ All run on the training thread, at the safe point.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from otf_core.control.actions import refuse_past
@@ -71,7 +71,7 @@ class ParamCommands:
     def _set_param(self, ticket: Ticket) -> dict[str, Any] | Later:
         step = self._step()
         self._steering.check(ticket.payload, step)
-        if self._waits(ticket, step):
+        if self._waits(ticket, step, [ticket.payload]):
             return LATER
         applied = self._steering.apply(ticket.payload, step)
         self._changed()
@@ -86,7 +86,7 @@ class ParamCommands:
         for change in changes:
             if not change.release:
                 self._steering.check(change, begins)
-        if self._waits(ticket, step):
+        if self._waits(ticket, step, changes):
             return LATER
         applied: list[AppliedParam] = []
         try:
@@ -99,10 +99,14 @@ class ParamCommands:
         self._history.set_params(ticket, applied)
         return {"applied": [each.to_wire() for each in applied], "applied_step": step}
 
-    def _waits(self, ticket: Ticket, step: int) -> bool:
-        at_step = ticket.payload.at_step
-        if at_step is None or at_step <= step:
+    def _waits(self, ticket: Ticket, step: int, changes: Sequence[SetParam]) -> bool:
+        """Whether it is to be done later: then it was asked, or then it can be."""
+        at_step: int = step if ticket.payload.at_step is None else ticket.payload.at_step
+        if at_step <= step:
+            at_step = max(self._steering.earliest(change, step) for change in changes)
+        if at_step <= step:
             return False
+        ticket.waits_for = f"step {at_step}"
         self._bus.schedule(ticket, at_step)
         return True
 

@@ -24,7 +24,7 @@ from torch.optim import LBFGS, Optimizer
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
-from otf_core.steering.params import Knob
+from otf_core.steering.knobs import Knob
 
 PATH: Final = "model.frozen"
 MAX_CHARS: Final = 4000

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from otf_core.steering.options import OPTIONS, Option, found_in, place_of
+
 Mode: TypeAlias = Literal["scale", "override", "replace"]
 Shape: TypeAlias = Literal["linear", "cosine"]
 Raw: TypeAlias = float | Tensor  # a tensor of one element where lr is one (capturable, fused)
 
-_BETAS: Final = {"beta1": 0, "beta2": 1}
 # step_update is the second door of the schedulers of timm.
 _DOORS: Final = ("step", "step_update")
 
@@ -50,18 +51,20 @@ class Slot(NamedTuple):
     key: str
 
     def exists(self) -> bool:
-        """Whether the group has such a value."""
+        """Whether the group has such a value, which can be set."""
         groups = self.optimizer.param_groups
-        return (
-            self.group < len(groups)
-            and ("betas" if self.key in _BETAS else self.key) in groups[self.group]
-        )
+        return self.group < len(groups) and found_in(self.optimizer, groups[self.group], self.key)
 
     def raw(self) -> Raw:
         """What the group holds; a tensor is the live one."""
-        group = self.optimizer.param_groups[self.group]
-        found: Raw = group["betas"][_BETAS[self.key]] if self.key in _BETAS else group[self.key]
-        return found
+        key, index = place_of(self.key)
+        found: Any = self.optimizer.param_groups[self.group][key]
+        raw: Raw = found if index is None else found[index]
+        return raw
+
+    def plain(self, value: Any) -> Any:
+        """A number as the group has it: a switch is a bool."""
+        return (OPTIONS.get(self.key) or Option(self.key)).plain(value)
 
     def write(self, value: Raw) -> None:
         """Put a value there; into the tensor where it is one, since graphs hold its address."""
@@ -70,14 +73,17 @@ class Slot(NamedTuple):
         if isinstance(found, Tensor):
             with torch.no_grad():
                 found.copy_(value) if isinstance(value, Tensor) else found.fill_(value)
-        elif self.key in _BETAS:
-            betas = list(group["betas"])
-            betas[_BETAS[self.key]] = float(value)
-            group["betas"] = tuple(betas)
+            return
         # An int that is equal stays the int that it was.
-        elif found != value:
-            # The script's own int comes back as one.
-            group[self.key] = value if isinstance(value, int) else float(value)
+        if found == value:
+            return
+        key, index = place_of(self.key)
+        if index is None:
+            group[key] = self.plain(value)
+            return
+        several = list(group[key])
+        several[index] = self.plain(value)
+        group[key] = tuple(several)
 
 
 def detached(raw: Raw) -> Raw:

@@ -1,7 +1,7 @@
 """The values that can be steered: the table, the paths, what is allowed, and how each is set.
 
-Rule 1: ``PARAMS`` is the table; a value of parameter groups is a row in it, a value of the trainer
-is a ``Knob`` that the delegate supplies.
+Rule 1: ``OPTIONS`` is the table; a value of parameter groups is a row in it, any other value is a
+``Knob`` that the delegate supplies.
 Rule 2: nothing is written before all of a request is found good.
 Rule 3: what is reported was read back from where the training reads it.
 """
@@ -13,88 +13,49 @@ import dataclasses
 import difflib
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import msgspec
 from torch import Tensor
-from torch.optim import Optimizer, RMSprop
+from torch.optim import Optimizer
 
 from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
 from otf_core.protocol import SetParam
 from otf_core.steering.cadence import Cadence
+from otf_core.steering.knobs import (
+    HeldKnobs,
+    Kept,
+    Knob,
+    Value,
+    agreed,
+    choice_of,
+    number_of,
+    plan,
+    refuse_value,
+    whole,
+)
 from otf_core.steering.ledger import Asked, Edit, Ledger, Loss, Mode, Ramp, Raw, Slot, on_host
+from otf_core.steering.options import OPTIONS, fixed_in, names_in, option_of, refuse
 
-Owner: TypeAlias = Literal["optimizer", "scheduler", "trainer", "data", "model", "user"]
-Value: TypeAlias = float | int | bool | str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Param:
-    """A value of parameter groups and its bounds, both included."""
-
-    name: str
-    low: float
-    high: float
-
-
-PARAMS: Final[Mapping[str, Param]] = MappingProxyType(
+# The bounds hold for what a scaled schedule comes to later as well, when nobody looks: a cycle's
+# 0.8 set to 0.9 would take its 0.95 above 1, and a warm-up caught at 1e-8 can be scaled by 1e5.
+CEILINGS: Final = {
+    name: high for name in ("lr", "momentum", "beta1") if (high := OPTIONS[name].high) is not None
+}
+# What a run cannot have otherwise once it has begun.
+NEVER: Final[Mapping[str, str]] = MappingProxyType(
     {
-        param.name: param
-        for param in (
-            # 10: the largest learning rates in use (LARS, unscaled Adadelta at 1) stay below it;
-            # more is a slip of the decimal point.
-            Param("lr", 0.0, 10.0),
-            # 1: decoupled decay of lr * 1 shrinks weights by a whole step; more turns their sign
-            # with lr near 1.
-            Param("weight_decay", 0.0, 1.0),
-            # Above 1 the buffer grows without end.
-            Param("momentum", 0.0, 1.0),
-            # torch asks for beta < 1: at 1 the bias correction divides by 0.
-            Param("beta1", 0.0, 0.999999),
-            Param("beta2", 0.0, 0.999999),
+        "precision": (
+            "Weights, optimizer states and the gradient scaler are made in it when the run begins, "
+            "and a step in another one would not be the same training; allowed: a new run with "
+            "it, from a checkpoint of this one."
         )
     }
 )
-# The bounds hold for what a scaled schedule comes to later as well, when nobody looks: a cycle's
-# 0.8 set to 0.9 would take its 0.95 above 1, and a warm-up caught at 1e-8 can be scaled by 1e5.
-CEILINGS: Final = {name: PARAMS[name].high for name in ("lr", "momentum", "beta1")}
-CLIP_MAX: Final = 1000.0  # 0 is no clipping; above a norm of 1,000 nothing is clipped in practice
 
 _ONE: Final = re.compile(r"optim\.(0|[1-9]\d{0,5})\.groups\.(0|[1-9]\d{0,5})\.(\w+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Knob:
-    """A single value that is not in a parameter group; read and written on the training thread.
-
-    Attributes:
-        read: the value in force; None where it is not set.
-        write: takes what ``read`` may return.
-        low, high: bounds, both included, for numbers.
-        choices: what an enum may be.
-        check: in place of the bounds: what is asked as ``write`` takes it; CommandError where it
-            cannot be.
-        close: the run is over, and it was set.
-    """
-
-    read: Callable[[], Value]
-    write: Callable[[Any], None]
-    low: float | None = None
-    high: float | None = None
-    kind: Literal["float", "int", "bool", "enum", "str"] = "float"
-    choices: tuple[str, ...] | None = None
-    unit: str | None = None
-    owner: Owner = "trainer"
-    check: Callable[[SetParam], Value] | None = None
-    close: Callable[[], None] | None = None
-
-
-def clip_knob(read: Callable[[], Value], write: Callable[[Any], None]) -> Knob:
-    """The knob for a gradient clip: 0 to 1,000, where 0 is no clipping."""
-    return Knob(read, write, low=0.0, high=CLIP_MAX)
 
 
 class Tunable(Protocol):
@@ -121,7 +82,7 @@ class AppliedParam:
         old, new: read back from where the training reads them.
         owner, mode: a list only where the groups differ.
         until: the step at which something is known to write it again; None: nothing is.
-        undo, released: for ``Steering.undo``.
+        undo, kept, released: for ``Steering.undo``; of groups, of knobs.
     """
 
     path: str
@@ -134,6 +95,7 @@ class AppliedParam:
     undo: Mapping[Slot, Edit | None] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
+    kept: Mapping[str, Kept] | None = dataclasses.field(default=None, repr=False, compare=False)
     released: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     def to_wire(self) -> dict[str, Any]:
@@ -141,7 +103,7 @@ class AppliedParam:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("undo", "released")
+            if field.name not in ("undo", "kept", "released")
         }
 
 
@@ -198,18 +160,12 @@ class Steering:
     def __init__(self, tunable: Tunable, edits: Edits | None = None) -> None:
         self.tunable = tunable
         self._ledger: Edits = Ledger(CEILINGS) if edits is None else edits
-        self._held: dict[str, Value] = {}  # path of a knob -> what it was left with
-        self._script: dict[str, Value] = {}  # path of a knob -> what the script has there
-        self._until: dict[str, int] = {}  # path of a knob -> when it is the script's again
-        self._added: dict[str, Knob] = {}
+        self._knobs = HeldKnobs(self.tunable.trainer_knobs)
         self._step = 0  # steps done, as of the last ``watch`` or ``apply``
 
     def add_knob(self, path: str, knob: Knob) -> None:
         """A value that is no part of the training's state, so that no rollback changes it."""
-        self._added[path] = knob
-
-    def _knobs(self) -> dict[str, Knob]:
-        return {**self.tunable.trainer_knobs(), **self._added}
+        self._knobs.added[path] = knob
 
     def list(
         self, pending: Mapping[str, Any] | None = None, *, may_wait: bool = True
@@ -223,46 +179,62 @@ class Steering:
             may_wait: read what lives on a device, which waits for the device; else None stands
                 for it.
         """
-        read: Callable[[Any], float | None] = float if may_wait else on_host
         waiting = pending or {}
-        rows = [
-            {
-                "path": path,
-                "kind": "float",
-                "value": _agreed([read(self._ledger.used(slot)) for slot in slots]),
-                **self._scripts_own(slots, read),
-                "pending": waiting.get(path),
-                "min": PARAMS[slots[0].key].low,
-                "max": PARAMS[slots[0].key].high,
-                "owner": "scheduler" if any(map(self._is_scheduled, slots)) else "optimizer",
-            }
-            for path, slots in self._paths().items()
-        ]
-        for path, knob in self._knobs().items():
+        rows = []
+        for path, slots in self._paths().items():
+            option = option_of(slots[0].optimizer, slots[0].key)
+            values = [
+                self._read(slot, self._ledger.used(slot), may_wait=may_wait) for slot in slots
+            ]
+            rows.append(
+                {
+                    "path": path,
+                    "kind": option.kind,
+                    "value": agreed(values),
+                    **self._scripts_own(slots, may_wait=may_wait),
+                    "pending": waiting.get(path),
+                    "min": option.low,
+                    "max": option.high,
+                    "owner": "scheduler" if any(map(self._is_scheduled, slots)) else "optimizer",
+                    "takes_effect": "next step",
+                }
+            )
+        knobs = self._knobs.all()
+        for path, knob in knobs.items():
+            if knob.refused is not None:
+                continue
             optional = {"choices": knob.choices and [*knob.choices], "unit": knob.unit}
             rows.append(
                 {
                     "path": path,
                     "kind": knob.kind,
-                    "value": knob.read(),
+                    "value": agreed([knobs[p].read() for p in self._knobs.paths(path, knob)]),
                     "pending": waiting.get(path),
                     "min": knob.low,
                     "max": knob.high,
                     **{key: value for key, value in optional.items() if value is not None},
                     "owner": knob.owner,
+                    "takes_effect": knob.takes_effect,
                 }
             )
         return rows
 
-    def _scripts_own(
-        self, slots: Sequence[Slot], read: Callable[[Any], float | None]
-    ) -> dict[str, Any]:
+    @staticmethod
+    def _read(slot: Slot, raw: Raw, *, may_wait: bool = True) -> Any:
+        """As the group has it; None where it lives on a device, and is not to be waited for."""
+        value = float(raw) if may_wait else on_host(raw)
+        return None if value is None else slot.plain(value)
+
+    def _scripts_own(self, slots: Sequence[Slot], *, may_wait: bool) -> dict[str, Any]:
         """What script and schedule by themselves would use, where an edit stands."""
         edits = [self._ledger.get(slot) for slot in slots]
         if not any(edits):
             return {}
-        own = [e.shadow if e else slot.raw() for e, slot in zip(edits, slots, strict=True)]
-        return {"script": _agreed([read(value) for value in own])}
+        own = [
+            self._read(slot, edit.shadow if edit else slot.raw(), may_wait=may_wait)
+            for edit, slot in zip(edits, slots, strict=True)
+        ]
+        return {"script": agreed(own)}
 
     def check(self, request: SetParam, step: int) -> None:
         """Refuse what cannot be applied; changes nothing and waits for no device.
@@ -280,7 +252,7 @@ class Steering:
             )
         begins = step if request.at_step is None else request.at_step
         _check_span(request, begins)
-        knob = self._knobs().get(request.path)
+        knob = self._knob(request.path)
         if request.release:
             self._plan_release(request, knob)
         elif knob is not None:
@@ -291,12 +263,12 @@ class Steering:
     def apply(self, request: SetParam, step: int) -> AppliedParam:
         """Set it now, whatever ``at_step`` says; all of it, or nothing and a CommandError."""
         _check_span(request, step)
-        knob = self._knobs().get(request.path)
+        knob = self._knob(request.path)
         if request.release:
             return self._release(request, knob, step)
         if knob is not None:
-            value = self._plan_knob(request, knob)
-            return self._set_knob(request.path, knob, value, step, request.until)
+            kept = self._knobs.put(self._plan_knob(request, knob), request.until)
+            return self._turned(request.path, knob, kept, step, request.until)
         asked = self._plan(request, float, step)
         self._step = step
         self._ledger.advance(step)  # a curve begins here
@@ -305,11 +277,22 @@ class Steering:
             slot: edit and dataclasses.replace(edit)
             for slot, edit in ((slot, self._ledger.get(slot)) for slot in asked)
         }
-        old = [float(self._ledger.used(slot)) for slot in asked]
+        old = [self._read(slot, self._ledger.used(slot)) for slot in asked]
         self._ledger.put(asked)
         modes = [wish.mode for wish in asked.values()]
         applied = self._applied(request.path, old, before, step, modes)
         return dataclasses.replace(applied, until=request.until)
+
+    def earliest(self, request: SetParam, step: int) -> int:
+        """The first step from now on at which it can be applied; what ``check`` has found good."""
+        knob = self._knob(request.path)
+        if knob is None or knob.steps_until is None:
+            return step
+        if request.release:
+            [value] = self._knobs.scripts([request.path])
+        else:
+            [value] = self._plan_knob(request, knob).values()
+        return step + knob.steps_until(value)
 
     def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
         """Put back what was before: the earlier edit, or the schedule as it is now.
@@ -318,22 +301,12 @@ class Steering:
             CommandError: ``not_allowed_now``; the script has written it since.
         """
         if applied.undo is None:
-            knob = self._knobs()[applied.path]
-            return self._set_knob(applied.path, knob, applied.old, step)
+            return self._undo_knob(applied, step)
         lost = [slot for slot in applied.undo if self._ledger.get(slot) is None]
-        if lost and applied.until is not None and applied.until <= step:
-            detail = (
-                f"{applied.path} was asked to be put back, it was set until step {applied.until} "
-                "and is the script's again."
-            )
-            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        if lost and not applied.released:
-            detail = (
-                f"{applied.path} was asked to be put back, {self._path(lost[0])} has been written "
-                "by the training script since; allowed: to set it anew."
-            )
-            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        old = [float(self._ledger.used(slot)) for slot in applied.undo]
+        ended = applied.until is not None and applied.until <= step
+        if lost and (ended or not applied.released):
+            raise _gone(applied.path, self._path(lost[0]), applied.until if ended else None)
+        old = [self._read(slot, self._ledger.used(slot)) for slot in applied.undo]
         self._ledger.put_back(applied.undo)
         modes = [edit.mode if edit else "override" for edit in applied.undo.values()]
         before = dict.fromkeys(applied.undo)
@@ -363,7 +336,7 @@ class Steering:
             )
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="release")
         if knob is not None:
-            slots, held = [], request.path in self._held
+            slots, held = [], bool(self._knobs.held(self._knobs.paths(request.path, knob)))
         else:
             slots = [s for s in self._find(request.path) if self._ledger.get(s) is not None]
             held = bool(slots)
@@ -379,9 +352,12 @@ class Steering:
         """Give it back to the script, as the script and its schedule have it by now."""
         slots = self._plan_release(request, knob)
         if knob is not None:
-            return self._free_knob(request.path, knob, step)
+            paths = self._knobs.held(self._knobs.paths(request.path, knob))
+            kept = self._knobs.release(paths)
+            turned = self._turned(request.path, knob, kept, step)
+            return dataclasses.replace(turned, released=True)
         before = {s: dataclasses.replace(e) for s in slots if (e := self._ledger.get(s))}
-        old = [float(self._ledger.used(slot)) for slot in slots]
+        old = [self._read(slot, self._ledger.used(slot)) for slot in slots]
         self._ledger.put_back(dict.fromkeys(slots))
         applied = self._applied(request.path, old, before, step, [e.mode for e in before.values()])
         return dataclasses.replace(applied, released=True)
@@ -398,39 +374,25 @@ class Steering:
         if self._ledger:
             self._intercept(self._ledger, strict=False)
             for slot, edit in self._ledger.advance(step).items():
-                old, new = edit.left_with(step), on_host(self._ledger.used(slot))
+                left, found_there = edit.left_with(step), self._ledger.used(slot)
+                old = None if left is None else slot.plain(left)
+                new = self._read(slot, found_there, may_wait=False)
                 found.append(Ended(self._path(slot), old, new, step))
             found += [
                 Overwritten(self._path(loss.slot), loss.left, loss.found, step)
                 for loss in self._ledger.losses()
             ]
-        if self._held:
-            knobs = self.tunable.trainer_knobs()
-            for path, value in tuple(self._held.items()):
-                now = knobs[path].read() if path in knobs else None
-                if now != value:
-                    found.append(Overwritten(path, value, now, step))
-                    del self._held[path]
-                    self._until.pop(path, None)
-                elif step >= self._until.get(path, math.inf):
-                    freed = self._free_knob(path, knobs[path], step)
-                    found.append(Ended(path, freed.old, freed.new, step))
+        for become in self._knobs.watch(step):
+            kind = Ended if become.ended else Overwritten
+            found.append(kind(become.path, become.old, become.new, step))
         return found
-
-    def _free_knob(self, path: str, knob: Knob, step: int) -> AppliedParam:
-        """It is the script's again."""
-        applied = self._set_knob(path, knob, self._script.pop(path), step)
-        del self._held[path]
-        self._until.pop(path, None)
-        return applied
 
     def state(self) -> dict[str, Any]:
         """The edits as plain values, to go into a checkpoint beside optimizers and schedulers."""
         edits = {self._path(slot): row for slot, row in self._ledger.state().items()}
         return {
             "edits": edits,
-            "knobs": dict(self._held),
-            "until": dict(self._until),
+            **self._knobs.state(),
             "step": self._step,
         }
 
@@ -441,8 +403,7 @@ class Steering:
             LocalProtocolError: it names what this run does not have; nothing is changed.
         """
         paths = {self._path(slot): slot for slots in self._paths().values() for slot in slots}
-        knobs = self.tunable.trainer_knobs()
-        strange = [*(state["edits"].keys() - paths), *(state["knobs"].keys() - knobs)]
+        strange = [*(state["edits"].keys() - paths), *self._knobs.strange(state)]
         if strange:
             msg = f"edits of {sorted(strange)} were to be loaded; this run has {sorted(paths)}"
             raise LocalProtocolError(msg)
@@ -450,17 +411,11 @@ class Steering:
         self._intercept(edits)
         self._step = state.get("step", 0)
         self._ledger.load(edits, self._step)
-        # Those that were set after that state was taken are the script's again.
-        script = {p: v for p, v in self._script.items() if p in knobs and p not in state["knobs"]}
-        for path, value in {**script, **state["knobs"]}.items():
-            self._script.setdefault(path, knobs[path].read())  # of a process that begins
-            knobs[path].write(value)
-        self._held = dict(state["knobs"])
-        self._until = dict(state.get("until", {}))  # checkpoints of 0.2.0 have none
+        self._knobs.load(state)
 
     def is_knob(self, path: str) -> bool:
         """Whether it is a single value, which no schedule writes."""
-        return path in self._knobs()
+        return path in self._knobs.all()
 
     def slots(self) -> dict[str, Slot]:
         """Each single value of a parameter group, by its whole path."""
@@ -469,53 +424,68 @@ class Steering:
     def close(self) -> None:
         """Leave the schedulers as they were found; the values stay as they are."""
         self._ledger.close()
-        knobs = self.tunable.trainer_knobs() if self._held else {}
-        for path in self._held:
-            if path in knobs and (close := knobs[path].close) is not None:
-                close()
-        self._held.clear()
+        self._knobs.close()
 
     def _applied(
         self,
         path: str,
-        old: Sequence[float],
+        old: Sequence[Any],
         before: Mapping[Slot, Edit | None],
         step: int,
         modes: Sequence[Mode],
     ) -> AppliedParam:
         owners = ["scheduler" if self._is_scheduled(slot) else "optimizer" for slot in before]
-        new = [float(self._ledger.used(slot)) for slot in before]
+        new = [self._read(slot, self._ledger.used(slot)) for slot in before]
         several = len(new) > 1
         return AppliedParam(
             path,
             [*old] if several else old[0],
             new if several else new[0],
             step,
-            _agreed(owners),
-            _agreed(modes),
+            agreed(owners),
+            agreed(modes),
             undo=before,
         )
 
-    def _set_knob(
-        self, path: str, knob: Knob, value: Value, step: int, until: int | None = None
+    def _turned(
+        self,
+        path: str,
+        knob: Knob,
+        kept: Mapping[str, Kept],
+        step: int,
+        until: int | None = None,
     ) -> AppliedParam:
-        old = knob.read()
-        if old != value:
-            knob.write(value)
-        new = knob.read()
-        if path not in self._added:
-            self._script.setdefault(path, old)
-            self._held[path] = new
-            self._until.pop(path, None)
-            if until is not None:
-                self._until[path] = until
-        return AppliedParam(path, old, new, step, knob.owner, "override", until)
+        knobs = self._knobs.all()
+        old, new = [k.value for k in kept.values()], [knobs[p].read() for p in kept]
+        return AppliedParam(
+            path, agreed(old), agreed(new), step, knob.owner, "override", until, kept=kept
+        )
+
+    def _undo_knob(self, applied: AppliedParam, step: int) -> AppliedParam:
+        path, kept = applied.path, applied.kept or {}
+        lost = [part for part in kept if part not in self._knobs.added]
+        for part in self._knobs.held(lost):
+            lost.remove(part)
+        if lost and not applied.released:
+            ended = applied.until is not None and applied.until <= step
+            raise _gone(path, lost[0], applied.until if ended else None)
+        now = self._knobs.put_back(kept)
+        return self._turned(path, self._knobs.all()[path], now, step)
+
+    def _knob(self, path: str) -> Knob | None:
+        """The knob of this path, if it is one. Raises CommandError: nobody can set it."""
+        knob = self._knobs.all().get(path)
+        if knob is not None and knob.refused is not None:
+            detail = f"{path} was asked; {knob.refused}"
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path")
+        return knob
 
     # What is there.
 
     def _slots(self) -> Iterator[tuple[int, Slot]]:
-        for name in PARAMS:
-            for index, optimizer in enumerate(self.tunable.optimizers()):
+        optimizers = self.tunable.optimizers()
+        for name in names_in(iter(optimizers)):
+            for index, optimizer in enumerate(optimizers):
                 for group in range(len(optimizer.param_groups)):
                     slot = Slot(optimizer, group, name)
                     if slot.exists():
@@ -543,11 +513,26 @@ class Steering:
             slots = [slot for index, slot in self._slots() if _one(index, slot) == path]
         if slots:
             return slots
-        known = [*paths, *self._knobs()]
+        name = path.rpartition(".")[2]
+        if (never := NEVER.get(name)) is not None:
+            raise CommandError(ErrorCode.UNSUPPORTED, f"{path} was asked. {never}", field="path")
+        for optimizer in self._named(path):
+            if (why := fixed_in(optimizer, name)) is not None:
+                detail = f"{path} was asked, {name} {why}."
+                raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path")
+        knobs = self._knobs.all()
+        known = [*paths, *(path for path, knob in knobs.items() if knob.refused is None)]
         near = difflib.get_close_matches(path, known, n=1)
         hint = f", nearest is {near[0]!r}" if near else ""
         detail = f"{path[:80]!r} was asked{hint}; allowed: {', '.join(known)}."
         raise CommandError(ErrorCode.NOT_FOUND, detail, field="path", allowed=known)
+
+    def _named(self, path: str) -> Sequence[Optimizer]:
+        """The optimizers of which a path speaks."""
+        optimizers = self.tunable.optimizers()
+        if (one := _ONE.fullmatch(path)) is not None:
+            return optimizers[int(one[1]) :][:1]
+        return optimizers if path.isidentifier() else ()
 
     def _is_scheduled(self, slot: Slot) -> bool:
         return any(
@@ -562,34 +547,41 @@ class Steering:
     ) -> dict[Slot, Asked]:
         """What is to be made of each slot; what ``read`` does not tell is left unchecked."""
         slots = self._find(request.path)
-        param = PARAMS[slots[0].key]
-        plan: dict[Slot, Asked] = {}
+        planned: dict[Slot, Asked] = {}
         for slot in slots:
-            old = read(self._ledger.used(slot))
+            option, old = option_of(slot.optimizer, slot.key), read(self._ledger.used(slot))
             # A value that is not read stands as 0, so that only the factor is checked.
             start = 0.0 if old is None else old
             if request.over is not None:
                 ramp = self._ramp(request, slot, start, step)
-                plan[slot] = Asked("replace", ramp.start, request.until, ramp)
+                planned[slot] = Asked("replace", ramp.start, request.until, ramp)
                 continue
-            value = _number(request, start, param.low, param.high)
+            value: float
+            if option.kind == "bool":
+                value = bool(choice_of(request, (False, True)))
+            else:
+                value = number_of(request, start, option.low, option.high)
+                value = whole(request, value) if option.kind == "int" else value
             self._check_optimizer(request, slot, value)
             edit = self._ledger.get(slot)
             shadow = read(edit.shadow) if edit else old
             mode = self._mode(request, slot, value, old, shadow)
-            plan[slot] = Asked(mode, value, request.until)
+            planned[slot] = Asked(mode, value, request.until)
         self._check_shared(request, slots)
-        return plan
+        return planned
 
     def _ramp(self, request: SetParam, slot: Slot, now: float, step: int) -> Ramp:
         """The curve that is asked for, from what is asked or stands there."""
         assert request.to is not None
         assert request.over is not None
-        param = PARAMS[slot.key]
+        option = option_of(slot.optimizer, slot.key)
+        if option.kind != "float":
+            detail = f"{request.path} was asked to follow a curve, it is no number between others."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="over")
         end = msgspec.structs.replace(request, value=request.to, mul=msgspec.UNSET)
-        to = _number(end, None, param.low, param.high)
+        to = number_of(end, None, option.low, option.high)
         begins = request.value is not msgspec.UNSET or request.mul is not msgspec.UNSET
-        start = _number(request, now, param.low, param.high) if begins else now
+        start = number_of(request, now, option.low, option.high) if begins else now
         for value in (start, to):
             self._check_optimizer(request, slot, value)
         return Ramp(start, to, step, request.over, request.shape)
@@ -611,28 +603,18 @@ class Steering:
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["override"])
         return "override"
 
-    def _check_optimizer(self, request: SetParam, slot: Slot, value: float) -> None:
+    def _check_optimizer(self, request: SetParam, slot: Slot, value: Any) -> None:
         """What torch's optimizers cannot do once they are made."""
-        if slot.key != "momentum":
+        if on_host(slot.raw()) == value:
             return
         group = slot.optimizer.param_groups[slot.group]
-        if value == 0 and group.get("nesterov"):
-            detail = (
-                f"{request.path} was asked to be 0, {self._path(slot)} is Nesterov momentum, which "
-                "needs a momentum; allowed: above 0."
-            )
-            _refuse_value(request, detail, {"min": math.ulp(0.0), "max": PARAMS["momentum"].high})
-        states = (slot.optimizer.state.get(parameter) for parameter in group["params"])
-        if (
-            value > 0
-            and isinstance(slot.optimizer, RMSprop)
-            and any(state and "momentum_buffer" not in state for state in states)
-        ):
-            detail = (
-                f"{request.path} was asked to be {value}, {self._path(slot)} is of an RMSprop that "
-                "has run without momentum and has no buffer for it; allowed: 0."
-            )
-            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path")
+        found = refuse(slot.optimizer, group, slot.key, value)
+        if found is None:
+            return
+        detail = f"{request.path} was asked to be {value}, {self._path(slot)} {found.why}."
+        if found.allowed is not None:
+            refuse_value(request, detail, found.allowed)
+        raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path")
 
     def _check_shared(self, request: SetParam, slots: Sequence[Slot]) -> None:
         """Groups that share one tensor can only be set together."""
@@ -651,7 +633,8 @@ class Steering:
             )
             raise CommandError(ErrorCode.UNSUPPORTED, detail, field="path", allowed=[slots[0].key])
 
-    def _plan_knob(self, request: SetParam, knob: Knob) -> Value:
+    def _plan_knob(self, request: SetParam, knob: Knob) -> dict[str, Value]:
+        """What is to be made of it, or of each for which it stands."""
         if request.mode == "scale":
             detail = (
                 f"{request.path} was asked to scale its schedule, no scheduler owns it; "
@@ -659,25 +642,17 @@ class Steering:
             )
             raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mode", allowed=["override"])
         if request.over is not None:
+            allowed = [name for name, option in OPTIONS.items() if option.kind == "float"]
             detail = (
                 f"{request.path} was asked to go to {request.to} over {request.over} steps; "
-                f"allowed: of {', '.join(PARAMS)}."
+                f"allowed: of {', '.join(allowed)}."
             )
-            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="over", allowed=[*PARAMS])
-        if request.until is not None and request.path in self._added:
+            raise CommandError(ErrorCode.UNSUPPORTED, detail, field="over", allowed=allowed)
+        if request.until is not None and request.path in self._knobs.added:
             detail = f"{request.path} was asked until a step; it is no value of the training."
             raise CommandError(ErrorCode.UNSUPPORTED, detail, field="until")
-        if knob.check is not None:
-            return knob.check(request)
-        if knob.kind == "float":
-            return _number(request, knob.read(), knob.low, knob.high)
-        if knob.kind == "int":
-            value = _number(request, knob.read(), knob.low, knob.high)
-            if not value.is_integer():
-                detail = f"{request.path} was asked to be {value}; allowed: a whole number."
-                _refuse_value(request, detail)
-            return int(value)
-        return _choice(request, knob.choices or () if knob.kind == "enum" else (False, True))
+        knobs = self._knobs.all()
+        return {path: plan(request, knobs[path]) for path in self._knobs.paths(request.path, knob)}
 
     def _intercept(self, slots: Any, *, strict: bool = True) -> None:
         """Have the schedules of these slots step through the ledger.
@@ -700,6 +675,15 @@ class Steering:
                         f"edit, found: {error}; allowed: schedulers whose class does the step."
                     )
                     raise CommandError(ErrorCode.UNSUPPORTED, detail) from error
+
+
+def _gone(path: str, part: str, until: int | None) -> CommandError:
+    """Nothing is left to be put back."""
+    if until is not None:
+        why = f"it was set until step {until} and is the script's again."
+    else:
+        why = f"{part} has been written by the training script since; allowed: to set it anew."
+    return CommandError(ErrorCode.NOT_ALLOWED_NOW, f"{path} was asked to be put back, {why}")
 
 
 def _check_span(request: SetParam, begins: int) -> None:
@@ -738,49 +722,3 @@ def _written_by(scheduler: Any) -> frozenset[str]:
 
 def _one(index: int, slot: Slot) -> str:
     return f"optim.{index}.groups.{slot.group}.{slot.key}"
-
-
-def _agreed(values: Sequence[Any]) -> Any:
-    """The one value where all are the same, else the list."""
-    return values[0] if all(value == values[0] for value in values) else [*values]
-
-
-def _number(request: SetParam, old: Value, low: float | None, high: float | None) -> float:
-    """What is asked, as a number within the bounds."""
-    allowed = {"min": low, "max": high}
-    if (request.value is msgspec.UNSET) == (request.mul is msgspec.UNSET):
-        detail = f"{request.path} needs one of value and mul; allowed: exactly one of them."
-        raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="value", allowed=allowed)
-    asked: Any = request.mul if request.value is msgspec.UNSET else request.value
-    if (
-        isinstance(asked, bool)
-        or not isinstance(asked, int | float)
-        or not abs(asked) <= sys.float_info.max
-    ):
-        detail = f"{request.path} was asked as {asked!r}; allowed: a number from {low} to {high}."
-        _refuse_value(request, detail, allowed)
-    if request.value is msgspec.UNSET:
-        if isinstance(old, str | bool) or old is None:
-            detail = f"{request.path} was asked to be multiplied, it is {old!r}; allowed: value."
-            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="mul", allowed=allowed)
-        asked *= old
-    if (low is not None and asked < low) or (high is not None and asked > high):
-        detail = f"{request.path} was asked to be {asked}, is {old}; allowed: {low} to {high}."
-        _refuse_value(request, detail, allowed)
-    return float(asked)
-
-
-def _choice(request: SetParam, allowed: Sequence[Value]) -> Value:
-    asked: Any = request.value
-    # 1 == True: the type is a part of it.
-    fits = any(type(value) is type(asked) and value == asked for value in allowed)
-    if not fits or request.mul is not msgspec.UNSET:
-        said = "multiplied" if asked is msgspec.UNSET else repr(asked)
-        detail = f"{request.path} was asked to be {said}; allowed: {', '.join(map(str, allowed))}."
-        _refuse_value(request, detail, [*allowed])
-    return asked  # type: ignore[no-any-return]  # one of allowed
-
-
-def _refuse_value(request: SetParam, detail: str, allowed: Any = None) -> NoReturn:
-    field = "value" if request.mul is msgspec.UNSET else "mul"
-    raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field=field, allowed=allowed)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.steering.knobs import Kept
 from otf_core.steering.ledger import Edit, Ramp, Raw, Slot, detached
 from otf_core.steering.params import AppliedParam, Steering
 
@@ -32,6 +33,7 @@ def to_plain(steering: Steering, applied: AppliedParam) -> dict[str, Any]:
         "until": applied.until,
         "released": applied.released,
         "undo": undo,
+        "kept": applied.kept and {path: [*kept] for path, kept in applied.kept.items()},
     }
 
 
@@ -46,11 +48,11 @@ def of_plain(steering: Steering, plain: Mapping[str, Any]) -> AppliedParam:
         slots = steering.slots()
         refuse_missing(plain["undo"].keys() - slots)
         undo = {slots[path]: row and _edit(slots[path], row) for path, row in plain["undo"].items()}
-    elif not steering.is_knob(plain["path"]):
-        refuse_missing({plain["path"]})
+    kept = {path: Kept(*row) for path, row in (plain.get("kept") or {}).items()}
+    refuse_missing({path for path in kept if not steering.is_knob(path)})
     return AppliedParam(
         plain["path"], plain["old"], plain["new"], plain["step"], None, None,
-        until=plain["until"], undo=undo, released=plain["released"],
+        until=plain["until"], undo=undo, kept=kept, released=plain["released"],
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
 from otf_core.state.rng import parked_rng
 from otf_core.steering.cadence import Cadence
-from otf_core.steering.params import Knob, Steering, Tunable
+from otf_core.steering.knobs import Knob
+from otf_core.steering.params import Steering, Tunable
 
 NEEDS_CADENCE: Final = {
     "preview_params": "Whoever wrote this loop steps its schedules in it, and nobody knows when."
