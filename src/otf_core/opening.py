@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,9 +18,14 @@ from otf_core import spawn
 from otf_core.session import AFTER_FIT, Session, SessionOptions
 from otf_core.state.keeper import Every, Origin, every, find_origin
 from otf_core.state.run_folder import run_name_of
+from otf_core.steering.guard_rules import guard_rules
 
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
+AT_MAX_PAUSE: Final = (None, "resume", "park")
+
+# ``guards=``: a rule, or several.
+Guarded = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 
 # With several ranks a hold or a change on one of them would leave the others waiting in a
 # collective: all do it together, or it is refused.
@@ -61,6 +66,9 @@ class RunOptions:
         max_hold: seconds that the end is held at most.
         pause_at_start: hold before the first batch.
         max_pause: seconds after which a forgotten pause is ended, and said; None for never.
+        at_max_pause: "resume" or "park": what becomes of it then; None: it is resumed.
+        guards: rules that watch the run's values and act, each as ``"nan:pause"``,
+            ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
 
     Raises:
         ValueError: a value that is not allowed; it says what is.
@@ -78,8 +86,12 @@ class RunOptions:
     max_hold: float = 1800
     pause_at_start: bool = False
     max_pause: float | None = None
+    at_max_pause: Literal["resume", "park"] | None = None
+    guards: Guarded = None
 
     def __post_init__(self) -> None:
+        _allowed("at_max_pause", self.at_max_pause, AT_MAX_PAUSE)
+        self._check_guards()
         _allowed("telemetry", self.telemetry, TELEMETRY)
         _allowed("after_fit", self.after_fit, AFTER_FIT)
         every(self.checkpoint_every)
@@ -93,6 +105,19 @@ class RunOptions:
             if seconds is not None and not seconds > 0:
                 msg = f"{name} was asked to be {seconds!r}; allowed: seconds > 0"
                 raise ValueError(msg)
+
+    def _check_guards(self) -> None:
+        rules = guard_rules(self.guards)
+        if rules and self.telemetry == "off":
+            msg = 'guards were asked with telemetry="off", which reads no values; allowed: "full"'
+            raise ValueError(msg)
+        back = [rule.rule for rule in rules if rule.action == "rollback"]
+        if back and self.checkpoint_every is None:
+            msg = (
+                f"guard {back[0]!r} was asked to roll back, and checkpoint_every is None; "
+                "allowed: a number of steps, or a time"
+            )
+            raise ValueError(msg)
 
     @property
     def every(self) -> Every:
@@ -159,6 +184,8 @@ class RunOptions:
             every=self.every,
             after_fit=self.after_fit,
             max_hold_s=self.max_hold,
+            guards=guard_rules(self.guards),
+            at_max_pause=self.at_max_pause or "resume",
         )
 
 

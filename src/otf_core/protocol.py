@@ -183,6 +183,29 @@ class ListChanges(Payload):
     limit: int | None = None
 
 
+class SetGuard(Payload):
+    """A rule that is there gets other settings; one that is not is made, and needs ``watch``.
+
+    Attributes:
+        params: of what watches, as ``{"z": 8}``.
+        remove: in place of all the others.
+    """
+
+    rule: str
+    watch: str | msgspec.UnsetType = msgspec.UNSET
+    metric: str | msgspec.UnsetType = msgspec.UNSET
+    action: str | msgspec.UnsetType = msgspec.UNSET
+    params: dict[str, float | int | str | None] | msgspec.UnsetType = msgspec.UNSET
+    lr: float | msgspec.UnsetType = msgspec.UNSET
+    back: int | msgspec.UnsetType = msgspec.UNSET
+    most: int | msgspec.UnsetType = msgspec.UNSET
+    budget: int | msgspec.UnsetType | None = msgspec.UNSET
+    then: str | msgspec.UnsetType = msgspec.UNSET
+    cool_down: int | msgspec.UnsetType = msgspec.UNSET
+    enabled: bool | msgspec.UnsetType = msgspec.UNSET
+    remove: bool = False
+
+
 class Note(Payload):
     text: str
     step: int | None = None
@@ -451,6 +474,8 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("set_params", SetParams, "queue", mutates=True),
     CommandSpec("preview_params", PreviewParams, "queue", mutates=False),
     CommandSpec("list_changes", ListChanges, "queue", mutates=False),
+    CommandSpec("list_guards", Empty, "queue", mutates=False),
+    CommandSpec("set_guard", SetGuard, "queue", mutates=True),
     CommandSpec("save_ckpt", Empty, "queue", mutates=True),
     CommandSpec("test_now", TestNow, "queue", mutates=True),
     CommandSpec("test", TestNow, "queue", mutates=True),
@@ -546,6 +571,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             EventSpec("state"),
             EventSpec("param_changed"),
             EventSpec("note"),
+            EventSpec("guard"),
             EventSpec("stall"),
             EventSpec("ranks", journaled=False, legacy=False),
             EventSpec("rank_state"),

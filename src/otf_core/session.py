@@ -27,6 +27,8 @@ from otf_core.control.actions import NOT_IN_THIS_VERSION, ConsoleAction
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.bus import ControlBus, Ticket, Within
 from otf_core.control.delegate import ControlDelegate, Position
+from otf_core.control.forgotten import OF as FORGOTTEN
+from otf_core.control.forgotten import AtMaxPause, ForgottenPause
 from otf_core.control.interrupt import Interrupt
 from otf_core.control.router import LATER, CommandRouter, Later, crashed
 from otf_core.control.run_state import RunState
@@ -52,12 +54,14 @@ from otf_core.state.keeper import Every, Keeper, Origin
 from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.commands import ParamCommands
+from otf_core.steering.guard_rules import GuardRule
+from otf_core.steering.guards import Guards
 from otf_core.steering.history import History
 from otf_core.steering.knobs import Knob
 from otf_core.steering.params import Ended, Steering
 from otf_core.telemetry.emitter import Emitter
 from otf_core.telemetry.journal import Journal
-from otf_core.telemetry.recorder import Level, StepRecorder
+from otf_core.telemetry.recorder import Level, Seen, StepRecorder
 from otf_core.telemetry.stalls import StallWatch
 from otf_core.telemetry.system import DeviceStatsMonitor
 from otf_core.transport import StdioTransport, Transport, at_fork
@@ -82,6 +86,8 @@ class SessionOptions:
         every: how often a checkpoint is made.
         after_fit: "auto", "return", "test" or "hold".
         max_hold_s: the end is held so long at most.
+        guards: what is watched, and what is done about it.
+        at_max_pause: what becomes of a forgotten pause.
     """
 
     project: str
@@ -96,6 +102,8 @@ class SessionOptions:
     after_fit: str = "auto"
     max_hold_s: float = 1800.0
     telemetry: Level = "full"
+    guards: tuple[GuardRule, ...] = ()
+    at_max_pause: AtMaxPause = "resume"
     env: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
 
 
@@ -244,6 +252,14 @@ class Session:
             agreement=agreement,
             due=self._due_while_all_stand,
             leaves=self._leave_together,
+            forgotten=ForgottenPause(
+                self.emit,
+                step=lambda: self._position.step,
+                max_pause_s=math.inf if options.max_pause_s is None else options.max_pause_s,
+                at_max=options.at_max_pause,
+                park=lambda: self.guards.ask("park", {}, "forgotten_pause"),
+                release=self._release,
+            ),
         )
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(on_crash=self._crashed)
@@ -273,6 +289,10 @@ class Session:
             others=others,
         )
         self.forks, self.looking = self._runs.forks, self._runs.looking
+        self.guards = Guards(
+            self, options.guards, router=self.router, store=self.store, history=self.history,
+            branch=lambda: (self._record.branch, self._record.base),
+        )  # fmt: skip
         self.keeper = Keeper(
             self,
             store=self.store,
@@ -408,6 +428,7 @@ class Session:
         if self._stuck:
             self._stuck, self.forks.budget = False, Budget()
         self.keeper.stand()
+        self.guards.act()
         if self._agreement is not None:  # one process does it when it goes on
             self._scan_in_background()
 
@@ -490,6 +511,7 @@ class Session:
         self.recorder.abort()
         self.recorder.flush()
         self.actions.left()
+        self.guards.over()
         said = {"finished": "completed", "interrupted": "stopped", "failed": "failed"}[status]
         if status == "finished" and self.actions.stopping:
             said = "stopped"
@@ -655,6 +677,26 @@ class Session:
             return None
         return str((self.run_dir / what / str(self._position.step)).absolute())
 
+    def hold_for_guard(self) -> None:
+        """Hold the run until somebody looks; CommandError where it cannot be held."""
+        self.router.allow("pause")
+        self.actions.hold(None, cause="guard")
+
+    def watch(self, seen: Seen | None) -> None:
+        """Have this told of every value; CommandError where none is read."""
+        if seen is not None and self.options.telemetry == "off":
+            detail = "A guard was asked, and telemetry is off: no value is read."
+            raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
+        self.recorder.watch = seen
+
+    def attend(self) -> None:
+        """The next safe point is to look; training thread."""
+        self.actions.safe_point.wake()
+
+    def _release(self) -> None:
+        for cause in FORGOTTEN:
+            self.actions.gate.resume(cause)
+
     def wake(self) -> None:
         """Have the training thread look, where it stands."""
         self.actions.gate.nudge()
@@ -688,6 +730,7 @@ class Session:
             self.steering.load(steering)
         self.history.load(state["otf"].get("changes"), own=base is not None)
         self.recorder.flush()
+        self.guards.load(state["otf"].get("guards"))
         self._rewound = True
         self.changed()
         self._position = self._delegate.position()
@@ -827,12 +870,18 @@ class Session:
         on("results")(self.results.results)
         on("rollback")(self.history.rollback)
         on("load_ckpt")(self.history.load_ckpt)
-        on("undo")(self.history.undo)
+        on("undo")(self._undo)
         on("list_changes")(self.history.list_changes)
         on("extend")(self.history.extend)
         on("reset_session")(self._reset_session)
         on("clean_disk")(self._clean_disk)
         self._runs.register(self.router)
+        self.guards.register(self.router)
+
+    def _undo(self, ticket: Ticket) -> dict[str, Any]:
+        said = self.history.undo(ticket)
+        self.guards.undone(said["undone"]["request_id"])
+        return said
 
     def _ping(self, ticket: Ticket) -> dict[str, Any]:
         return {"t": ticket.payload.t, "ts": time.time(), "step": self._position.step}
@@ -1132,6 +1181,7 @@ class Session:
             "reasons": list(self.exactness.reasons),
             "steering": self.steering.state(),
             "changes": self.history.changes.state(),
+            **({"guards": guards} if (guards := self.guards.state()) is not None else {}),
             **self.forks.state(),
             "environment": {
                 **environment(),

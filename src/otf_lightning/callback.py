@@ -13,7 +13,7 @@ import torch
 from otf_core.channel import to_stderr
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.delegate import ControlDelegate
-from otf_core.opening import RunOptions, only_watched, tell_epoch
+from otf_core.opening import Guarded, RunOptions, only_watched, tell_epoch
 from otf_core.ranks.mail import StoreMail, of_the_group
 from otf_core.ranks.other import OtherRank
 from otf_core.ranks.pace import Pace
@@ -70,6 +70,9 @@ class OnTheFlyCallback(L.Callback):
         max_hold: seconds that the end is held at most.
         pause_at_start: hold before the first batch.
         max_pause: seconds after which a forgotten pause is ended, and said; None for never.
+        at_max_pause: "resume" or "park": what becomes of it then; None: it is resumed.
+        guards: rules that watch the run's values and act, each as ``"nan:pause"``,
+            ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
 
     Raises:
         ValueError: a value that is not allowed, or whose capability this version does not have.
@@ -91,6 +94,8 @@ class OnTheFlyCallback(L.Callback):
         max_hold: float = 1800,
         pause_at_start: bool = False,
         max_pause: float | None = None,
+        at_max_pause: Literal["resume", "park"] | None = None,
+        guards: Guarded = None,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
@@ -107,6 +112,8 @@ class OnTheFlyCallback(L.Callback):
             max_hold=max_hold,
             pause_at_start=pause_at_start,
             max_pause=max_pause,
+            at_max_pause=at_max_pause,
+            guards=guards,
         )
         self._test_dataloaders = test_dataloaders
         self._session: Session | None = None

@@ -20,6 +20,8 @@ BY_WORD = {verb.word: verb for verb in VERBS}
 def some_value(arg: Arg) -> Any:
     if arg.key == "selection":
         return '{"kind": "label_noise"}'
+    if (arg.key, arg.words) == ("params", ("--set",)):
+        return "z=3"
     if arg.kind == "flag":
         return True
     if arg.kind in ("int", "float"):

@@ -219,6 +219,9 @@ class Visitor(L.Callback):
             link.ask("set_params", changes=[{"path": "lr", "mul": 1.0}])
             link.ask("preview_params", changes=[{"path": "lr", "mul": 0.5}])
             link.ask("list_changes")
+            limit = {"watch": "limit", "params": {"above": 0.0}, "action": "notify"}
+            link.ask("set_guard", rule="high", **limit)
+            link.ask("list_guards")
             link.ask("note", text="half")
             link.ask("set_counter_seeds", fork_counter_init=2)
             link.ask("clean_disk")
@@ -278,6 +281,8 @@ ASKED = (
         "set_params",
         "preview_params",
         "list_changes",
+        "set_guard",
+        "list_guards",
         "note",
         "set_counter_seeds",
         "clean_disk",

@@ -70,6 +70,9 @@ class Guard:
         if cmd in NEEDS_PERSON or (cmd == "undo" and payload.get("restore")):
             detail = f"{word} loses what was trained since; a person has to do it: {line}"
             raise GuardError(detail, code="needs_person", line=line)
+        if cmd == "set_guard" and payload.get("action") not in ("notify", "pause"):
+            detail = f"{word} may have the run go back, unless it says notify or pause: {line}"
+            raise GuardError(detail, code="needs_person", line=line)
         changes = payload.get("changes") if cmd == "set_params" else [payload]
         if cmd in ("set_param", "set_params"):
             for change in changes or []:

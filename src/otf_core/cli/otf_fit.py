@@ -255,6 +255,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--telemetry", choices=("full", "basic", "off"), help="values of every step; full")
     add("--pause-at-start", action="store_true", default=None, help="hold at the first safe point")
     add("--max-pause", type=float, metavar="S", help="end a forgotten pause after S seconds")
+    add("--at-max-pause", choices=("resume", "park"), help="what becomes of it then; resume")
+    add("--guards", metavar="RULES", help="as in nan:pause;spike:rollback,z=8; none")
     add("--stop-code", type=int, default=0, metavar="N", help="exit code of otf stop; 0")
     return parser
 

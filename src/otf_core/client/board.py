@@ -29,6 +29,7 @@ READS: Final = frozenset(
         "list_changes",
         "results",
         "preview_params",
+        "list_guards",
     }
 )  # fmt: skip
 

@@ -159,6 +159,35 @@ def params(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     return "\n".join(lines)
 
 
+def guards(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    """A rule a line."""
+    rows = data.get("guards") or []
+    if not rows:
+        return f"{name} has no guard; otf guard nan --watch nan makes one"
+    return "\n".join(_guard(row) for row in rows)
+
+
+def _guard(row: Mapping[str, Any]) -> str:
+    params, does = row["params"], str(row["action"])
+    settings = ", ".join(f"{key} {number(v)}" for key, v in params.items() if v is not None)
+    if does == "rollback":
+        does = f"rollback, lr times {number(row['lr'])}"
+    said = [f"{row['rule']}: {row['watch']} of {row['metric']}"]
+    said += [settings, does] if settings else [does]
+    if row["budget"] is not None:
+        said.append(f"{row['budget_left']} of {row['budget']} left")
+    if row["last"] is not None:
+        said.append(f"last at step {number(row['last']['step'])}")
+    return "; ".join(said) + ("" if row["enabled"] else "; off")
+
+
+def guard_set(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    row, step = data.get("new"), number(data.get("applied_step"))
+    if row is None:
+        return f"Took the guard {data.get('rule')} of {name} away, at step {step}"
+    return f"{name} is watched from step {step} on by {_guard(row)}"
+
+
 def checkpoints(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     """A table, newest first as it came."""
     rows = data.get("checkpoints") or []

@@ -277,6 +277,19 @@ def _undo(given: Payload) -> tuple[str, Payload]:
     return "undo", {**which, **given}
 
 
+def _guard(given: Payload) -> tuple[str, Payload]:
+    """``--set z=8,window=30`` are settings of what watches."""
+    if (settings := given.pop("params", None)) is not None:
+        pairs = [each.partition("=") for each in settings.split(",")]
+        if not all(name.strip() and equals for name, equals, _ in pairs):
+            msg = f"--set takes NAME=VALUE, as in z=8,window=30; found {settings[:40]!r}."
+            raise UsageError(msg)
+        given["params"] = {name.strip(): read_value(value.strip()) for name, _, value in pairs}
+    if given.pop("off", False):
+        given["enabled"] = False
+    return "set_guard", given
+
+
 def _reset(given: Payload) -> tuple[str, Payload]:
     return "reset_session", {"reason": "manual", **given}
 
@@ -489,6 +502,35 @@ VERBS: Final[tuple[Verb, ...]] = (
     Verb(
         "stop", "stop", "End training; it saves a checkpoint.", sentences.stopped,
         (Arg("save", "Without a checkpoint.", ("--no-save",), "flag", sent=False),),
+    ),
+    Verb(
+        "guards", "list_guards", "List the rules that watch the run, and what they have done.",
+        sentences.guards,
+    ),
+    Verb(
+        "guard", "set_guard",
+        "Change a rule that watches the run, or make one: otf guard spike --watch spike",
+        sentences.guard_set,
+        (
+            Arg("rule", "Its name, as otf guards lists it.", shown="RULE"),
+            Arg("watch", "What a new one looks for.", ("--watch",),
+                choices=("nan", "spike", "plateau", "overfit", "limit")),
+            Arg("metric", "In which value: loss, val_loss, grad_norm, or a logged name.",
+                ("--metric",)),
+            Arg("action", "What is done.", ("--action",), choices=("notify", "pause", "rollback")),
+            Arg("params", "Settings of what watches: z=8,window=30.", ("--set",)),
+            Arg("lr", "Factor on the learning rate behind a rollback.", ("--lr",), "float"),
+            Arg("back", "So many steps before, at least.", ("--back",), "int"),
+            Arg("most", "So many steps are given up at most.", ("--most",), "int"),
+            Arg("budget", "How often it may still act.", ("--budget",), "int"),
+            Arg("then", "In place of a rollback when that is used up.", ("--then",),
+                choices=("pause", "notify")),
+            Arg("cool_down", "Steps of rest after it has acted.", ("--cool-down",), "int"),
+            Arg("enabled", "Let it act again.", ("--on",), "flag"),
+            Arg("off", "Let it act no more.", ("--off",), "flag"),
+            Arg("remove", "Take it away.", ("--remove",), "flag"),
+        ),
+        request=_guard,
     ),
     Verb(
         "note", "note", "Write a note into the run's record.", sentences.noted,

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import ControlDelegate, Evaluation, OnBatch, Position
+from otf_core.control.forgotten import ForgottenPause
 from otf_core.control.gate import PauseGate, State
 from otf_core.control.router import LATER, CommandRouter, Later
 from otf_core.control.run_state import RunState
@@ -119,6 +120,7 @@ class ConsoleAction:
         agreement: of several ranks.
         due: done first, wherever the run stands.
         leaves: done last; whether all ranks leave the run here.
+        forgotten: sees to a pause that nobody remembers.
     """
 
     def __init__(
@@ -139,12 +141,16 @@ class ConsoleAction:
         agreement: StepAgreement | None = None,
         due: Callable[[], None] = lambda: None,
         leaves: Callable[[], bool] = lambda: False,
+        forgotten: ForgottenPause | None = None,
     ) -> None:
+        self._forgotten = forgotten
         self._keep, self._names, self._due, self._leaves = keep, names, due, leaves
         self._agreement = agreement
         self._emit, self._state, self._delegate, self._saver = emit, state, delegate, saver
         self._position = position
         self._max_pause_s = math.inf if max_pause_s is None else max_pause_s
+        if forgotten is not None:
+            self._max_pause_s = forgotten.longest_s
         self._test_label = test_label
         self._longest_s: dict[str, float] = {}  # cause -> how long it may hold
         self.safe_point = SafePoint(self._attend, agreement)
@@ -337,11 +343,16 @@ class ConsoleAction:
         self._due()
         self._work()
         while not self._stopping and self.gate.should_block():
-            self._paused_s += self.gate.wait_until_resumed(self._work)
+            self._paused_s += self.gate.wait_until_resumed(self._stand)
             self._work()
         if self.bus.waiting:
             self.safe_point.wake()
         return self._stopping or self._leaves()
+
+    def _stand(self) -> None:
+        self._work()
+        if self._forgotten is not None:
+            self._forgotten.stands(self.gate.held_s, self.gate.causes)
 
     def _work(self) -> None:
         while not self._stopping:
@@ -413,6 +424,8 @@ class ConsoleAction:
                 limit = "max_hold" if cause == "after_fit" else "max_pause"
                 text = f"the pause was ended after {self._longest_s[cause]:g} s ({limit})"
                 self._emit("log", level="warning", phase="info", text=text)
+                if self._forgotten is not None and cause != "after_fit":
+                    self._forgotten.ended(self._longest_s[cause])
             again = self.gate.should_block()
             self._state.move("running", request_id=waiting[0].id if waiting else None)
             self._emit("resumed", step=step)

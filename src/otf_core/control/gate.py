@@ -122,6 +122,11 @@ class PauseGate:
         """Who asks for a pause at the moment; any thread."""
         return tuple(self._causes)
 
+    @property
+    def held_s(self) -> float:
+        """How long the training thread has stood by now; that thread only."""
+        return self._clock() - self._arrived_at_s if self._state is State.HELD else 0.0
+
     def should_block(self) -> bool:
         """Whether the training thread is to call wait_until_resumed; reads without the lock."""
         return bool(self._causes)

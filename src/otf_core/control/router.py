@@ -89,14 +89,18 @@ class CommandRouter:
         """Every command that this run can carry out."""
         return sorted(self._handlers.keys() | protocol.ANSWERED_BY_CHANNEL)
 
-    def check(self, ticket: Ticket) -> None:
-        """Refuse before accepting; reader thread. Raises CommandError."""
-        name = ticket.request.cmd
+    def allow(self, name: str) -> None:
+        """Raise CommandError where this run cannot carry the command out; any thread."""
         if name in self._unsupported:
             raise CommandError(ErrorCode.UNSUPPORTED, self._unsupported[name])
         if name not in self._handlers:
             detail = f"{name} was asked; this session has nothing that carries it out."
             raise CommandError(ErrorCode.UNSUPPORTED, detail)
+
+    def check(self, ticket: Ticket) -> None:
+        """Refuse before accepting; reader thread. Raises CommandError."""
+        name = ticket.request.cmd
+        self.allow(name)
         _, check = self._handlers[name]
         if check is None:
             return

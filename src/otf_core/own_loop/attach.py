@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from otf_core.opening import RunOptions
+from otf_core.opening import Guarded, RunOptions
 from otf_core.own_loop import arguments
 from otf_core.own_loop.loop import Given, OwnLoop
 
@@ -38,6 +38,8 @@ def attach(
     max_hold: float = 1800,
     pause_at_start: bool = False,
     max_pause: float | None = None,
+    at_max_pause: Literal["resume", "park"] | None = None,
+    guards: Guarded = None,
 ) -> OwnLoop:
     """See and control a training loop of one's own, and go on with it after a kill.
 
@@ -68,7 +70,8 @@ def attach(
             ``(get, put)``. ``{}`` says that there is nothing.
         max_epochs: the number that ``session.epochs()`` takes.
         project, run_name, save_dir, dashboard, resume, keep_checkpoints, checkpoint_every,
-        telemetry, after_fit, max_hold, pause_at_start, max_pause: as ``RunOptions`` has them.
+        telemetry, after_fit, max_hold, pause_at_start, max_pause, at_max_pause, guards: as
+        ``RunOptions`` has them.
 
     Raises:
         TypeError, ValueError: an argument that is not allowed; it says what is.
@@ -107,5 +110,7 @@ def attach(
         max_hold=max_hold,
         pause_at_start=pause_at_start,
         max_pause=max_pause,
+        at_max_pause=at_max_pause,
+        guards=guards,
     )
     return OwnLoop(given, options)

@@ -30,6 +30,9 @@ from otf_core.telemetry.system import DeviceStatsMonitor
 
 Level = Literal["full", "basic", "off"]
 Phases = Callable[[], Mapping[str, float]]  # seconds of each since it began
+# Told a step's values as soon as they are read: the step, the values, the names that were logged
+# anew, and all that ever were.
+Seen = Callable[[int, Mapping[str, float | None], Sequence[str], Sequence[str]], None]
 
 HISTORY: Final = 1000  # losses that are kept
 # Measured by us, beside what the module logs; the space keeps them apart from any logged name
@@ -39,6 +42,10 @@ _GRAD: Final = " grad_norm"
 _WEIGHT: Final = " weight_norm"
 _ZEROS: Final = " activation_zero_frac"
 _LR: Final = " lr"
+# What is measured at every step, or where the governor has it done, by the name it is told under.
+MEASURED: Final[Mapping[str, str]] = {
+    "loss": _LOSS, "grad_norm": _GRAD, "weight_norm": _WEIGHT, "activation_zero_frac": _ZEROS,
+}  # fmt: skip
 PHASE: Final = "otf/{}_ms"  # what a phase is called among the metrics of a step
 _NO_PHASES: Final[Mapping[str, float]] = {}
 _MAIN: Final = ("loss", "val_loss", "accuracy", "step")
@@ -105,6 +112,7 @@ class StepRecorder:
         self._lr_names: list[str] = []  # made once, a step has no use for new ones
         self._samples, self._batches = 0, 0
         self._own_s = 0.0  # taken here since the last step was told, the costly metrics apart
+        self.watch: Seen | None = None
         self._phases: Phases | None = None
         self._phases_s: Mapping[str, float] = {}  # when the last step was told
         # Where events are made, by one thread at a time.
@@ -286,6 +294,8 @@ class StepRecorder:
     def _tell(self, steps: Iterable[tuple[_Step, Mapping[str, float | None]]]) -> None:
         for step, values in steps:
             self._emitter.emit_later("trainStep", functools.partial(self._fields, step, values))
+            if self.watch is not None:
+                self.watch(step.step, values, step.new, step.logged)
 
     def _fields(self, step: _Step, values: Mapping[str, float | None]) -> dict[str, Any]:
         """What the event says; wherever events are made."""

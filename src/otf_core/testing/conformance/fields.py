@@ -61,6 +61,9 @@ EVENT_FIELDS: Final[Mapping[str, str]] = {
         "id path old new mode until step epoch applied_step who by cause cmd request_id undone_by"
     ),
     "note": "note_id step text removed?",
+    "guard": (
+        "rule step metric value bound action did request_id requests at_step budget_left text"
+    ),
     "checkpoint_removed": "id path step kind reason",
     "exactness": "exact text reasons",
 }

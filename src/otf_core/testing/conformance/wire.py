@@ -100,6 +100,7 @@ class Wire(Suite):
             "ping": {"t": 1.0},
             "set_param": {"path": "lr", "mul": 1.0},
             "set_params": {"changes": [{"path": "lr", "mul": 1.0}]},
+            "set_guard": {"rule": "nan", "watch": "nan", "enabled": False},
             "note": {"text": "here"},
             "attach_context": {"run_id": run_id},
             "switch_run": {"run_id": run_id},
