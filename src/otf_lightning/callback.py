@@ -29,6 +29,7 @@ from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
 from otf_lightning.health import FitSubject
+from otf_lightning.mirror import Mirror
 from otf_lightning.other_rank import (
     agree_on_origin,
     beats_of,
@@ -73,10 +74,14 @@ class OnTheFlyCallback(L.Callback):
         at_max_pause: "resume" or "park": what becomes of it then; None: it is resumed.
         guards: rules that watch the run's values and act, each as ``"nan:pause"``,
             ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
+        mirror: tell the Trainer's loggers (TensorBoard, CSV, W&B, MLflow) the run's name and what
+            is changed in it, under names of their own.
 
     Raises:
         ValueError: a value that is not allowed, or whose capability this version does not have.
     """
+
+    gives_way = False  # to another one of the same fit
 
     def __init__(
         self,
@@ -96,6 +101,7 @@ class OnTheFlyCallback(L.Callback):
         max_pause: float | None = None,
         at_max_pause: Literal["resume", "park"] | None = None,
         guards: Guarded = None,
+        mirror: bool = True,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
@@ -116,6 +122,8 @@ class OnTheFlyCallback(L.Callback):
             guards=guards,
         )
         self._test_dataloaders = test_dataloaders
+        self._mirrors = mirror
+        self._mirror: Mirror | None = None
         self._session: Session | None = None
         self._other: OtherRank | None = None
         self._pace: Pace | None = None  # of a rank among several
@@ -142,6 +150,7 @@ class OnTheFlyCallback(L.Callback):
         """Open the session; comes before any loader of a fit is made."""
         if stage != "fit":
             return
+        _refuse_another(trainer)
         self._delegate = LightningFrameworkDelegate(
             trainer, test_dataloaders=self._test_dataloaders
         )
@@ -163,6 +172,7 @@ class OnTheFlyCallback(L.Callback):
         self._delegate.make_shard_writer(self._checkpoints)
         if trainer.is_global_zero:
             self._open_session(trainer, pl_module, origin, mail)
+            self._open_mirror(trainer, origin)
         if trainer.world_size > 1:
             saves = self._session is not None and self._session.saves
             saves = trainer.strategy.broadcast(saves, src=0)
@@ -270,6 +280,25 @@ class OnTheFlyCallback(L.Callback):
             self._session.leave,
         )
 
+    def _open_mirror(self, trainer: L.Trainer, origin: Origin | None) -> None:
+        session = self._session
+        assert session is not None
+        if not self._mirrors:
+            return
+
+        def warn(text: str) -> None:
+            session.emit("log", level="warning", phase="info", text=text)
+
+        names = {
+            "run_id": session.run_id,
+            "project": session.options.project,
+            "run_dir": str(session.run_dir),
+        }
+        found = exact_state_in(origin.path) if origin is not None else None
+        step = found["step"] if found is not None else 0
+        self._mirror = Mirror(trainer.loggers, names, step, warn)
+        session.emitter.listen(self._mirror.hear)
+
     def _asked_origin(self, given: Any) -> str | Path | None:
         """What ``resume=`` or the environment says; not beside a checkpoint of somebody else's."""
         asked = self._options.asked_origin()
@@ -332,6 +361,9 @@ class OnTheFlyCallback(L.Callback):
         delegate, self._delegate = self._delegate, None
         if delegate is not None:
             delegate.detach()
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
         if self._session is not None:
             self._run_dir = self._session.run_dir
             self._session.close()
@@ -461,7 +493,7 @@ def attach_lightning(
     Raises:
         ValueError: the trainer has one already.
     """
-    if any(isinstance(c, OnTheFlyCallback) for c in trainer.callbacks):
+    if any(isinstance(c, OnTheFlyCallback) and not c.gives_way for c in trainer.callbacks):
         msg = "attach_lightning was asked for a trainer that has an OnTheFlyCallback; allowed: one"
         raise ValueError(msg)
     if test_dataloaders is None and datamodule is not None:
@@ -478,6 +510,13 @@ def attach_lightning(
     )
     trainer.callbacks.insert(place, callback)
     return callback
+
+
+def _refuse_another(trainer: L.Trainer) -> None:
+    found = [c for c in trainer.callbacks if isinstance(c, OnTheFlyCallback) and not c.gives_way]
+    if len(found) > 1:
+        msg = f"a Trainer was given {len(found)} callbacks of otf; allowed: one OnTheFlyCallback"
+        raise ValueError(msg)
 
 
 def _refuse_origin_for_ranks(trainer: L.Trainer, origin: Any) -> None:

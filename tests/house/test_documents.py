@@ -32,6 +32,7 @@ DOCUMENTS = (
     "docs/distributed.md",
     "docs/agents.md",
     "docs/steering.md",
+    "docs/lightning.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

@@ -51,6 +51,16 @@ class Emitter:
         self._waiting: deque[tuple[str, float, Callable[[], Mapping[str, Any]]]] = deque()
         self._due, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._hear: list[Callable[[Mapping[str, Any]], None]] = []
+
+    def listen(self, hear: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have ``hear`` called with every event from now on, as it was told and stamped.
+
+        Args:
+            hear: called under the emitter's lock; must not block, raise, or emit.
+        """
+        with self._lock:
+            self._hear.append(hear)
 
     @property
     def last_seq(self) -> int:
@@ -150,10 +160,13 @@ class Emitter:
 
     def _send(self, kind: str, droppable: bool, ts: float, fields: Mapping[str, Any]) -> int:  # noqa: FBT001 -- private, as a sink takes it
         seq = self._seq + 1
-        line = protocol.encode({"type": kind, **fields, **self._stamps, "ts": ts, "event_seq": seq})
+        event = {"type": kind, **fields, **self._stamps, "ts": ts, "event_seq": seq}
+        line = protocol.encode(event)
         self._seq = seq
         for sink in self._sinks:
             sink(seq, line, droppable)
+        for hear in self._hear:
+            hear(event)
         return seq
 
 
