@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 KILLS ?= 200
 WORKERS ?= 2
+PYTHONS ?=
 
-.PHONY: demo test test-exact test-web lint bench page clean chromium
+.PHONY: demo test test-exact test-web test-wheel lint bench page docs records clean chromium
 
 # pip takes torch first and alone: a later requirement must not bring another build of it.
 $(STAMP): pyproject.toml constraints.txt hatch_build.py
@@ -49,6 +50,20 @@ test-exact: $(STAMP)
 # The page in full, in a browser; `make test` runs a slice of it.
 test-web: $(STAMP) page chromium
 	$(BIN)/python -m pytest tests/page tests/dashboard -m "not long" $(ARGS)
+
+# The wheel in an empty environment: alone, with each extra, and with the Pythons in PYTHONS.
+test-wheel: $(STAMP) page
+	OTF_PYTHONS="$(PYTHONS)" $(BIN)/python -m pytest -m wheel tests/release $(ARGS)
+
+# The documentation as a site, in build/site; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What tests compare with: the public names, and what others have made in the page.
+records: $(STAMP) page
+	$(BIN)/python -m release.api
+	$(BIN)/python -m release.bundled
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -486,8 +486,9 @@ def attach_lightning(
 
     Args:
         trainer: not in fit yet.
-        model, datamodule: as they will be given to ``fit``; a data module's test loader is used
-            where ``fit`` is called with plain loaders.
+        model: as it will be given to ``fit``.
+        datamodule: its test loader is used where ``fit`` is called with plain loaders.
+        test_dataloaders: as for OnTheFlyCallback.
         options: as for OnTheFlyCallback.
 
     Raises:

@@ -23,6 +23,9 @@ from tests.house.documents import ROOT, read, section, table
 DOCUMENTS = (
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/howto.md",
     "docs/protocol.md",
     "docs/architecture.md",
     "docs/runner.md",

@@ -56,22 +56,23 @@ def attach(
     bit those of the loop without it.
 
     Args:
-        model, optimizer: one, or several by name.
+        model: one, or several by name.
+        optimizer: one, or several by name.
         scheduler: one, or several; whatever has ``state_dict`` and ``load_state_dict``.
         train_loader: any iterable; one that is no DataLoader of torch is read through
             ``session.batches()``.
         val_loader: one, or several.
-        validate, test: called for the commands of that name; they return a number or a dict of
-            them, and leave no trace in the training. One with an argument ``limit_batches`` can be
-            told how many.
+        validate: called for the command of that name; returns a number or a dict of them, and
+            leaves no trace in the training. One with an argument ``limit_batches`` can be told
+            how many.
+        test: the same for the command ``test_now``.
         scaler: of gradients.
         state: what else decides how the loop goes on, by name: modules, objects with
             ``state_dict`` and ``load_state_dict``, objects whose attributes are state, or pairs
             ``(get, put)``. ``{}`` says that there is nothing.
         max_epochs: the number that ``session.epochs()`` takes.
-        project, run_name, save_dir, dashboard, resume, keep_checkpoints, checkpoint_every,
-        telemetry, after_fit, max_hold, pause_at_start, max_pause, at_max_pause, guards: as
-        ``RunOptions`` has them.
+
+    What stands behind them is the callback's (README, *The callback*).
 
     Raises:
         TypeError, ValueError: an argument that is not allowed; it says what is.

@@ -1,0 +1,1 @@
+"""What a release says of itself, held by tests; ``make records`` writes it anew."""
