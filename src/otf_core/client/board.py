@@ -21,7 +21,16 @@ RECEIPTS_KEPT: Final = 200
 EVENTS_KEPT: Final = 5_000
 SETTLED: Final = frozenset({"applied", "refused", "unknown"})
 READS: Final = frozenset(
-    {"status", "ping", "list_params", "list_checkpoints", "results", "preview_params"}
+    {
+        "status",
+        "ping",
+        "list_params",
+        "list_checkpoints",
+        "results",
+        "preview_params",
+        "list_changes",
+        "list_guards",
+    }
 )
 
 

@@ -25,7 +25,7 @@ export interface Held extends Receipt {
   mine: boolean;
 }
 
-const READS = new Set(["status", "ping", "list_params", "preview_params", "list_checkpoints", "select", "samples", "show_samples", "results", "cancel"]);
+const READS = new Set(["status", "ping", "list_params", "preview_params", "list_changes", "list_guards", "list_checkpoints", "select", "samples", "show_samples", "results", "cancel"]);
 
 /** A command that only reads changes nothing that anybody has to be told of: it has no receipt here. */
 export function isRead(cmd: string): boolean {
