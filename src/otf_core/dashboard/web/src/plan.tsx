@@ -73,8 +73,8 @@ export function Plan({ path, coming, lines, edited }: { path: string; coming: Co
         <path class="past" d={line([step, now])} />
         <path class="now" d={`M${here} ${TOP}V${HEIGHT - FOOT}`} />
         {other && <path class="asked" d={`M${here} ${y(now[0] as number).toFixed(1)}${line([step, then]).replace("M", "L")}`} />}
-        {past[0].length > 0 && <text x={LEFT} y={HEIGHT - 3}>{tick(first)}</text>}
-        <text x={here} y={HEIGHT - 3} text-anchor={past[0].length > 0 ? "middle" : "start"}>now</text>
+        {x(step[0] as number) - LEFT > 44 && <text x={LEFT} y={HEIGHT - 3}>{tick(first)}</text>}
+        <text x={here} y={HEIGHT - 3} text-anchor={x(step[0] as number) - LEFT > 12 ? "middle" : "start"}>now</text>
         <text x={WIDTH - 8} y={HEIGHT - 3} text-anchor="end">{tick(end)}</text>
       </svg>
       <figcaption>

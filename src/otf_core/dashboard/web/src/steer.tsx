@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Changes } from "./changes";
 import { isDict } from "./columns";
 import { useComing } from "./coming";
-import { count, plural, setting } from "./format";
+import { brief, count, plural, setting } from "./format";
 import { applyDrafts, draftedChanges, draftsOf, give, giveBack, page } from "./page";
 import { Plan } from "./plan";
 import type { Coming } from "./plans";
@@ -165,8 +165,13 @@ interface RowState {
   text: string;
 }
 
+/** As it was read back; of what a schedule writes anew at every step four figures are enough. */
+function current(param: Param): string {
+  return param.owner === "scheduler" && param.script === undefined ? brief(param.value) : setting(param.value);
+}
+
 function rowState(param: Param, draft: Draft | undefined, receipt: Held | undefined, view: View, step: number): RowState {
-  const now = setting(param.value);
+  const now = current(param);
   if (draft !== undefined) {
     const reading = readDraft(param, draft, step);
     if (!reading.ok) return { s: "refused", text: `${now} → ${draft.text || "nothing"}, not possible: ${reading.reason}` };
@@ -222,7 +227,7 @@ function ParamRow({ param, typed, receipt, view, shut, step, coming, apply }: {
       <div class="pr-1">
         <label for={id} title={param.path}>{name}</label>
         <span class="cur">
-          <b data-current={JSON.stringify(param.value)}>{setting(param.value) || "none"}</b>
+          <b data-current={JSON.stringify(param.value)}>{current(param) || "none"}</b>
           {param.unit ? ` ${param.unit}` : ""}
           {param.script !== undefined
             ? ` set, ${setting(param.script)} by the script`
@@ -262,7 +267,7 @@ function Lasting({ param, draft, put, step }: { param: Param; draft: Draft; put:
         </select>
       ) : param.owner === "scheduler" && (
         <select class="inp" aria-label={`What the schedule does with ${param.path}`} value={draft.mode ?? "scale"} onChange={(event) => put({ mode: event.currentTarget.value })}>
-          <option value="scale">scales the schedule</option><option value="override">holds</option>
+          <option value="scale">scales it</option><option value="override">holds</option>
         </select>
       )}
     </div>
