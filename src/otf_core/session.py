@@ -262,7 +262,7 @@ class Session:
             ),
         )
         self._interrupt = Interrupt(self._interrupted)
-        self.router = CommandRouter(on_crash=self._crashed)
+        self.router = CommandRouter(self._crashed, agreement)
         self.bus = ControlBus(self.router, wake=self.actions.wake, step=lambda: self._position.step)
         self.actions.connect(self.router, self.bus)
         self.history = History(

@@ -22,6 +22,7 @@ from otf_core.cli.top.app import DRAW_S
 from otf_core.cli.top.braille import plot
 from otf_core.cli.top.typed import read
 from otf_core.client import Client
+from otf_core.client.states import standing
 from otf_core.client.verbs import UsageError
 from tests.cli.top_rig import client_of, learn, learning, served, shown
 from tests.dashboard.bench import TOKEN, in_loop
@@ -298,6 +299,33 @@ async def test_a_pause_of_hours_and_a_stall_are_told_with_their_length(tmp_path:
         await screen.until_says("Stalled ")
         await screen.until_says("digits at step 600: all_reduce")
         assert screen.control("pause").line == "no step end"
+
+
+@in_loop
+async def test_a_guard_and_what_is_parked_are_told(tmp_path: Path) -> None:
+    trainer = learning()
+    async with served(tmp_path, trainer) as bench, shown(bench, 140, 40) as screen:
+        await screen.until_says("Training digits")
+        trainer.emit(
+            "guard", rule="spike", metric="loss", value=4.2, bound=2.1, step=600, action="pause",
+            did="pause", request_id=None, budget_left=1,
+        )  # fmt: skip
+        await screen.until_says("guard spike: loss 4.2, bound 2.1 at step 600; pause, 1 left")
+        usual = trainer.status
+        parked = {"parked": {"since_s": 3.0, "freed_bytes": 14_100_000_000}}
+        trainer.status = lambda: {**usual(), **parked}  # type: ignore[method-assign]
+        trainer.go("paused", "user")
+        trainer.emit("paused", step=600, request={"action": "pause"}, ckpt=None)
+        await screen.until_says("— parked, 14 GB freed, 8 s of training left")
+
+
+def test_a_run_that_nobody_trains_any_more_says_how_it_ended() -> None:
+    def said(state: str, status: str | None) -> str:
+        return standing({"state": state, "finished": status and {"status": status}})
+
+    assert [said("journal", "failed"), said("lost", "failed")] == ["failed", "failed"]
+    assert [said("journal", "completed"), said("journal", "stopped")] == ["finished", "stopped"]
+    assert [said("journal", None), said("running", "failed")] == ["journal", "running"]
 
 
 @in_loop

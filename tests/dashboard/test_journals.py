@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from otf_core.client.states import standing
 from tests.dashboard.bench import TOKEN, Bench, dashboard, in_loop
 from tests.dashboard.trainer_double import TrainerDouble
 
@@ -56,6 +57,19 @@ async def test_a_past_run_is_shown_as_a_journal(tmp_path: Path) -> None:
         ]
         refused = await bench.command("sess-1", "pause")
         assert (refused.status_code, refused.json()["connected"]) == (503, False)
+
+
+@in_loop
+async def test_a_run_whose_rank_was_killed_is_known_to_have_failed(tmp_path: Path) -> None:
+    trainer = trained()
+    trainer.emit("rank_state", rank=1, state="silent", why="rank 1 is silent", step=19)
+    trainer.emit("rank_state", rank=1, state="failed", why="rank 1 ended", step=20)
+    write_journal(tmp_path, trainer)
+    async with dashboard(tmp_path) as bench:
+        await bench.until_has("sess-1", len(trainer.events))
+        session = await bench.get("api/sessions/sess-1")
+        assert session["finished"] == {"status": "failed", "step": 20, "error": "rank 1 ended"}
+        assert standing(session) == "failed"
 
 
 @pytest.mark.parametrize(

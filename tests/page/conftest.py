@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -125,16 +126,23 @@ def open_page(browser: Browser, dashboard: FakeDashboard) -> Iterator[Open]:
 @pytest.fixture
 def real_run(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A dashboard and a training run, each its own process; the URL and the runs' folder."""
+    with training(tmp_path, RUN) as url:
+        yield url, tmp_path
+
+
+@contextlib.contextmanager
+def training(tmp_path: Path, script: str) -> Iterator[str]:
+    """A dashboard and a run of this script, which is told the runs' folder; the page's URL."""
     env = {**os.environ, "OTF_LEGACY": "off"}
     command = [sys.executable, "-m", "otf_core.cli.otf", "dashboard", "--dir", str(tmp_path)]
     dashboard = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert dashboard.stdout is not None
     url = dashboard.stdout.readline().strip()
     run = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tmp_path)], env=env, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script, str(tmp_path)], env=env, stderr=subprocess.DEVNULL
     )
     try:
-        yield url, tmp_path
+        yield url
     finally:
         for process in (run, dashboard):
             process.terminate()

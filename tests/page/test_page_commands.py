@@ -112,7 +112,7 @@ def test_the_learning_rate_shows_what_was_read_back_and_nothing_else(
     row = page.locator("[data-path=lr]")
     current = row.locator("[data-current]")
     expect(row.locator(".pr-1 label")).to_have_text("Learning rate")
-    field = row.get_by_role("textbox")
+    field = row.locator("[id=param-lr]")
     field.fill("0.06")
     expect(row.locator(".st")).to_have_text("0.1 → 0.06, not sent")
     nothing_sent(dashboard, page)
@@ -177,7 +177,7 @@ def test_a_refused_value_keeps_the_old_one_and_offers_the_nearest(
 ) -> None:
     page.locator("body").press("1")
     row = page.locator("[data-path=lr]")
-    field = row.get_by_role("textbox")
+    field = row.locator("[id=param-lr]")
     field.fill("twenty")
     expect(row.locator(".st")).to_contain_text("not possible: not a number")
     field.fill("11")

@@ -157,19 +157,12 @@ def test_a_checkpoint_has_its_file_its_command_and_its_fork(
     expect(page.locator(".kept tr[data-id='60-ring']")).to_have_count(0)
 
 
-def test_the_plan_of_the_rate_says_what_is_known_and_guesses_nothing(
+def test_a_change_waits_for_its_step_and_can_be_withdrawn(
     page: Page, dashboard: FakeDashboard
 ) -> None:
     page.locator("body").press("1")
-    plan = page.locator(".plan")
-    expect(plan).to_contain_text("the page is not told of it")
-    expect(plan.locator(".asked")).to_have_count(0)
     page.locator("[id=param-lr]").fill("0.06")
-    expect(plan.locator(".asked")).to_have_count(1)
-    expect(plan).to_contain_text("goes from 0.1 to 0.06, and what remains of the schedule is")
-    params = [{**one, "owner": "optimizer"} for one in dashboard.sessions["s1"]["params"]]
-    dashboard.update("s1", params=params)
-    expect(plan).to_contain_text("goes from 0.1 to 0.06 and stays there until step 100.")
+    expect(page.locator(".plan")).to_have_count(0)  # this trainer tells nothing of what comes
     page.get_by_label("apply at").select_option("step")
     step = page.get_by_role("textbox", name="Step to apply at")
     step.fill("12")
@@ -182,6 +175,9 @@ def test_the_plan_of_the_rate_says_what_is_known_and_guesses_nothing(
     assert sent["payload"] == {"path": "lr", "value": 0.06, "at_step": 80}
     dashboard.receipt(sent, "accepted", accepted_ts=NOW, waits_for="step 80")
     expect(page.locator("[data-path=lr] .st")).to_contain_text("waiting for step 80")
+    page.get_by_role("button", name="Withdraw").click()
+    withdrawn = dashboard.command()
+    assert (withdrawn["cmd"], withdrawn["payload"]) == ("undo", {"request_id": sent["id"]})
 
 
 def test_the_bell_counts_what_happened_and_shows_nothing_by_itself(

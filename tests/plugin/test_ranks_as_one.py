@@ -22,6 +22,7 @@ from tests.ranks import rig
 
 PATIENCE_S = 90.0
 RANKS = (0, 1)
+BOTH = {"ranks": 2, "of": 2}
 
 
 def started(
@@ -77,16 +78,19 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
         done(dashboard, "resume")
         applied = dashboard.reply_to(asked)["data"]
         assert (applied["applied_step"], applied["new"]) == (SET_AT, DECAY)
+        assert applied["applied_on"] == BOTH
         held = done(dashboard, "pause")
+        assert held["applied_on"] == BOTH
         assert SET_AT <= held["step"] < STEPS
         saved = done(dashboard, "save_ckpt")
-        assert saved["step"] == held["step"]
+        assert (saved["step"], saved["applied_on"]) == (held["step"], BOTH)
+        assert "applied_on" not in done(dashboard, "note", text="rank 0 alone keeps it")
         found = done(dashboard, "validate_now")
         assert 0 < found["metrics"]["val_loss"] < 10
         done(dashboard, "set_param", path="weight_decay", value=0.5)
         done(dashboard, "set_param", path="lr", value=0.01)
         back = done(dashboard, "rollback", checkpoint=saved["id"])
-        assert back["step"] == held["step"]
+        assert (back["step"], back["applied_on"]) == (held["step"], BOTH)
         done(dashboard, "set_param", path="lr", value=0.02)
         assert done(dashboard, "undo")["undone"]["cmd"] == "set_param"
         curve = {"path": "lr", "to": 0.0, "over": 2, "until": STEPS}
@@ -115,6 +119,7 @@ def test_a_stop_ends_both_ranks_at_one_step(tmp_path: Path) -> None:
     with attached(tmp_path) as (process, dashboard):
         done(dashboard, "resume")
         stopped = done(dashboard, "stop")
+        assert stopped["applied_on"] == BOTH
         outcome(process)
     ends = [result(tmp_path, "live", rank)["steps"] for rank in RANKS]
     assert [steps for steps, _ in ends] == [stopped["step"]] * 2

@@ -18,6 +18,18 @@ def _step(event: Mapping[str, Any]) -> str:
     return "  ".join(said)
 
 
+def _guard(event: Mapping[str, Any]) -> str:
+    value, bound = event.get("value"), event.get("bound")
+    over = f" {number(value)}" if value is not None else ""
+    over += f", bound {number(bound)}" if bound is not None else ""
+    said = f"{event.get('rule')}: {event.get('metric')}{over} at step {number(event.get('step'))}"
+    if event.get("text"):  # its own sentence
+        return f"{event.get('rule')} at step {number(event.get('step'))}: {event['text']}"
+    left = event.get("budget_left")
+    rest = f", {number(left)} left" if left is not None else ""
+    return f"{said}; {event.get('did') or event.get('action')}{rest}"
+
+
 _SAY: Final[dict[str, Say]] = {
     "trainStep": _step,
     "log": lambda e: f"{e.get('level')}: {e.get('text')}",
@@ -48,6 +60,7 @@ _SAY: Final[dict[str, Say]] = {
         f"{e.get('why')}, at step {number(e.get('step'))}"
         + (f"; the run goes on exactly: {e['resume']}" if e.get("resume") else "")
     ),
+    "guard": _guard,
     "stall": lambda e: (
         f"{'over' if e.get('over') else 'no batch has ended'} for {number(e.get('seconds'))} s"
         f" at step {number(e.get('step'))}, in {e.get('where')}"

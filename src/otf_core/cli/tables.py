@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from otf_core.client.states import standing
 from otf_core.client.words import number, span
 
 
@@ -58,7 +59,7 @@ def sessions_table(sessions: Sequence[Mapping[str, Any]]) -> None:
         cells = (
             session["run_name"] or session["run_id"],
             session["project"] or "-",
-            session["state"],
+            standing(session),
             number(session["step"]),
             number(session["epoch"]) if session["epoch"] is not None else "-",
             session["device"] or "-",

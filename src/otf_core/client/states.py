@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from otf_core.client.words import number, span
+from otf_core.client.words import number, size, span
 
 ENDED: Final = frozenset({"finished", "failed", "interrupted"})
 _HELD_BY: Final = {"after_fit": "training is done, the process is held"}
@@ -46,6 +46,23 @@ NOTHING: Final = More()
 def name_of(session: Mapping[str, Any]) -> str:
     """What people call the run."""
     return str(session.get("run_name") or session.get("run_id") or session.get("session_id"))
+
+
+def standing(session: Mapping[str, Any]) -> str:
+    """The state in a word; of what nobody trains any more how it ended, where that is known."""
+    state, ended = str(session.get("state")), (session.get("finished") or {}).get("status")
+    if state not in ("journal", "lost") or ended is None:
+        return state
+    return "finished" if ended == "completed" else str(ended)
+
+
+def parked(session: Mapping[str, Any]) -> str | None:
+    """What a held run has given back of its device; None where nothing."""
+    found = (session.get("status") or {}).get("parked")
+    if not isinstance(found, Mapping):
+        return None
+    freed = found.get("freed_bytes")
+    return f"parked, {size(freed)} freed" if isinstance(freed, int | float) else "parked"
 
 
 def total_of(session: Mapping[str, Any], more: More = NOTHING) -> int | None:
@@ -103,7 +120,12 @@ def state_sentence(session: Mapping[str, Any], now_ts: float, more: More = NOTHI
         case "lost":
             return f"Connection lost — {name} was at {place}; it goes on without this dashboard"
         case "journal":
-            return f"Journal of {name} — last written {ago} ago at step {step}; no trainer attached"
+            ended = session.get("finished") or {}
+            why = f"; it failed: {ended.get('error')}" if ended.get("status") == "failed" else ""
+            return (
+                f"Journal of {name} — last written {ago} ago at step {step}{why}; "
+                "no trainer attached"
+            )
         case state:
             return f"{name} is {state} at {place}"
 
@@ -161,15 +183,20 @@ def _left(session: Mapping[str, Any], more: More) -> str:
 
 def _held(session: Mapping[str, Any], now_ts: float, more: More) -> str:
     why = session.get("reason")
+    freed = parked(session)
     if more is NOTHING:
         why = _HELD_BY.get(str(why), why)
-        return f" ({why})" if why not in (None, "user") else ""
+        said = [str(why)] if why not in (None, "user") else []
+        said += [freed] if freed else []
+        return f" ({', '.join(said)})" if said else ""
     since = more.paused_since_ts
     how = f" for {span(max(0.0, now_ts - since))}" if since is not None else ""
     if why in _HELD_BY:
         return f"{how} — {_HELD_BY[str(why)]}"
     left = left_s(session, more)
-    return f"{how} — {span(left)} of training left" if left is not None else how
+    said = [freed] if freed else []
+    said += [f"{span(left)} of training left"] if left is not None else []
+    return f"{how} — {', '.join(said)}" if said else how
 
 
 def _took(more: More) -> str:

@@ -380,7 +380,9 @@ class ConsoleAction:
             if self._resumes or self._stop is not None:
                 self._arrival_over.set()
             self._state.move("paused", reason="user" if "user" in causes else causes[0])
+        mark = self._mark()
         saved, why = self._save_for_pause(self._arrival_over)
+        ranks = self._followed(mark)
         ckpt = saved.path if saved is not None else None
         self._emit("paused", step=step, request={"action": "pause"}, ckpt=ckpt)
         if why is not None:
@@ -391,10 +393,18 @@ class ConsoleAction:
                 "step": step,
                 "ckpt": ckpt,
                 "applied_step": step,
+                **ranks,
             }
             waiting, self._pauses = self._pauses, []
         for waiter in waiting:
             waiter.reply(dict(self._paused_reply))
+
+    def _mark(self) -> int:
+        return self._agreement.mark if self._agreement is not None else 0
+
+    def _followed(self, mark: int) -> dict[str, Any]:
+        """Of several ranks: how many have done what was told since."""
+        return self._agreement.followed(mark) if self._agreement is not None else {}
 
     def _save_for_pause(self, over: threading.Event) -> tuple[Saved | None, str | None]:
         """The file of a pause once it is complete, or why there is none yet."""
@@ -451,9 +461,11 @@ class ConsoleAction:
             self._refuse_pauses(overtaken)
             self._emit("stopping", step=step)
             self.gate.open()
+        mark = self._mark()
         self._delegate.request_stop()
         ckpt = saved.path if saved is not None else None
         said = {"status": "stopping", "step": step, "ckpt": ckpt, "applied_step": step}
+        said |= self._followed(mark)
         if self._stop_may_fail:
             self._stopped = said
         else:
@@ -483,14 +495,16 @@ class ConsoleAction:
 
     def save_ckpt(self, ticket: Ticket) -> Later:
         """Answered when the file is complete; training does not wait for it."""
+        mark = self._mark()
         saved = self._saver.save("manual", pinned=True)
+        ranks = self._followed(mark)
 
         def answer() -> None:
             if saved.error is not None:
                 ticket.fail(saved.error)
             else:
                 data = {"id": saved.id, "path": saved.path, "step": saved.step}
-                ticket.reply({**data, "applied_step": saved.step})
+                ticket.reply({**data, "applied_step": saved.step, **ranks})
 
         saved.then(answer)
         return LATER

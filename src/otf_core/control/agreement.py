@@ -163,6 +163,7 @@ class StepAgreement:
         self._attempt = 0
         self.wished: str | None = None  # why another rank is about to end; rank 0
         self._told = 0
+        self._followed = (0, 0)  # requests that all have answered, and how many ranks that were
         self._gone: set[int] = set()
         self._serving = self._called_off = 0  # requests of rank 0
         self._asked = self._closing = self._proposing = False
@@ -282,7 +283,21 @@ class StepAgreement:
         for rank, (ok, value) in sorted(found.items()):
             if not ok:
                 raise RankError(rank, value)
+        self._followed = self._followed[0] + 1, 1 + len(found)
         return {rank: value for rank, (_, value) in sorted(found.items())}
+
+    @property
+    def mark(self) -> int:
+        """For ``followed``; training thread of rank 0."""
+        return self._followed[0]
+
+    def followed(self, mark: int) -> dict[str, Any]:
+        """What a reply says of the ranks that have done what was told since ``mark``.
+
+        Empty where nothing was told: then it is of this process alone.
+        """
+        requests, ranks = self._followed
+        return {} if requests == mark else {"applied_on": {"ranks": ranks, "of": self.world_size}}
 
     def _missing(self, number: int) -> tuple[int, ...] | None:
         """Who has not answered after some time; None: all have."""

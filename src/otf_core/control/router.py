@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from otf_core import protocol
-from otf_core.control.agreement import PeerLostError
+from otf_core.control.agreement import PeerLostError, StepAgreement
 from otf_core.control.bus import Ticket
 from otf_core.errors import CommandError, ErrorCode, LocalProtocolError
 
@@ -33,11 +33,15 @@ class CommandRouter:
 
     Args:
         on_crash: called with the ticket and the traceback when a handler fails by our own fault.
+        agreement: of several ranks; a reply says how many of them have followed.
     """
 
     def __init__(
-        self, on_crash: Callable[[Ticket, str], None] = lambda _ticket, _text: None
+        self,
+        on_crash: Callable[[Ticket, str], None] = lambda _ticket, _text: None,
+        agreement: StepAgreement | None = None,
     ) -> None:
+        self._agreement = agreement
         self._handlers: dict[str, tuple[Handler, Check | None]] = {}
         self._unsupported: dict[str, str] = {}
         self._on_crash = on_crash
@@ -118,6 +122,8 @@ class CommandRouter:
 
     def carry_out(self, ticket: Ticket, handler: Handler) -> None:
         """One handler, or a part of what one has put off with LATER; as ``run``."""
+        agreement = self._agreement
+        mark = agreement.mark if agreement is not None else 0
         try:
             data = handler(ticket)
         except CommandError as error:
@@ -129,8 +135,11 @@ class CommandRouter:
             self._on_crash(ticket, traceback.format_exc())
             ticket.fail(crashed(ticket.request.cmd, error))
         else:
-            if data is not LATER:
-                ticket.reply(data)
+            if data is LATER:
+                return
+            if agreement is not None and isinstance(data, dict) and "applied_step" in data:
+                data = {**data, **agreement.followed(mark)}
+            ticket.reply(data)
 
 
 def crashed(cmd: str, error: BaseException) -> CommandError:

@@ -644,6 +644,13 @@ def _finished(session: Session, run: Run, event: dict[str, Any], newest: bool) -
         _note_place(session, event)
 
 
+@_on("rank_state")
+def _rank(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
+    if event.get("state") == "failed":  # the launcher may end rank 0 before it says so itself
+        finished = {"status": "failed", "step": event.get("step"), "error": event.get("why")}
+        session.finished = session.finished or finished
+
+
 @_on("epoch_end")
 def _epoch_end(session: Session, run: Run, event: dict[str, Any], newest: bool) -> None:  # noqa: ARG001, FBT001 -- as above
     run.note_val_loss(session.session_id, event.get("val_loss"), run.summary["step"])

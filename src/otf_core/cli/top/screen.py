@@ -29,6 +29,7 @@ from otf_core.client.band import (
     state_of,
 )
 from otf_core.client.board import Board, Curve, Held, Row
+from otf_core.client.states import standing
 from otf_core.client.words import number, one_line, size, span
 from otf_core.telemetry.metrics import METRICS
 
@@ -333,7 +334,8 @@ def _runs(board: Board, row: Row, width: int, height: int, shown: Shown) -> Iter
         line.append("> " if here else "  ")
         line.append(f"{each.letter:<2} ", "bold cyan")
         line.append(_padded(each.key[1], name_room))
-        line.append(" " + _padded(each.state, 11), _TONE_STYLES[TONES.get(each.state, "mute")])
+        state = each.state if each.state == "left" else standing(each.session)
+        line.append(" " + _padded(state, 11), _TONE_STYLES[TONES.get(state, "mute")])
         line.append(f" step {number(step):<10}")
         val = summary.get("val_loss")
         line.append(f" val loss {number(val) if val is not None else '-':<7}")
@@ -347,7 +349,8 @@ def _log(board: Board, row: Row, width: int, height: int, shown: Shown) -> Itera
         yield _line("  nothing yet", width, _QUIET)
     for event in events[max(0, end - height) : end]:
         bad = event.get("type") == "error" or event.get("level") in ("error", "ERROR")
-        yield _line(event_line(event), width, "red" if bad else "")
+        style = "red" if bad else "yellow" if event.get("type") == "guard" else ""
+        yield _line(event_line(event), width, style)
 
 
 def _checkpoints(board: Board, row: Row, width: int, height: int, shown: Shown) -> Iterator[Text]:  # noqa: ARG001 -- a pane's shape

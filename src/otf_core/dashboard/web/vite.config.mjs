@@ -1,6 +1,6 @@
 import { defineConfig } from "vite";
 
-/** What of uPlot no chart of ours uses: dates on axes, and other paths than lines and points. */
+/** What of uPlot no chart of ours uses: dates on axes, a legend, focus, charts that follow each other, other paths and scales. */
 const UNUSED = [
   [/\nconst \[ timeIncrsMs,.*= genTimeStuffs\(1\);\n/, "\nconst [timeIncrsMs, _timeAxisStampsMs, timeAxisSplitsMs] = [[], [], () => null];\n"],
   [/\nconst \[ timeIncrsS,.*= genTimeStuffs\(1e-3\);\n/, "\nconst [timeIncrsS, _timeAxisStampsS, timeAxisSplitsS] = [[], [], () => null];\n"],
@@ -8,6 +8,26 @@ const UNUSED = [
   [/\tconst _timeSeriesVal  = .*\n/, "\tconst _timeSeriesVal = null;\n"],
   [/\nuPlot\.assign = [^]*\nuPlot\.orient   = orient;\n/, "\n"],
   [/\n\{\n\tuPlot\.join = [^]*monotoneCubic\);\n\}\n/, "\n"],
+  [/\tself\.(addSeries|delSeries|addBand|setBand|delBand|setLegend|setSeries|pub|redraw) = \w+;\n/g, ""],
+  [/(?<!function )\bpubSync\([^;]*\);/g, ";"],
+  [/_pub && ;/g, ";"],
+  [/\tevents\.\w+ = \w+;\n/g, ""],
+  [/\tevents\["setSeries"\] = [^]*?\n\t\};\n/, ""],
+  [/\tfunction pub\([^]*?\n\t\}\n/, ""],
+  [/\tfunction pubSync\([^]*?\n\t\}\n/, ""],
+  [/\tconst syncKey = [^]*?sync\.sub\(self\);\n/, ""],
+  [/\t\tsync\.unsub\(self\);\n/, ""],
+  [/\bsrc != null\b/g, "false"],
+  [/\bsrc == null\b/g, "true"],
+  [/\bsyncKey != null\b/g, "false"],
+  [/\be != null\b/g, "true"],
+  [/\bmode == 1\b/g, "true"],
+  [/\bmode == 2\b/g, "false"],
+  [/\bscaleX\.ori == 0/g, "true"],
+  [/\bscaleX\.ori == 1/g, "false"],
+  [/\b(?:xScaleDistr|distr|sc\.distr|scale\.distr|wsc\.distr) == (?:2|4|100)\b/g, "false"],
+  [/\bxScaleDistr == 3\b/g, "false"],
+  [/(?:\bcursorFocus|\bcursorOnePt|\bshowLegend|\bmultiValLegend|\bisTime|\bcursor\._lock|\bcursor\.lock|\bdrag\.setScale|\bscaleX\.time)\b(?! =)/g, "false"],
 ];
 
 const smaller = {

@@ -32,12 +32,13 @@ export function BandView({ view }: { view: View }): JSX.Element {
       </div>
       <div class="f-row">
         <div class="facts">{facts.map((fact, i) => <span key={i}>{fact.map(piece)}</span>)}</div>
+        {all.filter((one) => one.cmd === "park").map((control) => <ParkButton key="park" control={control} />)}
         {session !== null && <HoldSwitch view={view} session={session} />}
       </div>
       {session !== null && (
         <div class="s-row">
           <div class="ctls" role="group" aria-label="Controls">
-            {all.map((control) => (
+            {all.filter((one) => one.cmd !== "park").map((control) => (
               <ControlView key={control.cmd === "resume" ? "pause" : control.cmd} control={control} />
             ))}
             <More controls={all} />
@@ -80,6 +81,22 @@ function Exactness({ session, text, stale }: { session: Session; text: string; s
       <Icon name={exact ? "exact" : "inexact"} />
       {said}
     </button>
+  );
+}
+
+/** Gives the GPU back while the run is held, or brings all of it back. */
+function ParkButton({ control }: { control: Control }): JSX.Element {
+  const { state, label, line } = control;
+  return (
+    <span class="hold" data-cmd="park" data-s={state}>
+      <button
+        type="button" class="btn sm" aria-describedby="line-park" aria-disabled={state === "off" ? "true" : undefined}
+        aria-busy={state === "pending" ? "true" : undefined} onClick={() => press(control)}
+      >
+        {state === "pending" && <span class="spin" aria-hidden="true" />}{label}
+      </button>
+      <span class="ctl-n" id="line-park">{line}</span>
+    </span>
   );
 }
 
@@ -249,7 +266,7 @@ function Refusal({ view }: { view: View }): JSX.Element | null {
           <button
             type="button" class="btn sm"
             onClick={() => {
-              draftsOf(session.session_id).set(path, String(fits));
+              draftsOf(session.session_id).set(path, { text: String(fits) });
               page.open("steer");
             }}
           >

@@ -9,7 +9,7 @@ import { page } from "./page";
 import { store } from "./store";
 import { Menu } from "./top";
 
-const ICON: Record<NoticeKind, string> = { paused: "pause", finished: "ok", failed: "no", stalled: "warn", refused: "no" };
+const ICON: Record<NoticeKind, string> = { paused: "pause", finished: "ok", failed: "no", stalled: "warn", refused: "no", guard: "warn" };
 
 export function Bell(): JSX.Element {
   const open = page.menu === "notices";
@@ -29,7 +29,7 @@ export function Bell(): JSX.Element {
       </button>
       {open && (
         <Menu label="Notifications">
-          {list.length === 0 && <p class="item none">Nothing yet: a run that pauses, stalls or ends is told here, and refusals of others.</p>}
+          {list.length === 0 && <p class="item none">Nothing yet: a run that pauses, stalls or ends is told here, and what guards do and others are refused.</p>}
           {list.map((one) => {
             const session = store.byKey(one.run);
             return (

@@ -15,8 +15,9 @@ import { nameOf, stepOf, totalSteps, type View } from "./state";
 import { NoteAt } from "./spot";
 import { isSettled, store, type Held } from "./store";
 import { Exactness, Extend, RollBack } from "./turns";
-import type { Session } from "./types";
-import { cli, waits, what, why } from "./words";
+import { answerFor, changesOf } from "./steering";
+import type { Dict, Session } from "./types";
+import { cli, onRanks, waits, what, why } from "./words";
 
 export function Dialogs({ view }: { view: View }): JSX.Element | null {
   const { dialog } = page;
@@ -153,8 +154,10 @@ function Steps({ receipt }: { receipt: Held }): JSX.Element {
       )}
       {receipt.state === "applied" && (
         <>
-          <Row time={after(receipt.answered_ts)} text={typeof step === "number" ? `applied at step ${count(step)}` : "answered"} />
-          {isDict(data) && "new" in data && <Row time="" tone="ok" text={`read back: ${String(data["path"])} = ${setting(data["new"])}`} />}
+          <Row time={after(receipt.answered_ts)} text={typeof step === "number" ? `applied at step ${count(step)}${onRanks(data as Dict)}` : "answered"} />
+          {changesOf(receipt).map(({ path }) => answerFor(receipt, String(path))).map((one) => one !== null && "new" in one && (
+            <Row key={String(one["path"])} time="" tone="ok" text={`read back: ${String(one["path"])} = ${setting(one["new"])}`} />
+          ))}
         </>
       )}
       {receipt.state === "refused" && <Row time={after(receipt.answered_ts)} tone="bad" text={`refused (${receipt.reply?.code ?? "error"}): ${why(receipt)}`} />}

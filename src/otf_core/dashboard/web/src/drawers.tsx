@@ -9,10 +9,10 @@ import { Log } from "./log";
 import { page, PANELS, type Panel } from "./page";
 import { Samples, SampleSets } from "./samples";
 import { nameOf, type View } from "./state";
-import { Steer } from "./steer";
+import { Steer, SteerTools } from "./steer";
 
 const DRAWERS: Record<Panel, { title: string; Body: (props: { view: View }) => JSX.Element; Tools?: () => JSX.Element }> = {
-  steer: { title: "Steer", Body: Steer },
+  steer: { title: "Steer", Body: Steer, Tools: SteerTools },
   samples: { title: "Samples", Body: Samples, Tools: SampleSets },
   checkpoints: { title: "Checkpoints", Body: Checkpoints },
   lineage: { title: "Lineage", Body: Lineage },

@@ -1,6 +1,6 @@
 /** The runs of a project as a family: what came from what, and how each stands. Pure functions. */
 
-import { count, plural, sig } from "./format";
+import { count, plural, sig, standing } from "./format";
 import { isDict } from "./columns";
 import type { Dict, Json, Run, Session } from "./types";
 
@@ -38,7 +38,7 @@ export function family(
       // Whoever trained it last may train another one by now.
       const last = all.find((one) => one.session_id === run.session_ids.at(-1));
       const session = own.find((one) => one.connected) ?? (last?.run_id === run.run_id ? last : null);
-      const state = session === null ? "left" : session.connected || session.finished !== null ? session.state : "on disk";
+      const state = session === null ? "left" : session.connected || session.finished !== null ? standing(session) : "on disk";
       return {
         run_id: run.run_id, name: run.run_name || run.run_id, letter: letterOf(run), run, session,
         state: SAID[state] ?? state,

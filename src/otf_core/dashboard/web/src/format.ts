@@ -1,5 +1,7 @@
 /** Numbers, times and sizes in words. Pure functions. */
 
+import type { Session } from "./types";
+
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 
 /** 12,400. "–" where there is none. */
@@ -123,4 +125,13 @@ export function bytes(n: number | null | undefined): string {
     unit += 1;
   }
   return `${unit === 0 || size >= 100 ? size.toFixed(0) : size.toFixed(1)} ${units[unit]}`;
+}
+
+/** How a run stands; of one that nobody trains any more, how it ended, where its journal says so. */
+export function standing(session: Session): string {
+  const { state, finished, connected } = session;
+  if (connected || !["journal", "lost", "running"].includes(state)) return state;
+  const status = finished?.status ?? null;
+  if (status === null) return state === "running" ? "lost" : state;
+  return status === "completed" ? "finished" : status;
 }

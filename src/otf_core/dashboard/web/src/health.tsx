@@ -5,6 +5,7 @@ import { resumeLine } from "./checkpoints";
 import { isDict } from "./columns";
 import { Copy, Line } from "./copy";
 import { age, count, plural, setting, sig, span } from "./format";
+import { Guards } from "./guards";
 import "./health.css";
 import { Icon } from "./icons";
 import { give } from "./page";
@@ -38,6 +39,7 @@ export function Health({ view }: { view: View }): JSX.Element {
         <p class="lead">Each lets the run stand for some seconds and leaves it as it was: no optimizer steps.</p>
         {CHECKS.map((check) => <Check key={check.cmd} {...check} view={view} session={session} />)}
       </section>
+      <Guards view={view} session={session} shut={closed(view) ?? (state === "stalled" ? "no step end" : null)} />
       <Gradients view={view} session={session} />
     </div>
   );

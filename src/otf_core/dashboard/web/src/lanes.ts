@@ -4,7 +4,7 @@ import { isDict } from "./columns";
 import { count, setting, sig, span } from "./format";
 import type { Told, Turn } from "./told";
 import type { OtfEvent, Receipt, Run } from "./types";
-import { paramName } from "./words";
+import { byWhom, guardText, paramName } from "./words";
 
 export type MarkKind = "command" | "checkpoint" | "fork" | "note" | "health" | "stall" | "pause";
 
@@ -128,7 +128,7 @@ function markOf(event: OtfEvent, removed: Set<unknown>): Mark | null {
     case "param_changed":
       return {
         kind: "command", step,
-        text: `${paramName(String(event["path"]))} ${setting(event["old"])} → ${setting(event["new"])}, applied at step ${count(step)}`,
+        text: `${paramName(String(event["path"]))} ${setting(event["old"])} → ${setting(event["new"])}, applied at step ${count(step)}${event["by"] === "guard" || event["who"] ? `, ${byWhom(event)}` : ""}`,
       };
     case "test_complete":
     case "auto_test_complete": {
@@ -139,6 +139,8 @@ function markOf(event: OtfEvent, removed: Set<unknown>): Mark | null {
       return { kind: "checkpoint", step, text: `${String(event["kind"] ?? "checkpoint")} checkpoint at step ${count(step)}` };
     case "note":
       return removed.has(event["note_id"]) ? null : { kind: "note", step, text: `note at step ${count(step)}: ${String(event["text"] ?? "")}` };
+    case "guard":
+      return { kind: "health", step, text: `guard at step ${count(step)}, ${guardText(event)}` };
     case "rank_state":
       return event["state"] === "back" ? null : {
         kind: "health", step, bad: event["state"] === "failed", text: `rank ${setting(event["rank"])} ${String(event["state"])} at step ${count(step)}: ${String(event["why"] ?? "")}`,

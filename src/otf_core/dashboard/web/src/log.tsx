@@ -9,7 +9,7 @@ import { placesText, readPlaces, readRankList, string } from "./ranks";
 import type { View } from "./state";
 import type { OtfEvent } from "./types";
 import { shared } from "./view";
-import { paramName } from "./words";
+import { byWhom, guardText, paramName } from "./words";
 
 export type Level = "all" | "warn" | "bad";
 
@@ -22,7 +22,7 @@ export function lineOf(event: OtfEvent): { level: Level; text: string } {
     case "error":
       return { level: "bad", text: String(event["text"] ?? event["code"] ?? "error") };
     case "param_changed":
-      return { level: "all", text: `${paramName(String(event["path"]))} ${setting(event["old"])} → ${setting(event["new"])} by ${String(event["by"] ?? "user")}` };
+      return { level: "all", text: `${paramName(String(event["path"]))} ${setting(event["old"])} → ${setting(event["new"])}, ${byWhom(event)}` };
     case "state":
       return { level: event["state"] === "failed" ? "bad" : "all", text: `${String(event["previous"] ?? "–")} → ${String(event["state"])}${event["reason"] ? ` (${String(event["reason"])})` : ""}` };
     case "checkpoint_saved":
@@ -42,6 +42,8 @@ export function lineOf(event: OtfEvent): { level: Level; text: string } {
       ];
       return { level: state === "failed" ? "bad" : state === "silent" ? "warn" : "all", text: said.filter(Boolean).join("; ") };
     }
+    case "guard":
+      return { level: "warn", text: guardText(event) };
     case "gap":
       return { level: "warn", text: `${String(event["count"])} events left out of the stream (${String(event["reason"])})` };
     case "trainingFinished":

@@ -7,9 +7,9 @@ import { count, setting } from "./format";
 import { nameOf } from "./state";
 import { kept, runKey, store } from "./store";
 import type { FromServer, Session } from "./types";
-import { what, why } from "./words";
+import { guardText, what, why } from "./words";
 
-export type NoticeKind = "paused" | "finished" | "failed" | "stalled" | "refused";
+export type NoticeKind = "paused" | "finished" | "failed" | "stalled" | "refused" | "guard";
 
 export interface Notice {
   id: string;
@@ -43,7 +43,8 @@ class Notices {
         if (message.history === true) return;
         for (const event of message.events) {
           const gone = event.type === "rank_state" && event["state"] !== "back";
-          if ((!gone && (event.type !== "stall" || event["over"] === true)) || event.replay === true) continue;
+          const guard = event.type === "guard";
+          if ((!gone && !guard && (event.type !== "stall" || event["over"] === true)) || event.replay === true) continue;
           const session = store.sessions.get(message.session_id);
           const ts = event.ts ?? 0;
           if (session?.connected !== true || (event.event_seq ?? 0) < (session.last_seq ?? 0) - 50 || ts * 1000 < store.opened_ms - 60_000) continue;
@@ -51,6 +52,10 @@ class Notices {
             const [rank, failed] = [setting(event["rank"]), event["state"] === "failed"];
             this.add(failed ? "failed" : "stalled", session, `rank ${message.session_id} ${event.event_seq ?? ts}`,
                      `${nameOf(session)}: rank ${rank} ${failed ? "failed" : "is silent"}`, String(event["why"] ?? ""));
+            continue;
+          }
+          if (guard) {
+            this.add("guard", session, `guard ${message.session_id} ${event.event_seq ?? ts}`, `${nameOf(session)}: guard ${String(event["rule"])}`, `step ${count(event.step)}, ${guardText(event)}`);
             continue;
           }
           this.add("stalled", session, `stall ${message.session_id} ${event.event_seq ?? ts}`,

@@ -2,9 +2,10 @@
 
 import { checkpointsOf } from "./checkpoints";
 import { command } from "./live";
-import { kept, store, type Held } from "./store";
-import { closed, controls, stateOf, type Control, type View } from "./state";
-import type { Dict, Json, Param, Session } from "./types";
+import { readDraft, receiptFor, type Draft } from "./steering";
+import { kept, store } from "./store";
+import { closed, controls, parkedOf, stateOf, stepOf, type Control, type View } from "./state";
+import type { Dict, Session } from "./types";
 import { undoable } from "./undo";
 import { shared } from "./view";
 
@@ -26,13 +27,15 @@ export type Dialog =
 export type Theme = "light" | "dark";
 
 /** What is typed in Steer and not sent, by session and path. */
-export const drafts = new Map<string, Map<string, string>>();
+export const drafts = new Map<string, Map<string, Draft>>();
 
 class Page {
   panel: Panel | null = PANELS.find((one) => one === kept.get("panel")) ?? null;
   dialog: Dialog | null = null;
   menu: "runs" | "verbs" | "charts" | "notices" | "more-runs" | null = null;
   theme: Theme = startTheme();
+  /** What the drawer Steer shows. */
+  steer: "values" | "changes" = "values";
   singleKeys = kept.get("keys") !== "off";
   /** Said to screen readers as soon as it comes. */
   alert = "";
@@ -137,6 +140,7 @@ export function press(control: Control): void {
   }
   const undo = viewNow().undo;
   const payload: Dict = control.cmd === "test_now" ? { label: "manual" }
+    : control.cmd === "park" && parkedOf(session) !== null ? { back: true }
     : control.cmd === "undo" && undo !== null ? { request_id: undo.request_id } : {};
   give(control.cmd, payload);
 }
@@ -150,36 +154,10 @@ export function give(cmd: string, payload: Dict): void {
 
 // ---------------------------------------------------------------- Steer
 
-export function draftsOf(session_id: string): Map<string, string> {
+export function draftsOf(session_id: string): Map<string, Draft> {
   let found = drafts.get(session_id);
   if (found === undefined) drafts.set(session_id, (found = new Map()));
   return found;
-}
-
-export type Reading = { ok: true; value: Json } | { ok: false; reason: string };
-
-/** What somebody typed for a parameter, as a value within its bounds. */
-export function readDraft(param: Param, text: string): Reading {
-  if (param.kind === "bool") return { ok: true, value: text === "true" };
-  if (param.kind === "enum") {
-    const value = (param.choices ?? []).find((choice) => String(choice) === text);
-    return value === undefined ? { ok: false, reason: "not one of the choices" } : { ok: true, value };
-  }
-  const value = Number(text.trim().replaceAll(",", ""));
-  if (text.trim() === "" || !Number.isFinite(value)) return { ok: false, reason: "not a number" };
-  if (param.kind === "int" && !Number.isInteger(value)) return { ok: false, reason: "a whole number is needed" };
-  if (param.min !== null && param.min !== undefined && value < param.min) {
-    return { ok: false, reason: `at least ${param.min}` };
-  }
-  if (param.max !== null && param.max !== undefined && value > param.max) {
-    return { ok: false, reason: `at most ${param.max}` };
-  }
-  return { ok: true, value };
-}
-
-/** The latest receipt for a parameter. */
-export function receiptFor(receipts: Held[], path: string): Held | undefined {
-  return receipts.find((one) => one.cmd === "set_param" && one.payload?.["path"] === path);
 }
 
 /** What was set is over: script and schedule have the value again. */
@@ -187,20 +165,29 @@ export function giveBack(session_id: string, path: string): void {
   command(session_id, "set_param", { path, release: true });
 }
 
-/** Send what is typed and can be sent, for the next step or a later one; each row then waits for its own answer. */
+/** What is typed and can be sent, as changes. */
+export function draftedChanges(session: Session, step: number): Dict[] {
+  const receipts = store.receiptsOf(session.session_id);
+  return [...draftsOf(session.session_id)].flatMap(([path, draft]) => {
+    const param = session.params.find((one) => one.path === path);
+    const receipt = receiptFor(receipts, path);
+    if (param === undefined || receipt?.state === "sent" || receipt?.state === "accepted") return [];
+    const reading = readDraft(param, draft, step);
+    return reading.ok ? [reading.value] : [];
+  });
+}
+
+/** Send it, for the next step or a later one: several as one command, so that all are made at one step or none. */
 export function applyDrafts(at_step?: number): void {
   const view = viewNow();
   const { session } = view;
   if (session === null || closed(view) !== null || stateOf(view) === "stalled") return;
-  const typed = draftsOf(session.session_id);
-  for (const [path, text] of [...typed]) {
-    const param = session.params.find((one) => one.path === path);
-    const receipt = receiptFor(store.receiptsOf(session.session_id), path);
-    if (param === undefined || receipt?.state === "sent" || receipt?.state === "accepted") continue;
-    const reading = readDraft(param, text);
-    if (!reading.ok) continue;
-    if (command(session.session_id, "set_param", { path, value: reading.value, ...(at_step === undefined ? {} : { at_step }) }) !== null) typed.delete(path);
-  }
+  const changes = draftedChanges(session, stepOf(session, view.data) ?? 0);
+  const at = at_step === undefined ? {} : { at_step };
+  const together = changes.length > 1 && session.capabilities.includes("set_params");
+  const commands: [string, Dict][] = together ? [["set_params", { changes, ...at }]] : changes.map((one) => ["set_param", { ...one, ...at }]);
+  const sent = commands.map(([cmd, payload]) => command(session.session_id, cmd, payload)).every((id) => id !== null);
+  if (sent) for (const one of changes) draftsOf(session.session_id).delete(String(one["path"]));
   store.changed();
 }
 

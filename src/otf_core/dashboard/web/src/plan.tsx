@@ -1,15 +1,11 @@
-/** The learning rate's plan, as far as it is known: so far, the value now, and what a change would make of it.
- *
- * Where a schedule writes the rate, the page is not told of the rest of it, and draws none.
- */
+/** The plan of a value: so far, as it would go on, and what a change would make of it. */
 
 import type { JSX } from "preact";
+import { curveFor, type Coming } from "./plans";
 import { brief, count, tick } from "./format";
 import type { Lines } from "./lines";
 import "./plan.css";
-import { stepOf, totalSteps, type View } from "./state";
-import { store } from "./store";
-import type { Param, Session } from "./types";
+import { paramName } from "./words";
 
 const WIDTH = 384;
 const HEIGHT = 96;
@@ -17,30 +13,10 @@ const LEFT = 40;
 const FOOT = 16;
 const TOP = 6;
 
-interface Plan {
-  /** Steps and rates so far. */
-  past: [number[], number[]];
-  now: number;
-  value: number;
-  proposed: number | null;
-  /** The last step of the plan, and whether the value holds until then. */
-  end: number;
-  holds: boolean;
-}
-
-function planOf(view: View, session: Session, param: Param, proposed: number | null): Plan | null {
-  const now = stepOf(session, view.data);
-  if (now === null || view.data === null || typeof param.value !== "number") return null;
-  const total = totalSteps(session, view.data)?.steps ?? null;
-  const holds = param.owner !== "scheduler" && param.script === undefined;
-  return {
-    past: pastOf(store.linesOf(session)), now, value: param.value, proposed, holds,
-    end: Math.max(now + 1, holds && total !== null ? total : Math.round(now * 1.12) + 1),
-  };
-}
+type Curve = readonly [readonly number[], readonly number[]];
 
 /** The rate so far, a point for every second pixel or so: what the server has thinned, then what is here. */
-function pastOf(lines: Lines): [number[], number[]] {
+function pastOf(lines: Lines): Curve {
   const { columns } = lines;
   const values = columns.values("lr");
   const x: number[] = [];
@@ -63,55 +39,66 @@ function pastOf(lines: Lines): [number[], number[]] {
   return [x, y];
 }
 
-export function LrPlan({ view, session, param, proposed }: {
-  view: View; session: Session; param: Param; proposed: number | null;
-}): JSX.Element | null {
-  const plan = planOf(view, session, param, proposed);
-  if (plan === null || plan.past[0].length < 2) return null;
-  const { past: [steps, rates], now, value, end, holds } = plan;
-  const high = Math.max(...rates, value, proposed ?? 0) * 1.05 || 1;
-  const first = steps[0] as number;
-  const x = (step: number): number => LEFT + ((step - first) / Math.max(1, end - first)) * (WIDTH - LEFT - 8);
-  const y = (rate: number): number => TOP + (1 - rate / high) * (HEIGHT - TOP - FOOT);
-  const line = steps.map((step, i) => `${i === 0 ? "M" : "L"}${x(step).toFixed(1)} ${y(rates[i] as number).toFixed(1)}`).join("");
-  const asked = proposed !== null && proposed !== value;
+export function Plan({ path, coming, lines, edited }: { path: string; coming: Coming; lines: Lines; edited: boolean }): JSX.Element | null {
+  if (coming.refused !== null) return edited || path === "lr" ? <p class="coming hint">No preview: {coming.refused}</p> : null;
+  const now = curveFor(coming.now, path);
+  const then = curveFor(coming.then, path) ?? now;
+  if (now === undefined || then === undefined || now.length === 0) return null;
+  const past: Curve = path === "lr" ? pastOf(lines) : [[], []];
+  const { step } = coming;
+  const all = [...past[1], ...now, ...then];
+  const low = Math.min(0, ...all);
+  const high = Math.max(...all) + (Math.max(...all) - low) * 0.05 || 1;
+  const first = past[0][0] ?? (step[0] as number);
+  const end = step.at(-1) as number;
+  const x = (at: number): number => LEFT + ((at - first) / Math.max(1, end - first)) * (WIDTH - LEFT - 8);
+  const y = (value: number): number => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - FOOT);
+  const line = ([steps, values]: Curve): string =>
+    values.map((value, i) => `${i === 0 ? "M" : "L"}${x(steps[i] as number).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  const back = then.map((value, i) => `L${x(step[i] as number).toFixed(1)} ${y(value).toFixed(1)}`).reverse().join("");
+  const here = x(step[0] as number).toFixed(1);
+  const other = then.some((value, i) => value !== now[i]);
+  const said = sentence(coming, now, then);
   return (
-    <figure class="plan" aria-label="Plan of the learning rate">
-      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={sentence(plan)}>
-        {[0, high / 1.05].map((rate) => (
-          <g key={rate}>
-            <path class="grid" d={`M${LEFT} ${y(rate).toFixed(1)}H${WIDTH - 8}`} />
-            <text x={LEFT - 5} y={y(rate) + 4} text-anchor="end">{tick(Number(rate.toPrecision(2)))}</text>
+    <figure class="plan" aria-label={`Plan of ${paramName(path).toLowerCase()}`} data-asked={other ? "" : undefined}>
+      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={said}>
+        {[low, Math.max(...all)].map((value) => (
+          <g key={value}>
+            <path class="grid" d={`M${LEFT} ${y(value).toFixed(1)}H${WIDTH - 8}`} />
+            <text x={LEFT - 5} y={y(value) + 4} text-anchor="end">{tick(Number(value.toPrecision(2)))}</text>
           </g>
         ))}
-        {asked && holds && <path class="between" d={`M${x(now)} ${y(value)}H${x(end)}V${y(proposed)}H${x(now)}Z`} />}
-        <path class="past" d={line} />
-        {holds && <path class="past" d={`M${x(now).toFixed(1)} ${y(value).toFixed(1)}H${x(end).toFixed(1)}`} />}
-        <path class="now" d={`M${x(now).toFixed(1)} ${TOP}V${HEIGHT - FOOT}`} />
-        {asked && <path class="asked" d={`M${x(now).toFixed(1)} ${y(value).toFixed(1)}V${y(proposed).toFixed(1)}${holds ? `H${x(end).toFixed(1)}` : "h14"}`} />}
-        <text x={LEFT} y={HEIGHT - 3}>{tick(first)}</text>
-        <text x={x(now)} y={HEIGHT - 3} text-anchor="middle">now</text>
-        {holds && <text x={WIDTH - 8} y={HEIGHT - 3} text-anchor="end">{tick(end)}</text>}
+        {other && <path class="between" d={`${line([step, now])}${back}Z`} />}
+        <path class="past" d={line(past)} />
+        <path class="past" d={line([step, now])} />
+        <path class="now" d={`M${here} ${TOP}V${HEIGHT - FOOT}`} />
+        {other && <path class="asked" d={`M${here} ${y(now[0] as number).toFixed(1)}${line([step, then]).replace("M", "L")}`} />}
+        {x(step[0] as number) - LEFT > 44 && <text x={LEFT} y={HEIGHT - 3}>{tick(first)}</text>}
+        <text x={here} y={HEIGHT - 3} text-anchor={x(step[0] as number) - LEFT > 12 ? "middle" : "start"}>now</text>
+        <text x={WIDTH - 8} y={HEIGHT - 3} text-anchor="end">{tick(end)}</text>
       </svg>
       <figcaption>
-        <span class="keys1"><i class="k-past" /> so far{holds && " and current plan"}{asked && <><i class="k-asked" /> proposed</>}</span>
-        <span>{sentence(plan)}</span>
+        <span class="keys1"><i class="k-past" /> {past[0].length > 0 && "so far and "}current plan{other && <><i class="k-asked" /> proposed</>}</span>
+        <span>{said}</span>
       </figcaption>
     </figure>
   );
 }
 
-function sentence({ value, proposed, holds, end }: Plan): string {
-  const asked = proposed !== null && proposed !== value;
-  if (holds) {
-    return asked
-      ? `At the next step the rate goes from ${brief(value)} to ${brief(proposed)} and stays there until step ${count(end)}.`
-      : `Nothing schedules the rate: it stays ${brief(value)}.`;
+function sentence({ step, ends, assumes, cut }: Coming, now: readonly number[], then: readonly number[]): string {
+  const [first, last] = [step[0] as number, step[then.length - 1] as number];
+  const at = (values: readonly number[], i: number): string => brief(values.at(i));
+  const level = (values: readonly number[]): boolean => values.every((value) => value === values[0]);
+  const begins = then.findIndex((value, i) => value !== now[i]);
+  const parts: string[] = [];
+  if (begins < 0) {
+    parts.push(level(now) ? `It stays ${at(now, 0)} to step ${count(last)}.` : `It goes from ${at(now, 0)} to ${at(now, -1)} at step ${count(last)}.`);
+  } else {
+    const from = step[begins] as number;
+    const when = begins === 0 ? "At the next step" : `${first < from ? "About" : "At"} step ${count(from)}`;
+    parts.push(`${when} it goes from ${at(now, begins)} to ${at(then, begins)}; at step ${count(last)} it is ${at(then, -1)}, ${now.at(-1) === then.at(-1) ? "as without the change" : `without the change ${at(now, -1)}`}.`);
   }
-  const rest = "What comes after is the schedule's, and the page is not told of it.";
-  if (!asked) return `A schedule writes the rate: ${brief(value)} now. ${rest}`;
-  const factor = value === 0 ? null : proposed / value;
-  return factor === null
-    ? `At the next step the rate goes from 0 to ${brief(proposed)} and holds.`
-    : `At the next step the rate goes from ${brief(value)} to ${brief(proposed)}, and what remains of the schedule is multiplied by ${Number(factor.toPrecision(3))}.`;
+  if (ends !== null) parts.push(`Its own schedule fails at step ${count(ends.step)}: ${ends.why}.`);
+  if (cut) parts.push("The plan goes on after that.");
+  return [...parts, ...assumes.map((one) => `${one}.`)].join(" ");
 }

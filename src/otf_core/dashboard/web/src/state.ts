@@ -183,7 +183,8 @@ function sentenceOf(view: View): Band {
       const how = since === null ? [] : [t(" for "), b(span(now_s - since))];
       const tail: Piece[] = session.reason === "after_fit"
         ? [t(" — training is done, the process is held")]
-        : eta === null ? [t(" — it goes on when you press Resume")] : [t(" — "), b(span(eta)), t(" of training left")];
+        : [t(" — "), ...(parkedOf(session) === null ? [] : [t("GPU memory parked, ")]),
+           ...(eta === null ? [t("it goes on when you press Resume")] : [b(span(eta)), t(" of training left")])];
       return { state, tone: "warn", glyph: "paused", sentence: [v("Paused "), R, ...at, ...how, ...tail], facts };
     }
     case "validating":
@@ -368,6 +369,12 @@ function duration(session: Session, data: Told | null): number | null {
   return (data?.earlier_s ?? 0) + Math.max(0, here);
 }
 
+/** What a held run has given back of its device. */
+export function parkedOf(session: Session): Record<string, unknown> | null {
+  const said = session.status?.["parked"];
+  return isDict(said) ? said : null;
+}
+
 function factsOf(view: View): Piece[][] {
   const { session, data, now_s } = view;
   if (session === null) return [];
@@ -383,6 +390,12 @@ function factsOf(view: View): Piece[][] {
   if (state === "running" && speed !== null) facts.push([b(sig(speed)), t(" steps/s")]);
   if (state === "running" && eta !== null && silentOf(view).length === 0) {
     facts.push([t("done about "), b(clock(now_s + eta)), t(" without pauses, validation and stalls")]);
+  }
+  const parked = state === "paused" ? parkedOf(session) : null;
+  if (parked !== null) {
+    const [freed, since] = [parked["freed_bytes"], parked["since_s"]];
+    facts.push([...(typeof freed === "number" ? [b(bytes(freed)), t(" of the GPU given back")] : [t("the GPU is given back")]), ...(typeof since === "number" ? [t(`, ${span(since)} ago`)] : [])]);
+    facts.push([t("resuming brings it back first")]);
   }
   const paused = pausedFor(data, now_s);
   if (state === "finished" || state === "failed" || state === "interrupted") facts.push(...keptFacts(view));
@@ -474,11 +487,12 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
   const state = stateOf(view);
   const shut = closed(view);
   const holds = state === "paused";
+  const parked = holds && parkedOf(session) !== null;
   const offered = (cmd: string): string | null => {
     if (shut !== null) return shut;
     if (session.capabilities.length > 0 && !session.capabilities.includes(cmd)) return "not in this run";
     if (state === "stalled") return "no step end";
-    return null;
+    return parked && !["resume", "stop", "park"].includes(cmd) ? "parked" : null;
   };
   const make = (
     cmd: string, label: string, doing: string, fact: string, not: string | null, primary = false,
@@ -514,7 +528,7 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
   const evaluating = state === "validating" || state === "testing";
   const pauseOff = offered("pause");
   const first = holds
-    ? make("resume", "Resume", "Resuming", step === null ? "goes on" : `from ${count(step + 1)}`, offered("resume"), true)
+    ? make("resume", "Resume", "Resuming", parked ? "brings back first" : step === null ? "goes on" : `from ${count(step + 1)}`, offered("resume"), true)
     : state === "pausing" && pauseOff === null
       ? { cmd: "pause", label: "Pausing", state: "pending" as const, line: "waits for step end", primary: true }
       : make("pause", "Pause", "Pausing", "at step end", pauseOff ?? (state === "starting" ? "not begun" : null), true);
@@ -540,6 +554,9 @@ export function controls(view: View, receipts: Held[], now_ms: number): Control[
     },
     make("extend", "Extend…", "Extending", limitOf(session), offered("extend")),
     make("stop", "Stop…", "Stopping", "asks first", offered("stop")),
+    ...(holds && session.capabilities.includes("park")
+      ? [parked ? make("park", "Bring back", "Bringing back", "to the GPU, stays paused", offered("park"))
+        : make("park", "Park", "Parking", "frees the GPU", offered("park"))] : []),
   ];
 }
 

@@ -3,7 +3,7 @@
 import "./timeline.css";
 import type { JSX } from "preact";
 import { useRef } from "preact/hooks";
-import { count, tick } from "./format";
+import { count, standing, tick } from "./format";
 import { Tag } from "./icons";
 import { gather, inOrder, joinsOf, marksOf, spaced, ticks, type Group, type Join, type Mark, type MarkKind } from "./lanes";
 import type { Drawn, Scene } from "./scene";
@@ -83,7 +83,7 @@ const REFUSED = <><path d="M0-5 5 0 0 5-5 0z" class="m-bad" /><path d="M-1.700-1
 
 function short(session: Session): string {
   if (store.link.state !== "up") return "unknown";
-  return session.connected || session.state !== "running" ? session.state.replace("-", " ") : "lost";
+  return standing(session);
 }
 
 let laid: { left: number; width: number } | null = null;

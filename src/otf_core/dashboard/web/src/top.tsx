@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { Bell } from "./bell";
-import { plural, sig } from "./format";
+import { plural, sig, standing } from "./format";
 import { Icon, Tag } from "./icons";
 import { connect } from "./live";
 import { page, toggleTheme } from "./page";
@@ -121,7 +121,7 @@ function Switcher({ current, sessions }: { current: Session; sessions: Session[]
               >
                 <Tag letter={store.letterOf(session)} />
                 <span class="clip"><b>{nameOf(session)}</b></span>
-                <span class="hint">{session.connected ? session.state : session.state === "running" ? "lost" : session.state}</span>
+                <span class="hint">{standing(session)}</span>
                 <span class="hint num">{best === null ? "no val loss" : sig(best)}</span>
               </button>
             );

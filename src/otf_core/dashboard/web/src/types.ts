@@ -22,6 +22,8 @@ export interface Param {
   choices?: Json[] | null;
   unit?: string | null;
   owner?: string | null;
+  /** "next step", "next batch" or "next epoch". */
+  takes_effect?: string | null;
 }
 
 export interface Session {

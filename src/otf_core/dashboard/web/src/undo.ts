@@ -1,12 +1,13 @@
 /** What Undo would take back: the last command that changed the run, as far as this page has heard. Pure functions. */
 
 import { isDict } from "./columns";
-import { brief, count } from "./format";
+import { brief, count, plural } from "./format";
+import { changesOf } from "./steering";
 import type { Held } from "./store";
 import type { OtfEvent, Param } from "./types";
 import { paramName, what } from "./words";
 
-const UNDOABLE = new Set(["set_param", "extend", "note", "rollback", "load_ckpt", "fork", "merge", "switch_run"]);
+const UNDOABLE = new Set(["set_param", "set_params", "extend", "note", "rollback", "load_ckpt", "fork", "merge", "switch_run"]);
 
 export interface Undoable {
   request_id: string;
@@ -53,6 +54,8 @@ function short(receipt: Held): string {
   switch (receipt.cmd) {
     case "set_param":
       return `${tail(String(payload["path"]))} ${brief(data["old"])} → ${brief(data["new"])}`;
+    case "set_params":
+      return plural(changesOf(receipt).length, "value");
     case "rollback":
     case "load_ckpt":
       return typeof data["step"] === "number" ? `roll back to ${count(data["step"])}` : "roll back";

@@ -1,13 +1,17 @@
 /** Names of commands and settings, and what came of a command, in words. Pure functions. */
 
 import { isDict } from "./columns";
-import { count, setting, brief, plural, sig, span } from "./format";
+import { bytes, count, setting, brief, plural, sig, span } from "./format";
 import type { Json, Param } from "./types";
 import { runsCli, runsOutcome, runsWhat } from "./runwords";
+import { changesOf } from "./steering";
 import type { Held } from "./store";
 
 const VERBS: Record<string, string> = {
   set_param: "Set",
+  set_params: "Set",
+  set_guard: "Set guard",
+  park: "Park",
   pause: "Pause",
   resume: "Resume",
   save_ckpt: "Save checkpoint",
@@ -50,10 +54,19 @@ const SETTINGS: Record<string, string> = {
   batch_size: "Batch size",
   dropout: "Dropout",
   after_fit: "At the end of fit",
+  accumulate_grad_batches: "Accumulated batches",
+  frozen: "Frozen",
+  ema: "Weight averaging",
+  "sampler.weights": "Sampler weight",
 };
 
-/** `optim.0.groups.1.lr` -> "Learning rate, group 1". */
+/** `optim.0.groups.1.lr` -> "Learning rate, group 1", `model.dropout.head` -> "Dropout, head". */
 export function paramName(path: string): string {
+  const part = /^(?:model|data|attr|hparams|trainer)\.(.+)$/.exec(path)?.[1];
+  if (part !== undefined) {
+    const known = Object.keys(SETTINGS).find((key) => part === key || part.startsWith(`${key}.`));
+    return known === undefined ? part : [SETTINGS[known], part.slice(known.length + 1)].filter(Boolean).join(", ");
+  }
   const group = /^optim\.(\d+)\.(?:groups\.(\d+)\.)?(.+)$/.exec(path);
   if (group === null) return SETTINGS[path] ?? path;
   const [, optimizer, index, rest] = group;
@@ -77,7 +90,11 @@ export function what(receipt: Held, params: Param[]): string {
     const now = params.find((param) => param.path === payload["path"])?.value;
     return now === undefined
       ? `${name} → ${setting(payload["value"])}`
-      : `${name} ${brief(now)} → ${brief(payload["value"])}`;
+      : `${name} ${brief(now)} → ${brief(payload["to"] ?? payload["value"])}`;
+  }
+  if (receipt.cmd === "set_params") {
+    const names = changesOf(receipt).map((one) => paramName(String(one["path"])));
+    return `Set ${names.length > 2 ? `${names[0] ?? ""} and ${names.length - 1} more` : names.join(" and ")}`;
   }
   if (receipt.cmd === "switch_run" && typeof payload["run_id"] === "string") return `Switch to ${payload["run_id"]}`;
   if (receipt.cmd === "rollback" || receipt.cmd === "load_ckpt") return `Roll back to ${target(payload)}`;
@@ -121,7 +138,7 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
   }
   const data = isDict(receipt.reply?.data) ? receipt.reply.data : {};
   const step = typeof data["applied_step"] === "number" ? data["applied_step"] : data["step"];
-  const at = typeof step === "number" ? ` at step ${count(step)}` : "";
+  const at = `${typeof step === "number" ? ` at step ${count(step)}` : ""}${onRanks(data)}`;
   switch (receipt.cmd) {
     case "save_ckpt":
       return data["path"] === null ? `applied${at}, the file is still being written` : `written${at}`;
@@ -134,6 +151,8 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
       return typeof data["avg_loss"] === "number" ? `loss ${sig(data["avg_loss"])}${at}` : `applied${at}`;
     case "stop":
       return `stopping${at}`;
+    case "park":
+      return data["parked"] === true ? `${bytes(data["freed_bytes"] as number | null)} given back${at}` : `all is back${at}`;
     case "rollback":
     case "load_ckpt":
       return typeof data["from_step"] === "number" && typeof data["step"] === "number"
@@ -148,6 +167,8 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
     }
     case "set_param":
       return `applied${at}, read back ${setting(data["new"])}`;
+    case "set_params":
+      return `applied${at}, all read back`;
     case "dist_health":
     case "throughput_health":
     case "activations_health":
@@ -161,6 +182,35 @@ export function outcome(receipt: Held, connected: boolean, now_ms: number): stri
     default:
       return runsOutcome(receipt.cmd, data, at) ?? `applied${at}`;
   }
+}
+
+/** " on 4 of 4 ranks", as the trainer has counted those that answered; nothing of one process. */
+export function onRanks(data: Record<string, unknown>): string {
+  const on = data["applied_on"];
+  return isDict(on) && typeof on["of"] === "number" ? ` on ${String(on["ranks"])} of ${on["of"]} ranks` : "";
+}
+
+/** "Learning rate 0.1 → 0.06, until step 900". */
+export function changeText(change: Record<string, unknown>): string {
+  const { path, cmd, until } = change;
+  const lasts = typeof until === "number" ? `, until step ${count(until)}` : "";
+  if (typeof path !== "string") return verb(String(cmd));
+  return `${paramName(path)} ${brief(change["old"])} → ${brief(change["new"])}${lasts}`;
+}
+
+/** "ada@lab, by the guard spike": who changed a value, and what made it happen. */
+export function byWhom({ who, by, cause }: Record<string, unknown>): string {
+  const why = cause ? ` ${String(cause)}` : "";
+  const said = by === undefined || by === "user" ? "" : by === "until" ? "its time was over" : by === "guard" ? `by the guard${why}` : `by ${String(by)}${why}`;
+  return [typeof who === "string" ? who : "", said].filter(Boolean).join(", ") || "by user";
+}
+
+/** "spike: loss 4.2 above 2.1; the run is held", as the trainer has it of a guard. */
+export function guardText(event: Record<string, unknown>): string {
+  const number = (value: unknown): string => (typeof value === "number" ? ` ${sig(value)}` : "");
+  const told = typeof event["text"] === "string" ? event["text"]
+    : `${String(event["metric"])}${number(event["value"])}, bound${number(event["bound"])}; ${String(event["did"])}`;
+  return `${String(event["rule"])}: ${told}`;
 }
 
 /** The number of a validation that is worth showing first. */
@@ -222,7 +272,7 @@ export function nearestCheckpoints(receipt: Held): Nearest[] {
 
 const CLI: Record<string, string> = {
   pause: "pause", resume: "resume", save_ckpt: "save", validate_now: "validate", test_now: "test",
-  stop: "stop", note: "note", reset_session: "reset", cancel: "cancel",
+  stop: "stop", note: "note", park: "park", reset_session: "reset", cancel: "cancel",
   dist_health: "health dist", throughput_health: "health throughput", activations_health: "health activations",
   numerics_health: "health numerics", determinism_health: "health determinism",
 };
@@ -234,8 +284,9 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
     const path = shell(String(payload["path"]));
     if (payload["release"] === true) return `otf resume ${path} ${which}`;
     const [value, mul] = "mul" in payload ? [payload["mul"], "--mul "] : [payload["value"], ""];
-    const at = typeof payload["at_step"] === "number" ? `--at-step ${payload["at_step"]} ` : "";
-    return `otf set ${path} ${shell(setting(value))} ${mul}${at}${which}`;
+    const more = (["at_step", "until", "to", "over", "shape", "mode"] as const)
+      .map((key) => (payload[key] === undefined ? "" : `--${key.replace("_", "-")} ${shell(setting(payload[key]))} `)).join("");
+    return `otf set ${path} ${value === undefined ? "" : `${shell(setting(value))} `}${mul}${more}${which}`;
   }
   if (cmd === "rollback" || cmd === "load_ckpt") {
     return `otf rollback ${shell(String(payload["step"] ?? payload["checkpoint"] ?? payload["path"]))} ${which}`;

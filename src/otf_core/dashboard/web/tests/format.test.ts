@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { age, brief, bytes, count, plural, setting, sig, span, tick } from "../src/format";
+import { session } from "./facts";
+import { age, brief, bytes, count, plural, setting, sig, span, standing, tick } from "../src/format";
 
 test.each([
   [12_400, "12,400"], [0, "0"], [null, "–"], [undefined, "–"], [NaN, "–"], [Infinity, "–"],
@@ -42,3 +43,12 @@ test.each([[0.4, "now"], [44, "44 s"], [60, "1 min"], [7300, "2 h"], [200_000, "
 test.each([[0, "0 B"], [999, "999 B"], [44_700_000, "44.7 MB"], [447_000_000, "447 MB"], [1.4e10, "14.0 GB"], [null, "–"]])(
   "%s bytes are %s", (n, said) => expect(bytes(n)).toBe(said),
 );
+
+test.each([
+  ["running", true, null, "running"], ["running", false, null, "lost"], ["journal", false, null, "journal"],
+  ["journal", false, "failed", "failed"], ["lost", false, "failed", "failed"], ["journal", false, "completed", "finished"],
+  ["journal", false, "stopped", "stopped"], ["paused", true, "failed", "paused"],
+])("a run whose session is %s, with a trainer: %s, and has ended %s, is %s", (state, connected, status, said) => {
+  const finished = status === null ? null : { status, step: 4 };
+  expect(standing(session({ state, connected, finished }))).toBe(said);
+});

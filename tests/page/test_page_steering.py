@@ -1,0 +1,128 @@
+"""A real run is steered from the page: what will be is seen before it is, and is what then is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from otf_core.client import Client
+from tests.page.conftest import RUN, training
+from tests.page.test_page_states import sound
+
+pytestmark = pytest.mark.timeout(180)
+PATIENT_MS = 60_000
+
+
+class Steered:
+    """A run on a page, and the client that knows it without the page."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.client = page, Client.from_url(url)
+        self.band = page.locator(".state")
+        page.goto(url)
+        self.stands("running")
+        self.session_id: str = self.client.live_sessions()[0]["session_id"]
+
+    def stands(self, state: str) -> None:
+        expect(self.band).to_have_attribute("data-state", state, timeout=PATIENT_MS)
+
+    def pause(self) -> None:
+        self.page.locator("[data-cmd=pause] button").click()
+        self.stands("paused")
+        expect(self.page.locator(".rc").first).to_contain_text(
+            "applied at step", timeout=PATIENT_MS
+        )
+
+    def steer(self) -> None:
+        self.page.locator("[data-panel=steer]").click()
+
+    def row(self, path: str) -> Locator:
+        return self.page.locator(f"[data-path='{path}']")
+
+    def ask(self, cmd: str, **payload: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.send(self.session_id, cmd, payload)
+        return found
+
+    def values(self) -> dict[str, Any]:
+        return {row["path"]: row["value"] for row in self.ask("list_params")["params"]}
+
+
+@pytest.fixture
+def steered(browser: Browser, tmp_path: Path) -> Iterator[Steered]:
+    with (
+        training(tmp_path, RUN) as url,
+        browser.new_context(viewport={"width": 1440, "height": 900}) as context,
+    ):
+        yield Steered(context.new_page(), url)
+
+
+def test_what_a_change_will_do_is_seen_before_it_is_made_and_is_what_then_comes(
+    steered: Steered,
+) -> None:
+    page = steered.page
+    steered.pause()
+    step = int(str(steered.band.get_attribute("data-step")))
+    steered.steer()
+    plan = page.get_by_role("figure", name="Plan of learning rate")
+    expect(plan).to_contain_text("It goes from", timeout=PATIENT_MS)
+    expect(plan.locator(".asked")).to_have_count(0)
+    page.locator("[id=param-lr]").fill("0.001")
+    expect(plan.locator(".asked")).to_have_count(1, timeout=PATIENT_MS)
+    change = {"path": "lr", "value": 0.001}
+    coming = steered.ask("preview_params", changes=[change], points=192)
+    (then,) = [values for path, values in coming["then"].items() if path.endswith(".lr")]
+    expect(plan).to_contain_text(
+        re.compile(rf"At the next step it goes from [\d.e-]+ to {then[0]:.4g};")
+    )
+    assert steered.values()["lr"] != 0.001  # seen is not done
+
+    page.get_by_label("Steps over which lr goes there").fill("40")
+    page.get_by_label("Step until which lr holds").fill(str(step))
+    expect(steered.row("lr").locator(".st")).to_contain_text(
+        f"not possible: until a step after {step}"
+    )
+    page.get_by_label("Step until which lr holds").fill(str(step + 80))
+    expect(steered.row("lr").locator(".st")).to_contain_text(
+        f"→ 0.001 over 40 steps, until step {step + 80}, not sent"
+    )
+    page.locator("[id=param-weight_decay]").fill("0.01")
+    expect(page.get_by_role("figure", name="Plan of weight decay")).to_be_visible(
+        timeout=PATIENT_MS
+    )
+    page.get_by_role("button", name="Apply 2 changes").click()
+    expect(steered.row("lr").locator(".st")).to_contain_text(
+        f"applied at step {step}, read back", timeout=PATIENT_MS
+    )
+    expect(steered.row("weight_decay").locator(".st")).to_contain_text(
+        f"applied at step {step}, read back 0.01"
+    )
+    expect(page.locator(".rc").first).to_contain_text("Set Learning rate and Weight decay")
+    expect(steered.row("weight_decay").locator("[data-current]")).to_have_attribute(
+        "data-current", "0.01"
+    )
+    sound(page)
+
+    page.locator("[data-cmd=resume] button").click()
+    steered.stands("running")
+    row = steered.row("lr").locator(".cur")
+    expect(row).to_contain_text("by the script", timeout=PATIENT_MS)
+    expect(row).not_to_contain_text("by the script", timeout=PATIENT_MS)  # until its step
+    assert steered.values()["weight_decay"] == 0.01
+
+
+@pytest.mark.web
+def test_what_the_trainer_refuses_in_a_preview_is_said_and_nothing_is_sent(
+    steered: Steered,
+) -> None:
+    steered.pause()
+    steered.steer()
+    steered.page.locator("[id=param-beta1]").fill("0.5")
+    steered.page.get_by_role("button", name="Apply 1 change").click()
+    expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.5", timeout=PATIENT_MS)
+    steered.row("beta1").get_by_role("button", name="Give back to the script").click()
+    expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.9", timeout=PATIENT_MS)
