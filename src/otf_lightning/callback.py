@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from otf_core.runs.data import TrainingData
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.state.parts import params_of, rates_of
+from otf_core.steering.declared import Declared
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
@@ -76,6 +77,8 @@ class OnTheFlyCallback(L.Callback):
             ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
         mirror: tell the Trainer's loggers (TensorBoard, CSV, W&B, MLflow) the run's name and what
             is changed in it, under names of their own.
+        params: attributes of module or data module that can be set, each an ``otf_param``; beside
+            those that they name in their ``otf_params``.
 
     Raises:
         ValueError: a value that is not allowed, or whose capability this version does not have.
@@ -102,6 +105,7 @@ class OnTheFlyCallback(L.Callback):
         at_max_pause: Literal["resume", "park"] | None = None,
         guards: Guarded = None,
         mirror: bool = True,
+        params: Sequence[Declared] | None = None,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
@@ -120,6 +124,7 @@ class OnTheFlyCallback(L.Callback):
             max_pause=max_pause,
             at_max_pause=at_max_pause,
             guards=guards,
+            params=params,
         )
         self._test_dataloaders = test_dataloaders
         self._mirrors = mirror
@@ -152,7 +157,7 @@ class OnTheFlyCallback(L.Callback):
             return
         _refuse_another(trainer)
         self._delegate = LightningFrameworkDelegate(
-            trainer, test_dataloaders=self._test_dataloaders
+            trainer, test_dataloaders=self._test_dataloaders, params=self._options.params
         )
         self._opened = False
         self._delegate.attach()
@@ -312,6 +317,8 @@ class OnTheFlyCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training begins; sanity check and tuners are over."""
+        if self._delegate is not None:
+            self._delegate.attributes.check()  # on every rank
         if self._session is not None:
             self._session.begin()
 

@@ -79,6 +79,7 @@ class OwnLoop:
             validate=given.validate,
             test=given.test,
             left_out=[] if given.says_all else [OWN_VARIABLES],
+            params=options.params,
         )
         self._hooks: list[Any] = []
         # Where the loop stands.
@@ -227,6 +228,7 @@ class OwnLoop:
         return self
 
     def _open(self, world_size: int) -> None:
+        self._delegate.attributes.check()
         origin = self._options.origin(self._given.name)
         self._put_hooks()
         if self._batches is not None:

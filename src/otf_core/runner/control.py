@@ -45,7 +45,7 @@ class Controlled(RunnerCallback):
 
     def __init__(self, run: Run, options: RunOptions) -> None:
         self._run = run
-        self.delegate = RunnerDelegate(run)
+        self.delegate = RunnerDelegate(run, options.params)
         self._epoch = 0
         self._epoch_ended: int | None = None
         model = type(getattr(run.module, "model", run.module)).__name__
@@ -71,6 +71,7 @@ class Controlled(RunnerCallback):
 
     def on_train_start(self, run: Run) -> None:
         """Behind the sanity check."""
+        self.delegate.attributes.check()
         self.session.begin()
 
     def on_train_end(self, run: Run) -> None:
