@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.own_loop.arguments import takes_limit
 from otf_core.own_loop.batches import Batches
@@ -185,7 +186,7 @@ class OwnLoopDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """What is frozen; what else the loop has beside optimizers is its own."""
-        return {frozen.PATH: self.frozen.knob()}
+        return {frozen.PATH: self.frozen.knob(), **DataKnobs().knobs()}
 
 
 def _evaluation(name: str, found: Any, seconds: float) -> Evaluation:

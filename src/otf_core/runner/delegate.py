@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.runner import meanwhile
 from otf_core.runner.hooks import framework_base
 from otf_core.runner.logged_state import LoggedState
@@ -48,6 +49,7 @@ class RunnerDelegate:
             lambda: run.optimizers,
         )
         run.before_step = self.frozen.before_step
+        self.data = DataKnobs()
         self._closed = False  # the batch in hand counts as done
         self._extended: dict[str, int] = {}
         self._reading: Reading | None = None
@@ -173,7 +175,7 @@ class RunnerDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """Values that are in no parameter group."""
-        return {**self._clip_knob(), frozen.PATH: self.frozen.knob()}
+        return {**self._clip_knob(), frozen.PATH: self.frozen.knob(), **self.data.knobs()}
 
     def _clip_knob(self) -> Mapping[str, Knob]:
         """The gradient clip, where the Runner applies it."""
