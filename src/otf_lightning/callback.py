@@ -21,6 +21,7 @@ from otf_core.ranks.reports import placed
 from otf_core.ranks.shared import SharedData
 from otf_core.ranks.together import AllRanks, Others, SharedSteering
 from otf_core.runs.data import TrainingData
+from otf_core.runs.data_values import DataValues
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.state.parts import params_of, rates_of
@@ -193,12 +194,14 @@ class OnTheFlyCallback(L.Callback):
         self, trainer: L.Trainer, origin: Origin | None, mail: StoreMail | None, *, saves: bool
     ) -> None:
         assert self._delegate is not None
+        data = TrainingData(FitData(trainer))
+        self._delegate.data.values = DataValues(data)
         self._other = other = OtherRank(
             self._delegate,
             Schedule(self._options.every),
             origin,
             steering=Steering(self._delegate),
-            data=TrainingData(FitData(trainer)),
+            data=data,
             modules=lambda: {"": trainer.lightning_module},
             saves=saves,
             env=os.environ,
@@ -245,6 +248,7 @@ class OnTheFlyCallback(L.Callback):
             others = Others(agreement)
             delegate, steering = AllRanks(delegate, others), SharedSteering(self._delegate, others)
             data = SharedData(FitData(trainer), others)
+        self._delegate.data.values = values = DataValues(data)
         together = agreement is not None
         self._session = Session(
             delegate,
@@ -275,10 +279,8 @@ class OnTheFlyCallback(L.Callback):
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
             self._session.emit("log", level="info", phase="info", text=text)
         session = self._session
-        self._delegate.spare_files(
-            session.began_from_another,
-            lambda text: session.emit("log", level="info", phase="info", text=text),
-        )
+        values.tell = lambda text: session.emit("log", level="info", phase="info", text=text)
+        self._delegate.spare_files(session.began_from_another, values.tell)
         self._delegate.install_batch_boundary_hook(
             lambda: self._between_batches(trainer),
             lambda: self._at_end(trainer),

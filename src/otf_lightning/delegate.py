@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
 from otf_core.state.gather import gather
@@ -73,6 +74,7 @@ class LightningFrameworkDelegate:
         self.frozen = frozen.Frozen(
             lambda: frozen.names_of([("", trainer.lightning_module)]), self.optimizers
         )
+        self.data = DataKnobs()
         # What a part of another rank's has more.
         self.of_rank: Callable[[], Mapping[str, Any]] = dict
         # What other ranks are not exact for, and what they leave out.
@@ -141,6 +143,15 @@ class LightningFrameworkDelegate:
         """
         self._install_gate(tick, leave)
         self._install_end(at_end, leave)
+        fit = self._trainer.fit_loop
+        begin_epoch = fit.on_advance_start
+
+        def epoch_begins() -> None:
+            if self.data.values is not None:
+                self.data.values.begin_epoch()
+            begin_epoch()
+
+        self._wraps.put(fit, "on_advance_start", epoch_begins)
 
     def when_opened(self, opened: Callable[[Any], bool]) -> None:
         """Call ``opened`` with what ``fit(ckpt_path=)`` was given, before any loader is made.
@@ -432,6 +443,7 @@ class LightningFrameworkDelegate:
             **self._clip_knob(),
             accumulation.PATH: self._accumulation_knob(),
             frozen.PATH: self.frozen.knob(),
+            **self.data.knobs(),
             **self.attributes.knobs(),
         }
 

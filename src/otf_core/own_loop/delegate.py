@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.own_loop.arguments import takes_limit
 from otf_core.own_loop.batches import Batches
@@ -192,7 +193,11 @@ class OwnLoopDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """Of the models, and what is declared; what else the loop has is its own."""
-        return {frozen.PATH: self.frozen.knob(), **self.attributes.knobs()}
+        return {
+            frozen.PATH: self.frozen.knob(),
+            **DataKnobs().knobs(),
+            **self.attributes.knobs(),
+        }
 
 
 def _evaluation(name: str, found: Any, seconds: float) -> Evaluation:

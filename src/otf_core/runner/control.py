@@ -22,6 +22,7 @@ from otf_core.runner.module import modules_by_name
 from otf_core.runner.samples import subject_of
 from otf_core.runner.training_data import FitData
 from otf_core.runs.data import TrainingData
+from otf_core.runs.data_values import DataValues
 from otf_core.session import Session
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
@@ -49,18 +50,21 @@ class Controlled(RunnerCallback):
         self._epoch = 0
         self._epoch_ended: int | None = None
         model = type(getattr(run.module, "model", run.module)).__name__
-        device = run.device
+        device, data = run.device, TrainingData(FitData(run))
+        self.delegate.data.values = values = DataValues(data)
+        run.before_epoch = values.begin_epoch
         self.session = Session(
             self.delegate,
             options.session_options(model, options.origin(model)),
             steering=Steering(self.delegate),
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
-            data=TrainingData(FitData(run)),
+            data=data,
             samples=lambda on: subject_of(run, on),
             health=lambda losses: FitSubject(run, losses),
             modules=lambda: modules_by_name(run.module, run.parts),
         )
+        values.tell = lambda text: self.session.emit("log", level="info", phase="info", text=text)
         self._recorder: StepRecorder | None = None
         if options.telemetry != "off":
             self._recorder = self.session.recorder

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.runner import meanwhile
 from otf_core.runner.hooks import framework_base
 from otf_core.runner.logged_state import LoggedState
@@ -55,6 +56,7 @@ class RunnerDelegate:
             lambda: run.optimizers,
         )
         run.before_step = self.frozen.before_step
+        self.data = DataKnobs()
         self._closed = False  # the batch in hand counts as done
         self._extended: dict[str, int] = {}
         self._reading: Reading | None = None
@@ -184,6 +186,7 @@ class RunnerDelegate:
             **self._clip_knob(),
             accumulation.PATH: self._accumulation_knob(),
             frozen.PATH: self.frozen.knob(),
+            **self.data.knobs(),
             **self.attributes.knobs(),
         }
 
