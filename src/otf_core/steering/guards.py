@@ -340,7 +340,7 @@ class Guards:
 
     def _tell(self, fired: _Fired, did: str, text: str, *, requests: Sequence[str] = ()) -> None:
         live, rule = fired.live, fired.live.rule
-        if rule.action != "notify" and live.left is not None:
+        if did == rule.action and live.left is not None:
             text = f"{text}; {live.left} of {rule.budget} left"
         self._run.emit(
             "guard",
