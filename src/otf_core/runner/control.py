@@ -23,6 +23,7 @@ from otf_core.runner.samples import subject_of
 from otf_core.runner.training_data import FitData
 from otf_core.runs.data import TrainingData
 from otf_core.session import Session
+from otf_core.state.park import Parking
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
@@ -60,6 +61,7 @@ class Controlled(RunnerCallback):
             samples=lambda on: subject_of(run, on),
             health=lambda losses: FitSubject(run, losses),
             modules=lambda: modules_by_name(run.module, run.parts),
+            parking=Parking(self.delegate.holdings, lambda: run.device),
         )
         self._recorder: StepRecorder | None = None
         if options.telemetry != "off":
