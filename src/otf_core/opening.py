@@ -34,6 +34,7 @@ TOGETHER: Final = (
     "pause", "stop", "set_param", "set_params", "save_ckpt", "test_now", "test", "validate_now",
     "rollback", "undo", "extend", "load_ckpt", "reset_session", "attach_context", "fork",
     "switch_run", "merge", "merge_preview", "cancel",
+    "park",
     # What looks at samples or health, or takes something out.
     "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",

@@ -41,6 +41,7 @@ from otf_lightning.other_rank import (
     pace_of,
     signals_of,
 )
+from otf_lightning.park import parking_of
 from otf_lightning.samples import subject_of
 from otf_lightning.strategies import clocks_of
 from otf_lightning.training_data import FitData
@@ -210,6 +211,7 @@ class OnTheFlyCallback(L.Callback):
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
             other.looks = looks_of_rank(trainer, self._test_dataloaders, lambda: other.ceased)
+            other.parking = parking_of(trainer)
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
                 do=other.do, leave=other.wishes, place=placed(trainer.global_rank),
@@ -268,6 +270,7 @@ class OnTheFlyCallback(L.Callback):
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
             health=lambda losses: FitSubject(trainer, losses),
             modules=lambda: {"": trainer.lightning_module},
+            parking=parking_of(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":

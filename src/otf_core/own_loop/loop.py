@@ -23,6 +23,8 @@ from otf_core.own_loop.batches import Batches, Handed
 from otf_core.own_loop.delegate import Evaluate, OwnLoopDelegate
 from otf_core.session import Session
 from otf_core.state.keeper import ResumeError
+from otf_core.state.on_device import holdings_of
+from otf_core.state.park import Parking
 from otf_core.state.parts import params_of, rates_of
 from otf_core.state.training import Pieces
 from otf_core.steering.params import Steering
@@ -244,6 +246,7 @@ class OwnLoop:
             unsupported={**only_watched(world_size), **NEEDS_CADENCE},
             cannot_save=_cannot_save(world_size),
             stop_may_fail=True,
+            parking=Parking(lambda: holdings_of(self._pieces(), fence=[self]), lambda: device),
         )
         session.start(meta={"model": name})
         session.begin()

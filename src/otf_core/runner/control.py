@@ -24,6 +24,7 @@ from otf_core.runner.training_data import FitData
 from otf_core.runs.data import TrainingData
 from otf_core.runs.data_values import DataValues
 from otf_core.session import Session
+from otf_core.state.park import Parking
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
@@ -63,6 +64,7 @@ class Controlled(RunnerCallback):
             samples=lambda on: subject_of(run, on),
             health=lambda losses: FitSubject(run, losses),
             modules=lambda: modules_by_name(run.module, run.parts),
+            parking=Parking(self.delegate.holdings, lambda: run.device),
         )
         values.tell = lambda text: self.session.emit("log", level="info", phase="info", text=text)
         self._recorder: StepRecorder | None = None

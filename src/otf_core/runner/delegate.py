@@ -20,6 +20,7 @@ from otf_core.runner.plain import PlainModule
 from otf_core.runner.precision import unscales_itself
 from otf_core.state.data_tap import tap
 from otf_core.state.host_pool import HostPool
+from otf_core.state.on_device import Holdings, holdings_of
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.reading import Reading
 from otf_core.state.training import Pieces, TrainingState
@@ -224,6 +225,10 @@ class RunnerDelegate:
         return {"gradient_clip_val": clip_knob(lambda: run.gradient_clip_val, write)}
 
     # What it is made of.
+
+    def holdings(self) -> Holdings:
+        """What lies on the device, and where to look for it."""
+        return holdings_of(self._training.pieces, fence=[self._run])
 
     @property
     def _training(self) -> TrainingState:
