@@ -107,6 +107,24 @@ def test_what_a_change_will_do_is_seen_before_it_is_made_and_is_what_then_comes(
     )
     sound(page)
 
+    page.get_by_role("button", name="Changes", exact=True).click()
+    rows = page.locator(".changes li")
+    expect(rows).to_have_count(2, timeout=PATIENT_MS)
+    expect(rows.first).to_contain_text("Weight decay 0 → 0.01")
+    expect(rows.first).to_contain_text(" on Linux")  # who: what the page calls itself
+    expect(rows.last).to_contain_text(f", until step {step + 80}")
+    sound(page)
+    steered.ask("set_param", path="beta1", value=0.5)  # by somebody else, while it is looked at
+    expect(rows.first).to_contain_text("Beta 1 0.9 → 0.5", timeout=PATIENT_MS)
+    rows.first.get_by_role("button", name="Undo").click()
+    expect(page.locator(".rc").first).to_contain_text("beta1 0.9 now", timeout=PATIENT_MS)
+    expect(rows.nth(1)).to_contain_text("taken back by change 4", timeout=PATIENT_MS)
+    expect(rows.first).to_contain_text("Beta 1 0.5 → 0.9")
+    listed = steered.ask("list_changes")["changes"]
+    assert [row["id"] for row in listed] == [1, 2, 3, 4]
+    assert steered.values()["beta1"] == 0.9
+    page.get_by_role("button", name="Values", exact=True).click()
+
     page.locator("[data-cmd=resume] button").click()
     steered.stands("running")
     row = steered.row("lr").locator(".cur")

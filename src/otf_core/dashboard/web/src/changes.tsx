@@ -32,8 +32,8 @@ export function Changes({ view, session, shut }: { view: View; session: Session;
       <p class="lead">{count(Number(data?.["total"] ?? rows.length))} made, the newest first. Undo puts the old value back from now on; the list is part of every checkpoint.</p>
       <ol class="changes">
         {rows.map((row) => {
-          const { id, request_id: request, undone_by: gone, ts } = row;
-          const can = row["can_undo"] === true && typeof request === "string";
+          const { id, undone_by: gone, ts } = row;
+          const can = row["can_undo"] === true && typeof id === "number";
           const off = shut ?? (receiptOpen(store.receiptsOf(session.session_id), "undo") ? "one is on its way" : null);
           return (
             <li key={String(id)} data-id={String(id)} data-undone={gone === null || gone === undefined ? undefined : ""} data-by={String(row["by"])}>
@@ -46,7 +46,7 @@ export function Changes({ view, session, shut }: { view: View; session: Session;
                 <button
                   type="button" class="btn sm" aria-label={`Undo ${changeText(row)}`} aria-disabled={off === null ? undefined : "true"} title={off ?? undefined}
                   onClick={() => {
-                    if (off === null) give("undo", { request_id: String(request) });
+                    if (off === null) give("undo", { change: Number(id) });
                   }}
                 >
                   <Icon name="undo" />Undo

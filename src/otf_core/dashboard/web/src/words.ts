@@ -194,7 +194,12 @@ export function onRanks(data: Record<string, unknown>): string {
 export function changeText(change: Record<string, unknown>): string {
   const { path, cmd, until } = change;
   const lasts = typeof until === "number" ? `, until step ${count(until)}` : "";
-  if (typeof path !== "string") return verb(String(cmd));
+  const told = (value: unknown): string => (isDict(value) ? Object.values(value).map(brief).join(" ") : brief(value));
+  if (typeof path !== "string") {
+    const [old, now] = [change["old"], change["new"]];
+    const between = old === null || old === undefined ? "" : `${told(old)} → `;
+    return now === null || now === undefined ? verb(String(cmd)) : `${verb(String(cmd))}: ${between}${told(now)}`;
+  }
   return `${paramName(path)} ${brief(change["old"])} → ${brief(change["new"])}${lasts}`;
 }
 
@@ -297,6 +302,7 @@ export function cli(cmd: string, payload: Record<string, Json>, run: string): st
   }
   if (cmd === "undo") {
     const id = payload["request_id"];
+    if (typeof payload["change"] === "number") return `otf undo ${payload["change"]} ${which}`;
     return `otf undo ${typeof id === "string" ? `${shell(id)} ` : ""}${payload["restore"] === true ? "--restore " : ""}${which}`;
   }
   if (cmd === "stop") return `otf stop ${payload["save"] === false ? "--no-save " : ""}${which}`;
