@@ -106,8 +106,8 @@ class OnTheFlyCallback(L.Callback):
         max_pause: float | None = None,
         at_max_pause: Literal["resume", "park"] | None = None,
         guards: Guarded = None,
-        mirror: bool = True,
         params: Sequence[Declared] | None = None,
+        mirror: bool = True,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
