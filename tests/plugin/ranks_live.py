@@ -19,11 +19,13 @@ from otf_core.state import park
 from otf_core.testing import FakeAccelerator
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
-from tests.no_harm.configs import Counting, Net, _train, _trainer, _val
+from tests.no_harm.configs import Counting, _train, _trainer, _val
+from tests.plugin.steered import ACCUMULATE, ALL, Steered, write
 
 STEPS = 40
 SET_AT = 12
 DECAY = 0.25
+KINDS = [{**change, "value": 2} if change["path"] == ACCUMULATE else change for change in ALL]
 
 
 class OfRank(L.Callback):
@@ -45,6 +47,8 @@ class SetsItself(L.Callback):
         if trainer.global_step == SET_AT:
             for group in trainer.optimizers[0].param_groups:
                 group["weight_decay"] = DECAY
+            for change in KINDS:
+                write(trainer, trainer.lightning_module, change["path"], change["value"])
 
 
 def main(folder: Path, port: int) -> None:
@@ -61,7 +65,7 @@ def main(folder: Path, port: int) -> None:
     else:
         callbacks.append(SetsItself())
     trainer = _trainer(callbacks, strategy="ddp", devices=2, max_epochs=-1, max_steps=STEPS)
-    trainer.fit(Net(), _train(), _val())
+    trainer.fit(Steered(), _train(), _val())
     found = {**digest.of(trainer), "sum": callbacks[0].sum.hex()}  # type: ignore[attr-defined]
     name = "live" if port else "bare"
     (folder / f"{name}.{trainer.global_rank}.json").write_text(json.dumps(found))

@@ -17,7 +17,7 @@ import pytest
 
 from otf_core.state.run_folder import complete_checkpoints
 from otf_core.testing import FakeDashboard, LoopbackListener
-from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
+from tests.plugin.ranks_live import DECAY, KINDS, SET_AT, STEPS
 from tests.ranks import rig
 
 PATIENCE_S = 90.0
@@ -75,10 +75,14 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
     with attached(tmp_path) as (process, dashboard):
         change = {"path": "weight_decay", "value": DECAY, "at_step": SET_AT}
         asked = dashboard.send("set_param", change)
+        several = dashboard.send("set_params", {"changes": KINDS, "at_step": SET_AT})
         done(dashboard, "resume")
         applied = dashboard.reply_to(asked)["data"]
         assert (applied["applied_step"], applied["new"]) == (SET_AT, DECAY)
         assert applied["applied_on"] == BOTH
+        of_all = dashboard.reply_to(several)["data"]
+        assert [each["new"] for each in of_all["applied"]] == [each["value"] for each in KINDS]
+        assert (of_all["applied_step"], of_all["applied_on"]) == (SET_AT, BOTH)
         held = done(dashboard, "pause")
         assert held["applied_on"] == BOTH
         assert SET_AT <= held["step"] < STEPS
