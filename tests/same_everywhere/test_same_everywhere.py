@@ -58,6 +58,8 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning, asked: event progress: cmd done eta_s request_id total": ITS_OWN_DATA,
         "only Lightning, asked: event progress: cmd done eta_s found request_id total": PREVIEW,
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
+        "only Lightning: parameter data.batch_size": ITS_OWN_DATA,
+        "only Lightning: parameter data.takes_effect": ITS_OWN_DATA,
         "only Lightning, asked: event testStep: step": NO_EPOCH_OF_OURS,
     },
     "script": {
@@ -79,6 +81,8 @@ DIFFERS: dict[str, dict[str, str]] = {
         "only Lightning, asked: event progress: cmd done eta_s request_id total": ITS_OWN_DATA,
         "only Lightning, asked: event progress: cmd done eta_s found request_id total": PREVIEW,
         "only Lightning: parameter gradient_clip_val": ITS_OWN_CLIP,
+        "only Lightning: parameter data.batch_size": ITS_OWN_DATA,
+        "only Lightning: parameter data.takes_effect": ITS_OWN_DATA,
         "only Lightning: parameter after_fit": ITS_OWN_END,
         "extend is unsupported": ITS_OWN_END,
         "fork is unsupported": ONE_RUN,
