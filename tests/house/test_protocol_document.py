@@ -330,7 +330,9 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     changes = replies["list_changes"]["changes"]
     assert {frozenset(row) for row in changes} == {frozenset(_listed("A row of `list_changes`: {"))}
     params = replies["list_params"]["params"]
-    assert _listed("A row of `list_params`: {") == set(params[0]) | {"choices", "unit", "script"}
+    assert _listed("A row of `list_params`: {") == set(params[0]) | {
+        "choices", "unit", "script", "in_use",
+    }  # fmt: skip
     paths = [row["path"] for row in params]
     assert paths[:4] == ["lr", "weight_decay", "beta1", "beta2"]
     assert {"eps", "amsgrad", "gradient_clip_val", "after_fit"} <= {*paths}
