@@ -245,6 +245,7 @@ class Visitor(L.Callback):
             link.ask("export_weights")
             link.ask("export_session")
             link.ask("export_report")
+            link.ask("export_recipe")
             link.ask("list_checkpoints")
             link.ask("results")
         elif trainer.global_step == 7:
@@ -300,7 +301,7 @@ ASKED = (
     *("fork", "scan", "samples", "select", "generate_report", "get_selected_region_indices"),
     *("merge", "merge_preview", "compare", "results", "show_samples"),
     *("export_subset", "prepare_export", "export_weights"),
-    *("export_session", "export_report"),
+    *("export_session", "export_report", "export_recipe"),
 )
 
 

@@ -1,7 +1,7 @@
 """A DDP run of two ranks that a dashboard holds: ``python -m tests.plugin.ranks_live FOLDER PORT``.
 
-Port 0: without us, and the script itself sets what the dashboard sets in the other. Writes
-``FOLDER/<bare or live>.<rank>.json``.
+Port 0: without us, and the script itself sets what the dashboard sets in the other; or, with the
+file of a recipe as a third argument, that does. Writes ``FOLDER/<bare, live …>.<rank>.json``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SetsItself(L.Callback):
                 write(trainer, trainer.lightning_module, change["path"], change["value"])
 
 
-def main(folder: Path, port: int) -> None:
+def main(folder: Path, port: int, recipe: str | None = None) -> None:
     torch.set_num_threads(1)
     L.seed_everything(7, verbose=False)
     callbacks: list[L.Callback] = [OfRank(), Counting()]
@@ -62,14 +62,17 @@ def main(folder: Path, port: int) -> None:
             pause_at_start=True, after_fit="return",
         )  # fmt: skip
         callbacks.append(ours)
+    elif recipe is not None:
+        given = {"save_dir": folder / "again", "dashboard": "off", "after_fit": "return"}
+        callbacks.append(OnTheFlyCallback("p", "r", recipe=recipe, **given))  # type: ignore[arg-type]
     else:
         callbacks.append(SetsItself())
     trainer = _trainer(callbacks, strategy="ddp", devices=2, max_epochs=-1, max_steps=STEPS)
     trainer.fit(Steered(), _train(), _val())
     found = {**digest.of(trainer), "sum": callbacks[0].sum.hex()}  # type: ignore[attr-defined]
-    name = "live" if port else "bare"
+    name = "live" if port else "bare" if recipe is None else "replayed"
     (folder / f"{name}.{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

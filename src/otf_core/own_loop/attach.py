@@ -42,6 +42,7 @@ def attach(
     at_max_pause: Literal["resume", "park"] | None = None,
     guards: Guarded = None,
     params: Sequence[Declared] | None = None,
+    recipe: str | Path | None = None,
 ) -> OwnLoop:
     """See and control a training loop of one's own, and go on with it after a kill.
 
@@ -116,5 +117,6 @@ def attach(
         at_max_pause=at_max_pause,
         guards=guards,
         params=params,
+        recipe=recipe,
     )
     return OwnLoop(given, options)

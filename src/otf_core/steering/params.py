@@ -414,6 +414,10 @@ class Steering:
         self._ledger.load(edits, self._step)
         self._knobs.load(state)
 
+    def is_apart(self, path: str) -> bool:
+        """Whether it is no value of the training, see ``add_knob``."""
+        return path in self._knobs.added
+
     def is_knob(self, path: str) -> bool:
         """Whether it is a single value, which no schedule writes."""
         return path in self._knobs.all()
