@@ -20,7 +20,9 @@ from otf_core.state.keeper import Every, Origin, every, find_origin
 from otf_core.state.run_folder import run_name_of
 from otf_core.steering.declared import Declared, all_declared
 from otf_core.steering.guard_rules import guard_rules
+from otf_core.telemetry.notices import targets
 
+Notify = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
 AT_MAX_PAUSE: Final = (None, "resume", "park")
@@ -73,6 +75,9 @@ class RunOptions:
             ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
         params: attributes that can be set, each an ``otf_param``; beside those that module and
             data module name in their ``otf_params``.
+        notify: whom to tell that the run is paused, finished, failed, stalled or guarded:
+            "desktop", the URL of a webhook, or a mapping (see ``telemetry.notices``), or several.
+            ``OTF_NOTIFY`` adds to it from outside.
 
     Raises:
         ValueError: a value that is not allowed; it says what is.
@@ -93,6 +98,7 @@ class RunOptions:
     at_max_pause: Literal["resume", "park"] | None = None
     guards: Guarded = None
     params: Sequence[Declared] | None = None
+    notify: Notify = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _allowed("at_max_pause", self.at_max_pause, AT_MAX_PAUSE)
@@ -104,6 +110,7 @@ class RunOptions:
             all_declared(self.params, "params")
         if ":" not in self.dashboard:
             _allowed("dashboard", self.dashboard, (*DASHBOARDS, "host:port"))
+        targets(self.notify)
         if self.keep_checkpoints < 1:
             asked = self.keep_checkpoints
             msg = f"keep_checkpoints was asked to be {asked!r}; allowed: 1 or more"
@@ -193,6 +200,7 @@ class RunOptions:
             max_hold_s=self.max_hold,
             guards=guard_rules(self.guards),
             at_max_pause=self.at_max_pause or "resume",
+            notify=targets(self.notify),
         )
 
 
