@@ -202,7 +202,9 @@ TOLD: list[tuple[dict[str, Any], str | None, str]] = [
      "digits has lost a rank at step 2: rank 1 has ended"),
     ({"type": "rank_state", "state": "silent", "why": "rank 1", "step": 2}, None, ""),
     ({"type": "guard", "rule": "spike", "metric": "loss", "value": 9.5, "did": "paused",
-      "step": 4}, "guard", "digits was guarded at step 4 by spike: loss is 9.5; paused"),
+      "step": 4}, "guard", "digits is guarded by spike at step 4: loss is 9.5; paused"),
+    ({"type": "guard", "rule": "nan", "did": "pause", "text": "loss is {nan}", "step": 4}, "guard",
+     "digits is guarded by nan at step 4: loss is {nan}"),
     ({"type": "resumed", "step": 4}, None, ""),
 ]  # fmt: skip
 

@@ -281,8 +281,8 @@ def _rank(event: Mapping[str, Any]) -> _Said:
 
 def _guarded(event: Mapping[str, Any]) -> _Said:
     rule, did = event.get("rule"), event.get("did")
-    found = f"{_braced(rule)}: {_braced(event.get('metric'))} is {event.get('value')}"
-    return "guard", f"was guarded{{at}} by {found}; {_braced(did)}", {"reason": rule}
+    found = event.get("text") or f"{event.get('metric')} is {event.get('value')}; {did}"
+    return "guard", f"is guarded by {_braced(rule)}{{at}}: {_braced(found)}", {"reason": rule}
 
 
 _SAY: Final[Mapping[str, Any]] = {
