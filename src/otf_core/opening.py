@@ -21,7 +21,9 @@ from otf_core.state.run_folder import run_name_of
 from otf_core.steering.declared import Declared, all_declared
 from otf_core.steering.guard_rules import guard_rules
 from otf_core.steering.recipe import Recipe, read_recipe
+from otf_core.telemetry.notices import targets
 
+Notify = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
 AT_MAX_PAUSE: Final = (None, "resume", "park")
@@ -75,6 +77,9 @@ class RunOptions:
         params: attributes that can be set, each an ``otf_param``; beside those that module and
             data module name in their ``otf_params``.
         recipe: a file of ``otf export recipe``; what was done to that run is done to this one.
+        notify: whom to tell that the run is paused, finished, failed, stalled or guarded:
+            "desktop", the URL of a webhook, or a mapping (see ``telemetry.notices``), or several.
+            ``OTF_NOTIFY`` adds to it from outside.
 
     Raises:
         ValueError: a value that is not allowed; it says what is.
@@ -97,6 +102,7 @@ class RunOptions:
     guards: Guarded = None
     params: Sequence[Declared] | None = None
     recipe: str | Path | None = None
+    notify: Notify = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _allowed("at_max_pause", self.at_max_pause, AT_MAX_PAUSE)
@@ -108,6 +114,7 @@ class RunOptions:
             all_declared(self.params, "params")
         if ":" not in self.dashboard:
             _allowed("dashboard", self.dashboard, (*DASHBOARDS, "host:port"))
+        targets(self.notify)
         if self.keep_checkpoints < 1:
             asked = self.keep_checkpoints
             msg = f"keep_checkpoints was asked to be {asked!r}; allowed: 1 or more"
@@ -203,6 +210,7 @@ class RunOptions:
             guards=guard_rules(self.guards),
             at_max_pause=self.at_max_pause or "resume",
             recipe=self.read_recipe(),
+            notify=targets(self.notify),
         )
 
 

@@ -62,8 +62,10 @@ from otf_core.steering.history import History
 from otf_core.steering.knobs import Knob
 from otf_core.steering.params import Ended, Steering
 from otf_core.steering.recipe import Recipe, Replay, Step
-from otf_core.telemetry.emitter import Emitter
+from otf_core.telemetry.emitter import Emitter, Sink
 from otf_core.telemetry.journal import Journal
+from otf_core.telemetry.notices import Target
+from otf_core.telemetry.notifier import Notifier
 from otf_core.telemetry.recorder import Level, Seen, StepRecorder
 from otf_core.telemetry.stalls import StallWatch
 from otf_core.telemetry.system import DeviceStatsMonitor
@@ -92,6 +94,7 @@ class SessionOptions:
         guards: what is watched, and what is done about it.
         at_max_pause: what becomes of a forgotten pause.
         recipe: what is done to the run, at which steps.
+        notify: who is told of what becomes of the run.
     """
 
     project: str
@@ -106,6 +109,7 @@ class SessionOptions:
     after_fit: str = "auto"
     max_hold_s: float = 1800.0
     recipe: Recipe | None = None
+    notify: Sequence[Target] = dataclasses.field(default=(), repr=False)
     telemetry: Level = "full"
     guards: tuple[GuardRule, ...] = ()
     at_max_pause: AtMaxPause = "resume"
@@ -205,11 +209,9 @@ class Session:
             put_off=dial.put_off,
             announce=self._say,
         )
-        self.emitter = Emitter(
-            session_id=self.session_id,
-            run_id=self.run_id,
-            sinks=(self.journal.append, self.channel.emit),
-        )
+        about = {"project": options.project, "host": os.uname().nodename, "pid": os.getpid()}
+        self.notifier = Notifier(options.notify, about=about, say=self._warn)
+        self.emitter = Emitter(session_id=self.session_id, run_id=self.run_id, sinks=self._sinks())
         self.emit = self.emitter.emit
         self._record = self._open_record()
         self.emitter.begin_generation(self._record.run_gen)
@@ -347,6 +349,7 @@ class Session:
             self.emit("log", level="warning", phase="info", text=text)
         self.journal.start()
         self.emitter.start()
+        self.notifier.start()
         self.store.start()
         if self.monitor is not None:
             self.monitor.start()
@@ -584,6 +587,7 @@ class Session:
             self.monitor.stop()
         self.store.close()
         self.emitter.close()
+        self.notifier.close()
         self.journal.sync()
         self.channel.close()
         self.journal.close()
@@ -981,6 +985,9 @@ class Session:
         self.actions.hold(Held(ticket, said))
         return LATER
 
+    def _sinks(self) -> tuple[Sink, ...]:
+        return self.journal.append, self.channel.emit, self.notifier.hear
+
     def _open_session(self) -> None:
         """A new one on the same connection and in the same run."""
         old = self.journal
@@ -988,8 +995,7 @@ class Session:
         self.journal = Journal(self._journal_path(), on_loss=self._journal_lost)
         self.journal.start()
         self.channel.begin_session(self.journal)
-        sinks = (self.journal.append, self.channel.emit)
-        self.emitter.begin_session(self.session_id, sinks)
+        self.emitter.begin_session(self.session_id, self._sinks())
         old.close()
         self._record.session_ids.append(self.session_id)
         self._record.run_gen = 0

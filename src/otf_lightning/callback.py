@@ -13,7 +13,7 @@ import torch
 from otf_core.channel import to_stderr
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.delegate import ControlDelegate
-from otf_core.opening import Guarded, RunOptions, only_watched, tell_epoch
+from otf_core.opening import Guarded, Notify, RunOptions, only_watched, tell_epoch
 from otf_core.ranks.mail import StoreMail, of_the_group
 from otf_core.ranks.other import OtherRank
 from otf_core.ranks.pace import Pace
@@ -84,6 +84,9 @@ class OnTheFlyCallback(L.Callback):
             those that they name in their ``otf_params``.
         recipe: a file of ``otf export recipe``; what was done to that run is done to this one, at
             the same steps. What cannot be replayed is refused before the first batch.
+        notify: whom to tell that the run is paused, finished, failed, stalled or guarded:
+            "desktop", the URL of a webhook, a mapping with ``url``, ``on``, ``template`` …, or
+            several of these. ``OTF_NOTIFY`` adds to it from outside.
 
     Raises:
         ValueError: a value that is not allowed, or whose capability this version does not have.
@@ -112,6 +115,7 @@ class OnTheFlyCallback(L.Callback):
         mirror: bool = True,
         params: Sequence[Declared] | None = None,
         recipe: str | Path | None = None,
+        notify: Notify = None,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
@@ -132,6 +136,7 @@ class OnTheFlyCallback(L.Callback):
             guards=guards,
             params=params,
             recipe=recipe,
+            notify=notify,
         )
         self._test_dataloaders = test_dataloaders
         self._mirrors = mirror

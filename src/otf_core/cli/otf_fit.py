@@ -263,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--at-max-pause", choices=("resume", "park"), help="what becomes of it then; resume")
     add("--guards", metavar="RULES", help="as in nan:pause;spike:rollback,z=8; none")
     add("--recipe", metavar="FILE", help="do what was done to another run; otf export recipe")
+    add("--notify", action="append", metavar="WHOM", help="desktop, or the URL of a webhook")
     add("--stop-code", type=int, default=0, metavar="N", help="exit code of otf stop; 0")
     return parser
 
