@@ -18,6 +18,30 @@ pytestmark = pytest.mark.timeout(180)
 PATIENT_MS = 60_000
 
 
+GUARDED = (
+    RUN.replace(
+        "class Steady",
+        """
+from pathlib import Path
+
+
+class Spiky(torch.nn.CrossEntropyLoss):
+    def forward(self, *given):
+        bad = Path(sys.argv[1], "spike")
+        if torch.is_grad_enabled() and bad.exists():
+            bad.unlink()
+            return super().forward(*given) * 1000
+        return super().forward(*given)
+
+
+class Steady""",
+    )
+    .replace("LitDigits()", "module").replace("trainer = L.", "module = LitDigits()\ntrainer = L.")
+    .replace("trainer.fit", "module.loss = Spiky()\ntrainer.fit")
+    .replace("save_dir=", "checkpoint_every=20, guards='limit:rollback,above=50,lr=0.5,budget=2', save_dir=")
+)  # fmt: skip
+
+
 class Steered:
     """A run on a page, and the client that knows it without the page."""
 
@@ -144,3 +168,49 @@ def test_what_the_trainer_refuses_in_a_preview_is_said_and_nothing_is_sent(
     expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.5", timeout=PATIENT_MS)
     steered.row("beta1").get_by_role("button", name="Give back to the script").click()
     expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.9", timeout=PATIENT_MS)
+
+
+@pytest.fixture
+def guarded(browser: Browser, tmp_path: Path) -> Iterator[Steered]:
+    with (
+        training(tmp_path, GUARDED) as url,
+        browser.new_context(viewport={"width": 1440, "height": 900}) as context,
+    ):
+        yield Steered(context.new_page(), url)
+
+
+def test_what_a_guard_does_is_told_and_can_be_taken_back(guarded: Steered, tmp_path: Path) -> None:
+    page = guarded.page
+    page.locator("[data-panel=health]").click()
+    rule = page.locator("[data-rule=limit]")
+    expect(rule).to_contain_text("limit on loss", timeout=PATIENT_MS)
+    expect(rule).to_contain_text("rolls back and lowers the rate, above 50")
+    expect(rule).to_contain_text("2 times left, has seen nothing")
+    past_two_checkpoints = re.compile(r"^([5-9]\d|\d{3,})$")
+    expect(guarded.band).to_have_attribute("data-step", past_two_checkpoints, timeout=PATIENT_MS)
+    (tmp_path / "spike").touch()
+    bell = page.locator("[data-menu=notices]")
+    expect(bell).to_have_attribute("aria-label", "Notifications, 1 new", timeout=PATIENT_MS)
+    expect(rule).to_contain_text("1 time left, last at step", timeout=PATIENT_MS)
+    bell.click()
+    expect(page.locator(".bell .note")).to_contain_text("shown: guard limit")
+    expect(page.locator(".bell .note")).to_contain_text("above 50; back from step")
+    page.keyboard.press("Escape")
+    mark = page.locator(".mk[data-kind=health]")
+    expect(mark).to_have_attribute("aria-label", re.compile(r"guard at step \d+, limit: loss is"))
+    expect(page.locator(".fchip", has_text="Health").locator(".c")).to_have_text("1")
+    sound(page)
+
+    rule.get_by_role("checkbox").click()
+    expect(rule.get_by_role("checkbox")).not_to_be_checked(timeout=PATIENT_MS)
+    (row,) = guarded.ask("list_guards")["guards"]
+    assert row["enabled"] is False
+
+    guarded.steer()
+    page.get_by_role("button", name="Changes", exact=True).click()
+    scaled = page.locator(".changes li[data-by=guard]", has_text="Learning rate")
+    expect(scaled).to_contain_text("by the guard limit", timeout=PATIENT_MS)
+    expect(page.locator(".changes li[data-by=guard]", has_text="Roll back")).to_be_visible()
+    scaled.get_by_role("button", name="Undo").click()
+    expect(scaled).to_contain_text("taken back by change", timeout=PATIENT_MS)
+    sound(page)
