@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:  # what _LAZY has, for type checkers
     from otf_core.own_loop import attach
     from otf_core.script.register import register, register_validation
+    from otf_core.steering.declared import otf_param
 
-__all__ = ["__version__", "attach", "register", "register_validation"]
+__all__ = ["__version__", "attach", "otf_param", "register", "register_validation"]
 __version__: Final = "0.2.0"
 
 _LAZY: Final = {
     "attach": "otf_core.own_loop",
+    "otf_param": "otf_core.steering.declared",
     "register": "otf_core.script.register",
     "register_validation": "otf_core.script.register",
 }

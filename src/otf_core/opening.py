@@ -18,6 +18,7 @@ from otf_core import spawn
 from otf_core.session import AFTER_FIT, Session, SessionOptions
 from otf_core.state.keeper import Every, Origin, every, find_origin
 from otf_core.state.run_folder import run_name_of
+from otf_core.steering.declared import Declared, all_declared
 from otf_core.steering.guard_rules import guard_rules
 
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
@@ -33,6 +34,7 @@ TOGETHER: Final = (
     "pause", "stop", "set_param", "set_params", "save_ckpt", "test_now", "test", "validate_now",
     "rollback", "undo", "extend", "load_ckpt", "reset_session", "attach_context", "fork",
     "switch_run", "merge", "merge_preview", "cancel",
+    "park",
     # What looks at samples or health, or takes something out.
     "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",
@@ -69,6 +71,8 @@ class RunOptions:
         at_max_pause: "resume" or "park": what becomes of it then; None: it is resumed.
         guards: rules that watch the run's values and act, each as ``"nan:pause"``,
             ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
+        params: attributes that can be set, each an ``otf_param``; beside those that module and
+            data module name in their ``otf_params``.
 
     Raises:
         ValueError: a value that is not allowed; it says what is.
@@ -88,6 +92,7 @@ class RunOptions:
     max_pause: float | None = None
     at_max_pause: Literal["resume", "park"] | None = None
     guards: Guarded = None
+    params: Sequence[Declared] | None = None
 
     def __post_init__(self) -> None:
         _allowed("at_max_pause", self.at_max_pause, AT_MAX_PAUSE)
@@ -95,6 +100,8 @@ class RunOptions:
         _allowed("telemetry", self.telemetry, TELEMETRY)
         _allowed("after_fit", self.after_fit, AFTER_FIT)
         every(self.checkpoint_every)
+        if self.params is not None:
+            all_declared(self.params, "params")
         if ":" not in self.dashboard:
             _allowed("dashboard", self.dashboard, (*DASHBOARDS, "host:port"))
         if self.keep_checkpoints < 1:

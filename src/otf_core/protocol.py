@@ -97,6 +97,10 @@ class TestNow(Payload):
     source: str | None = None
 
 
+class Park(Payload):
+    back: bool = False
+
+
 class ValidateNow(Payload):
     limit_batches: int | None = None
     label: str | None = None
@@ -468,6 +472,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("pause", Pause, "control", mutates=True),
     CommandSpec("resume", Empty, "control", mutates=True),
     CommandSpec("stop", Stop, "control", mutates=True),
+    CommandSpec("park", Park, "queue", mutates=True),
     CommandSpec("list_params", Empty, "queue", mutates=False),
     CommandSpec("list_checkpoints", ListCheckpoints, "queue", mutates=False),
     CommandSpec("set_param", SetParam, "queue", mutates=True),
@@ -558,6 +563,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             EventSpec("log"),
             EventSpec("paused"),
             EventSpec("resumed"),
+            EventSpec("parked", legacy=False),
             EventSpec("stopping"),
             EventSpec("trainingFinished"),
             EventSpec("checkpoint_saved"),

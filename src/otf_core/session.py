@@ -35,6 +35,7 @@ from otf_core.control.run_state import RunState
 from otf_core.dialling import Dialler
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.health.subject import Subject as HealthSubject
+from otf_core.parking import Park
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.other import TORN
 from otf_core.ranks.reports import RankReports
@@ -51,6 +52,7 @@ from otf_core.state import run_folder
 from otf_core.state.exactness import Exactness, environment, refuse_elsewhere
 from otf_core.state.host_pool import HostPool
 from otf_core.state.keeper import Every, Keeper, Origin
+from otf_core.state.park import Parking
 from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Manifest, Pending
 from otf_core.steering.commands import ParamCommands
@@ -133,6 +135,7 @@ class Session:
         agreement: of a run of several ranks that can be controlled; closed with the session.
         beats: of all its ranks; likewise.
         signals: of this rank of such a run.
+        parking: of what this process holds on its device, where that is known.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class Session:
         agreement: StepAgreement | None = None,
         beats: Beats | None = None,
         signals: RankSignals | None = None,
+        parking: Parking | None = None,
     ) -> None:
         self._delegate, self.options, self.steering = delegate, options, steering
         self._device, self._world_size = device, world_size
@@ -265,6 +269,9 @@ class Session:
         self.router = CommandRouter(self._crashed, agreement)
         self.bus = ControlBus(self.router, wake=self.actions.wake, step=lambda: self._position.step)
         self.actions.connect(self.router, self.bus)
+        self.park = Park(
+            self, parking, actions=self.actions, step=lambda: self._position.step, others=others
+        )
         self.history = History(
             self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
         )
@@ -855,6 +862,7 @@ class Session:
             "telemetry": self.options.telemetry,
             "data": self.forks.data_status(),
             "paused_s": self.actions.paused_s,
+            "parked": self.park.status(),
             "journal": {"complete": self.journal.complete, "path": str(self.journal.path)},
         }
 
@@ -865,6 +873,7 @@ class Session:
         on("status")(lambda _: self.status())
         on("ping")(self._ping)
         self._param_commands.register(self.router)
+        self.park.register(self.router)
         on("list_checkpoints")(self._list_checkpoints)
         on("note", check=self._check_note)(self._note)
         on("results")(self.results.results)
@@ -989,6 +998,9 @@ class Session:
         """What was done there is seen to; a run that must not go on ends here."""
         if self._rewound:
             self._settle(logged)
+        if self.park.parked:
+            msg = f"{self.run_id} was parked, and could not come back to its device"
+            raise RuntimeError(msg)
         if self.history.torn is not None:
             raise self.history.torn
         if self._interrupt.asked:
@@ -1163,6 +1175,7 @@ class Session:
         self._params = self._param_commands.rows(may_wait=False)
 
     def _capture(self, pool: HostPool, left_by: str) -> dict[str, Any]:
+        self.park.refuse("save")
         try:
             state = self._delegate.capture(pool, in_batch=bool(left_by))
         except CommandError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from otf_core.ranks.reports import placed
 from otf_core.ranks.shared import SharedData
 from otf_core.ranks.together import AllRanks, Others, SharedSteering
 from otf_core.runs.data import TrainingData
+from otf_core.runs.data_values import DataValues
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_state_in
 from otf_core.state.parts import params_of, rates_of
+from otf_core.steering.declared import Declared
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
@@ -39,6 +41,7 @@ from otf_lightning.other_rank import (
     pace_of,
     signals_of,
 )
+from otf_lightning.park import parking_of
 from otf_lightning.samples import subject_of
 from otf_lightning.strategies import clocks_of
 from otf_lightning.training_data import FitData
@@ -76,6 +79,8 @@ class OnTheFlyCallback(L.Callback):
             ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
         mirror: tell the Trainer's loggers (TensorBoard, CSV, W&B, MLflow) the run's name and what
             is changed in it, under names of their own.
+        params: attributes of module or data module that can be set, each an ``otf_param``; beside
+            those that they name in their ``otf_params``.
 
     Raises:
         ValueError: a value that is not allowed, or whose capability this version does not have.
@@ -102,6 +107,7 @@ class OnTheFlyCallback(L.Callback):
         at_max_pause: Literal["resume", "park"] | None = None,
         guards: Guarded = None,
         mirror: bool = True,
+        params: Sequence[Declared] | None = None,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
@@ -120,6 +126,7 @@ class OnTheFlyCallback(L.Callback):
             max_pause=max_pause,
             at_max_pause=at_max_pause,
             guards=guards,
+            params=params,
         )
         self._test_dataloaders = test_dataloaders
         self._mirrors = mirror
@@ -152,7 +159,7 @@ class OnTheFlyCallback(L.Callback):
             return
         _refuse_another(trainer)
         self._delegate = LightningFrameworkDelegate(
-            trainer, test_dataloaders=self._test_dataloaders
+            trainer, test_dataloaders=self._test_dataloaders, params=self._options.params
         )
         self._opened = False
         self._delegate.attach()
@@ -188,12 +195,14 @@ class OnTheFlyCallback(L.Callback):
         self, trainer: L.Trainer, origin: Origin | None, mail: StoreMail | None, *, saves: bool
     ) -> None:
         assert self._delegate is not None
+        data = TrainingData(FitData(trainer))
+        self._delegate.data.values = DataValues(data)
         self._other = other = OtherRank(
             self._delegate,
             Schedule(self._options.every),
             origin,
             steering=Steering(self._delegate),
-            data=TrainingData(FitData(trainer)),
+            data=data,
             modules=lambda: {"": trainer.lightning_module},
             saves=saves,
             env=os.environ,
@@ -202,6 +211,7 @@ class OnTheFlyCallback(L.Callback):
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:
             other.looks = looks_of_rank(trainer, self._test_dataloaders, lambda: other.ceased)
+            other.parking = parking_of(trainer)
             other.agreement = StepAgreement(
                 mail, trainer.global_rank, trainer.world_size,
                 do=other.do, leave=other.wishes, place=placed(trainer.global_rank),
@@ -240,6 +250,7 @@ class OnTheFlyCallback(L.Callback):
             others = Others(agreement)
             delegate, steering = AllRanks(delegate, others), SharedSteering(self._delegate, others)
             data = SharedData(FitData(trainer), others)
+        self._delegate.data.values = values = DataValues(data)
         together = agreement is not None
         self._session = Session(
             delegate,
@@ -259,6 +270,7 @@ class OnTheFlyCallback(L.Callback):
             samples=lambda on: subject_of(trainer, on, loaders=self._test_dataloaders),
             health=lambda losses: FitSubject(trainer, losses),
             modules=lambda: {"": trainer.lightning_module},
+            parking=parking_of(trainer),
         )
         self._epoch, self._epoch_ended = trainer.current_epoch, None
         if self._options.telemetry != "off":
@@ -270,10 +282,8 @@ class OnTheFlyCallback(L.Callback):
             text = "barebones: Lightning logs nothing, so only the returned loss is seen"
             self._session.emit("log", level="info", phase="info", text=text)
         session = self._session
-        self._delegate.spare_files(
-            session.began_from_another,
-            lambda text: session.emit("log", level="info", phase="info", text=text),
-        )
+        values.tell = lambda text: session.emit("log", level="info", phase="info", text=text)
+        self._delegate.spare_files(session.began_from_another, values.tell)
         self._delegate.install_batch_boundary_hook(
             lambda: self._between_batches(trainer),
             lambda: self._at_end(trainer),
@@ -312,6 +322,8 @@ class OnTheFlyCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training begins; sanity check and tuners are over."""
+        if self._delegate is not None:
+            self._delegate.attributes.check()  # on every rank
         if self._session is not None:
             self._session.begin()
 

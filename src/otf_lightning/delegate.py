@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state.data_tap import tap
 from otf_core.state.gather import gather
@@ -24,9 +26,11 @@ from otf_core.state.host_copy import sizes_of
 from otf_core.state.host_pool import HostPool
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.shards import Writing, files_in
-from otf_core.steering import frozen
+from otf_core.steering import accumulation, frozen
+from otf_core.steering.attributes import Attributes, of_data, of_module
 from otf_core.steering.cadence import Cadence, Stepping
-from otf_core.steering.knobs import Knob, clip_knob
+from otf_core.steering.declared import Declared
+from otf_core.steering.knobs import Knob, clip_knob, refused_knob
 from otf_lightning import evaluation, inside, loggers, other_world, script, snapshot
 from otf_lightning.exact_report import ExactReport
 from otf_lightning.positions import SetupData
@@ -41,9 +45,16 @@ class LightningFrameworkDelegate:
     Args:
         trainer: in fit, past ``setup``.
         test_dataloaders: for a test where module and data module have none.
+        params: attributes that can be set.
     """
 
-    def __init__(self, trainer: L.Trainer, *, test_dataloaders: Any = None) -> None:
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        *,
+        test_dataloaders: Any = None,
+        params: Sequence[Declared] | None = None,
+    ) -> None:
         self._trainer, self._test_dataloaders = trainer, test_dataloaders
         self._wraps = inside.Wraps()
         self._report = ExactReport()
@@ -55,9 +66,15 @@ class LightningFrameworkDelegate:
         self._shards: ShardWriter | None = None  # where weights lie in parts on the ranks
         self._checkpoints: Callable[[], Path | None] = lambda: None
         self._in_parts: dict[str, Any] = {}  # of the last capture
+        self.attributes = Attributes(
+            lambda: [of_module(trainer.lightning_module), *of_data(trainer.datamodule)],
+            lambda: {"": trainer.lightning_module},
+            params,
+        )
         self.frozen = frozen.Frozen(
             lambda: frozen.names_of([("", trainer.lightning_module)]), self.optimizers
         )
+        self.data = DataKnobs()
         # What a part of another rank's has more.
         self.of_rank: Callable[[], Mapping[str, Any]] = dict
         # What other ranks are not exact for, and what they leave out.
@@ -126,6 +143,15 @@ class LightningFrameworkDelegate:
         """
         self._install_gate(tick, leave)
         self._install_end(at_end, leave)
+        fit = self._trainer.fit_loop
+        begin_epoch = fit.on_advance_start
+
+        def epoch_begins() -> None:
+            if self.data.values is not None:
+                self.data.values.begin_epoch()
+            begin_epoch()
+
+        self._wraps.put(fit, "on_advance_start", epoch_begins)
 
     def when_opened(self, opened: Callable[[Any], bool]) -> None:
         """Call ``opened`` with what ``fit(ckpt_path=)`` was given, before any loader is made.
@@ -413,7 +439,36 @@ class LightningFrameworkDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """Values that are in no parameter group."""
-        return {**self._clip_knob(), frozen.PATH: self.frozen.knob()}
+        return {
+            **self._clip_knob(),
+            accumulation.PATH: self._accumulation_knob(),
+            frozen.PATH: self.frozen.knob(),
+            **self.data.knobs(),
+            **self.attributes.knobs(),
+        }
+
+    def _accumulation_knob(self) -> Knob:
+        """Where Lightning steps, and nobody else says when."""
+        trainer = self._trainer
+        if not trainer.lightning_module.automatic_optimization:
+            return refused_knob(accumulation.BY_HAND)
+        for callback in trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                why = f"{type(callback).__name__} sets it at each epoch; allowed: its scheduling."
+                return refused_knob(why)
+        if trainer.strategy.handles_gradient_accumulation:
+            name = type(trainer.strategy).__name__
+            return refused_knob(f"{name} accumulates by itself, as it was configured.")
+
+        def place() -> tuple[int, int | None]:
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            batches = trainer.num_training_batches
+            return done, int(batches) if math.isfinite(batches) else None
+
+        def write(value: int) -> None:
+            trainer.accumulate_grad_batches = value
+
+        return accumulation.accumulation_knob(lambda: trainer.accumulate_grad_batches, write, place)
 
     def _clip_knob(self) -> Mapping[str, Knob]:
         """The gradient clip, where Lightning applies it."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, Timer
+from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor, ProgressBar, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -33,8 +33,8 @@ NO_STATE: Final = (*watched.NO_STATE, L.Trainer, Logger)
 CONTAINERS: Final = (list, tuple, dict, set, frozenset, torch.Tensor, np.ndarray, str, bytes)
 # Of the checkpoint of Lightning's, what no resume reads.
 NOT_READ: Final = ("checkpoint.hyper_parameters", "checkpoint.datamodule_hyper_parameters")
-# Watched, and not worth a word: counters of their own, clocks.
-IGNORED: Final = (DeviceStatsMonitor, Timer)
+# Watched, and not worth a word: counters of their own, clocks, what is on the screen.
+IGNORED: Final = (DeviceStatsMonitor, ProgressBar, Timer)
 
 
 class ExactReport:

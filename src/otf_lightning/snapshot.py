@@ -361,14 +361,14 @@ def _give_gradients(giving: Giving, saved: Any) -> None:
 
 def callbacks_with_state(trainer: L.Trainer) -> dict[str, L.Callback]:
     """The callbacks whose attributes are state, by place and class."""
-    # Its state_dict has the seconds, its attributes the clock.
-    clock = L.pytorch.callbacks.Timer
+    # Its state_dict has the seconds, its attributes the clock; a bar's are of its screen.
+    elsewhere = (L.pytorch.callbacks.Timer, L.pytorch.callbacks.ProgressBar)
     callbacks: list[L.Callback] = trainer.callbacks
     named = {
         f"{place}:{type(callback).__qualname__}": callback
         for place, callback in enumerate(c for c in callbacks if not hasattr(c, "is_otf"))
     }
-    return {name: c for name, c in named.items() if not isinstance(c, clock)}
+    return {name: c for name, c in named.items() if not isinstance(c, elsewhere)}
 
 
 def _take_callbacks(taking: Taking) -> dict[str, Any]:

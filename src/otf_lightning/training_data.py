@@ -30,6 +30,9 @@ class FitData:
     def loader(self) -> Any:
         """The one that the fit trains with; CommandError where it cannot be changed."""
         combined: Any = self.trainer.fit_loop._combined_loader
+        if combined is None:
+            detail = "Other training data was asked; no loader is made yet."
+            raise CommandError(ErrorCode.UNSUPPORTED, detail)
         if (why := _why_not(self.trainer, len(combined.flattened))) is not None:
             detail = f"Other training data was asked; {why}."
             raise CommandError(ErrorCode.UNSUPPORTED, detail)
@@ -73,6 +76,12 @@ class FitData:
             if interval > number:
                 return [f"it validates every {int(number)} batches, which are a whole epoch now"]
         return []
+
+    def within_epoch(self) -> bool:
+        """Whether batches of this epoch are still to come."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        over = progress.is_last_batch or progress.current.ready >= self.trainer.num_training_batches
+        return not (over or inside.epoch_is_over(self.trainer))
 
     def begin_pass(self) -> None:
         """The epoch begins anew, with the loader as it is now."""

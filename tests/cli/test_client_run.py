@@ -52,6 +52,8 @@ class Dashboard:
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[str, dict[str, Any]]]] = [
     ("pause", (), {"reason": "look"}, ("pause", {"reason": "look"})),
     ("resume", (), {}, ("resume", {})),
+    ("park", (), {}, ("park", {})),
+    ("park", (), {"back": True}, ("park", {"back": True})),
     ("stop", (), {}, ("stop", {})),
     ("stop", (), {"save": False}, ("stop", {"save": False})),
     ("save", (), {}, ("save_ckpt", {})),

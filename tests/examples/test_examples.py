@@ -277,3 +277,41 @@ def test_two_ranks_are_held_at_one_step_and_go_on_when_one_was_killed(
     assert sorted(rank for rank, _ in ends) == ["0", "0", "1", "1"]
     assert len({weights for _, weights in ends}) == 1
     assert "resumed from step" in (tmp_path / "said.txt").read_text()
+
+
+def test_the_map_names_every_example() -> None:
+    said = (EXAMPLES / "README.md").read_text()
+    there = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert not [name for name in there if f"({name})" not in said and Path(name).stem not in said]
+    linked = set(re.findall(r"\]\((\w+\.(?:py|ipynb))\)", said))
+    assert linked <= there
+
+
+@pytest.mark.timeout(240)
+def test_a_program_and_an_agent_steer_a_run_within_their_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _printed(_executed("08_agents.ipynb", tmp_path, monkeypatch))
+
+    assert "taught is held at step 0\n" in said
+    assert "lr 0.002 -> 0.004, applied at step 0, until 40\n" in said
+    assert "[('weight_decay', 0.02), ('lr', 0.003)]\nlr is 0.004 again\n" in said
+    assert re.search(r"halved at step \d+: 0\.0020 -> 0\.0010\n", said)
+    assert re.search(r"bad_payload - lr was asked to be 1000, .*allowed: 0\.0 to 10\.0", said)
+    assert re.search(r"\w+ at step \d+ with \d+ values of the loss\n", said)
+    assert "set is among them: False\n" in said
+    assert "dry run: otf set lr 0.002 --run taught - applied: False\n" in said
+    assert re.search(r"set: 0\.002 at step \d+ - applied: True\n", said)
+    assert "out_of_bounds - lr was asked to be 0.5; allowed here: 1e-05 to 0.01." in said
+    assert "needs_person - a person types: otf stop --run taught\n" in said
+    assert re.findall(r"note (\w+) - (\w+)\n", said) == [
+        *(("one", "applied"), ("two", "applied"), ("three", "too_many")),
+    ]
+    agents = r"lr 0\.00\d+ -> 0\.002   user, tutor by mcp, \S+@\S+   taken back by (\d+)\n"
+    [undone_by] = re.findall(agents, said)
+    assert re.search(
+        rf"^ +{undone_by} +step +\d+  lr 0\.002 -> .*   undo, notebook 08$", said, re.M
+    )
+    assert re.search(r"lr is 0\.00\d+ by undo\n", said)
+    events = _events(tmp_path / "otf_runs")
+    assert (events[-1]["type"], events[-1]["status"]) == ("trainingFinished", "stopped")

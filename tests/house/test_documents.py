@@ -36,6 +36,7 @@ DOCUMENTS = (
     "docs/agents.md",
     "docs/steering.md",
     "docs/lightning.md",
+    "examples/README.md",
 )
 PICTURE = "docs/images/live.png"
 TOP = {"src", "tests", "docs", "examples", "benchmarks"}

@@ -20,9 +20,11 @@ from otf_core.dashboard.receipts import Receipt
 from otf_core.dashboard.store import Session as StoredSession
 from otf_core.errors import ErrorCode
 from otf_core.rendezvous import Rendezvous
+from otf_core.state import park
 from otf_core.state.run_folder import RunRecord
 from otf_core.state.store import Manifest
 from otf_core.telemetry.metrics import METRICS
+from otf_core.testing import FakeAccelerator
 from otf_core.testing.conformance import fields
 from otf_lightning import OnTheFlyCallback
 from otf_lightning.digits import Digits, LitDigits
@@ -184,7 +186,9 @@ class Link:
         reply = msgspec.json.decode(line)
         assert reply["ok"], reply
         self.replies[reply["id"]] = reply["data"]
-        if reply["id"] in ("pause", "attach_context"):
+        if reply["id"] == "pause":
+            self.ask("park")
+        elif reply["id"] in ("park", "attach_context"):
             self.ask("resume")
 
     def event(self, message: Mapping[str, Any]) -> None:
@@ -269,7 +273,9 @@ def visited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Link, list[dict[s
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(LitDigits(), datamodule=Digits())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(park, "accelerator_of", lambda _: FakeAccelerator())
+        trainer.fit(LitDigits(), datamodule=Digits())
     lines = visitor.journal.read_bytes().splitlines()
     return link, [protocol.decode_message(line) for line in lines]
 
@@ -287,6 +293,7 @@ ASKED = (
         "set_counter_seeds",
         "clean_disk",
         "pause",
+        "park",
         "resume",
     ),
     *("list_checkpoints", "stop", "rollback", "load_ckpt", "extend", "undo"),
@@ -327,7 +334,9 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     paths = [row["path"] for row in params]
     assert paths[:4] == ["lr", "weight_decay", "beta1", "beta2"]
     assert {"eps", "amsgrad", "gradient_clip_val", "after_fit"} <= {*paths}
-    for name in (*(row["path"] for row in params), "momentum"):
+    for path in (*(row["path"] for row in params), "momentum"):
+        name = re.sub(r"^(model\.dropout)\..*", r"\1.MODULE", path)
+        name = re.sub(r"^(attr|hparams)\..*", r"\1.NAME", name)
         assert f"`{name}`" in section(DOCUMENT, "Status and parameters")
 
 

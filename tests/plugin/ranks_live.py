@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from otf_core.state import park
+from otf_core.testing import FakeAccelerator
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, Net, _train, _trainer, _val
@@ -49,6 +51,7 @@ def main(folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     L.seed_everything(7, verbose=False)
     callbacks: list[L.Callback] = [OfRank(), Counting()]
+    park.accelerator_of = lambda _: FakeAccelerator()
     if port:
         ours = OnTheFlyCallback(
             "p", "r", save_dir=folder / "runs", dashboard=f"127.0.0.1:{port}",

@@ -82,6 +82,14 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
         held = done(dashboard, "pause")
         assert held["applied_on"] == BOTH
         assert SET_AT <= held["step"] < STEPS
+        away = done(dashboard, "park")
+        assert away["ranks"] == 2
+        assert 0 < away["freed_bytes"] == away["moved_bytes"]
+        assert "found the run parked" in dashboard.request("validate_now")["detail"]
+        done(dashboard, "resume")
+        held = done(dashboard, "pause")
+        assert done(dashboard, "park")["changed"]
+        assert done(dashboard, "park", back=True)["changed"]
         saved = done(dashboard, "save_ckpt")
         assert (saved["step"], saved["applied_on"]) == (held["step"], BOTH)
         assert "applied_on" not in done(dashboard, "note", text="rank 0 alone keeps it")

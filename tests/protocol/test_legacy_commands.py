@@ -26,7 +26,7 @@ from tests.runs.fits import SIDES
 NAMES = [name for name, _, _ in ASKED]
 OURS = {  # of otf/1 alone
     "hello", "ack", "resume_from", "ping", "status", "list_params", "list_checkpoints", "set_param",
-    "set_params", "preview_params", "list_changes", "list_guards", "set_guard",
+    "set_params", "preview_params", "list_changes", "list_guards", "set_guard", "park",
     "validate_now", "results", "note", "rollback", "extend", "undo", "scan", "samples",
     "select",
     "compare", "show_samples", "merge_preview", "cancel", "export_weights", "export_session",

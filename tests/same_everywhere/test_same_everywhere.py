@@ -175,8 +175,13 @@ def _answers(run: Running, framework: Any) -> Iterator[tuple[str, str]]:
     suite = DelegateSuite()
     suite.framework = framework
     payloads = suite.payloads(run)
-    payloads["undo"] = {"request_id": "note"}  # which every one has, so that it is the same
+    del payloads["undo"]
+    asked: dict[str, Any] = {}
     for name, payload in payloads.items():
+        asked[name] = payload
+        if name == "note":  # which every one has, so that it is the same; a fork's ledger has not
+            asked["undo"] = {"request_id": "note"}
+    for name, payload in asked.items():
         reply = run.dashboard.reply_to(run.dashboard.send(name, payload, request_id=name))
         yield name, "applied" if reply["ok"] else reply["code"]
 

@@ -32,7 +32,7 @@ from otf_core.script.stop import StopScript
 from otf_core.state.rng import get_rng, set_rng
 from otf_core.steering.preview import NEEDS_CADENCE
 from otf_core.testing.conformance import Framework, Outcome, Probe
-from otf_core.testing.conformance.small_run import Freeze, Rate, exact
+from otf_core.testing.conformance.small_run import exact
 from tests.testing.own import Net
 
 SMALL: Final = Path(__file__).with_name("small")
@@ -62,7 +62,7 @@ class Script(Framework):
 
     def run(self, otf: RunOptions | None, probe: Probe, *, epochs: int = 2) -> Outcome:
         with _dial() as there:
-            there.send((otf, self._width, epochs, (probe.rate, probe.freeze), get_rng()))
+            there.send((otf, self._width, epochs, probe.does, get_rng()))
             raised, result = _serve(there, probe, self.patience_s)
         if raised is not None:
             raise raised
@@ -102,11 +102,12 @@ class Eye:
         there: Connection,
         width: int,
         epochs: int,
-        has: tuple[Rate | None, Freeze | None],
+        does: tuple[Any, ...],
     ) -> None:
-        rate, freeze = has
+        rate, freeze, scale, poison = does
         self.width, self.epochs = width, epochs
-        self._there, self._probe = there, Probe(rate=rate, freeze=freeze)
+        self._there = there
+        self._probe = Probe(rate=rate, freeze=freeze, scale=scale, poison=poison)
         self.parts: tuple[Any, Any, Any, list[float]]
 
     def watch(self, model: Any, optimizer: Any, schedule: Any, losses: list[float]) -> None:

@@ -222,9 +222,9 @@ def test_a_shared_parameter_is_frozen_by_either_name() -> None:
     [
         ("0.weigth", "'0.weigth', which is no parameter's name, nearest is '0.weight'"),
         ("0.*,nobody.*", "'nobody.*', which is no parameter's name"),
-        (3, "allowed: patterns"),
-        (None, "allowed: patterns"),
-        ("x" * 5000, "up to 4,000"),
+        (3, "allowed: text"),
+        (None, "allowed: text"),
+        ("x" * 1001, "up to 1,000"),
     ],
 )
 def test_what_names_nothing_is_refused(asked: Any, said: str) -> None:

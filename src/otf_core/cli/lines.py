@@ -37,6 +37,11 @@ _SAY: Final[dict[str, Say]] = {
     "state": lambda e: f"{e.get('previous')} → {e.get('state')} at step {number(e.get('step'))}",
     "paused": lambda e: f"at step {number(e.get('step'))}",
     "resumed": lambda e: f"at step {number(e.get('step'))}",
+    "parked": lambda e: (
+        f"{size(e.get('freed_bytes'))} of the device freed"
+        if e.get("parked")
+        else f"back after {number(e.get('seconds'))} s, {size(e.get('moved_bytes'))}"
+    ),
     "note": lambda e: f"at step {number(e.get('step'))}: {e.get('text')}",
     "param_changed": lambda e: (
         f"{e.get('path')} {number(e.get('old'))} → {number(e.get('new'))},"

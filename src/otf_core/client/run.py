@@ -110,6 +110,10 @@ class Run:
         """Let it go on."""
         return self._done("resume", {})
 
+    def park(self, *, back: bool = False) -> dict[str, Any]:
+        """Free the device of a held run, or with ``back`` bring it back; it stays held."""
+        return self._done("park", {"back": True} if back else {})
+
     def stop(self, *, save: bool = True) -> dict[str, Any]:
         """End it, with a checkpoint."""
         return self._done("stop", {} if save else {"save": True})  # the verb's flag is --no-save

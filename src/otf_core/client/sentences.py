@@ -45,6 +45,14 @@ def resumed(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: A
     return f"Resumed {name} at step {number(data.get('step'))}"
 
 
+def parked(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    if not data.get("parked"):
+        again = "" if data.get("changed") else " already"
+        return f"{name} is back on its device{again}; it stays paused"
+    freed, left = size(data.get("freed_bytes")), size(data.get("left_bytes"))
+    return f"Parked {name}: {freed} of the device are free, {left} stay; otf resume brings it back"
+
+
 def stopped(name: str, data: Any, session: Mapping[str, Any]) -> str:
     where = _checkpoint(data.get("ckpt"), session)
     return f"Stopping {name} at step {number(data.get('step'))}{where}"

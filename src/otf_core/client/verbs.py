@@ -318,6 +318,11 @@ VERBS: Final[tuple[Verb, ...]] = (
         (Arg("path", "A value that was set: otf resume lr.", shown="NAME", required=False),),
         request=_resume,
     ),
+    Verb(
+        "park", "park", "Move a held run's memory on the GPU to the host, and free the GPU.",
+        sentences.parked,
+        (Arg("back", "Bring it back; the run stays held.", ("--back",), "flag"),),
+    ),
     Verb("save", "save_ckpt", "Save a checkpoint.", sentences.saved),
     Verb(
         "validate", "validate_now", "Run the validation loop now.", sentences.validated,

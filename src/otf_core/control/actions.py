@@ -89,6 +89,38 @@ class Waiter(Protocol):
         """It will not."""
 
 
+class Park(Protocol):
+    """Whether the run's memory is away; see ``otf_core.parking``."""
+
+    @property
+    def parked(self) -> bool:
+        """Any thread."""
+
+    def refuse(self, cmd: str) -> None:
+        """Raises CommandError where a command would touch what is away."""
+
+    def back(self, request_id: str | None = None) -> None:
+        """Bring it back; raises CommandError, and then it stays away."""
+
+    def back_here(self) -> None:
+        """As far as that is possible; the run is left."""
+
+
+class NeverAway:
+    """Of a run that cannot be parked."""
+
+    parked = False
+
+    def refuse(self, cmd: str) -> None:
+        """Nothing."""
+
+    def back(self, request_id: str | None = None) -> None:
+        """It is there."""
+
+    def back_here(self) -> None:
+        """It is there."""
+
+
 class Keep(Protocol):
     """Keeps what was found; training thread."""
 
@@ -173,6 +205,8 @@ class ConsoleAction:
             [Ticket], contextlib.AbstractContextManager[Callable[[], bool]]
         ] = _never
         self._paused_s = 0.0
+        self.park: Park = NeverAway()
+        self._returns: list[Ticket] = []  # resumes that wait until the run is back
 
     def connect(self, router: CommandRouter, bus: ControlBus) -> None:
         """Register the commands; before the session starts."""
@@ -261,6 +295,10 @@ class ConsoleAction:
         with self._state.lock:
             if self._state.ended:
                 raise self.ended_error(ticket.request.cmd)
+            if self.park.parked:
+                self._returns.append(ticket)
+                self.wake()
+                return LATER
             step = self._position().step
             overtaken = _overtaken("pause", "resume", step)
             withdrawn = self.bus.withdraw("pause", overtaken)
@@ -343,7 +381,11 @@ class ConsoleAction:
         self._due()
         self._work()
         while not self._stopping and self.gate.should_block():
-            self._paused_s += self.gate.wait_until_resumed(self._stand)
+            try:
+                self._paused_s += self.gate.wait_until_resumed(self._stand)
+            except BaseException:
+                self.park.back_here()
+                raise
             self._work()
         if self.bus.waiting:
             self.safe_point.wake()
@@ -359,12 +401,31 @@ class ConsoleAction:
             if self._stop is not None:
                 # Before what is queued; where it fails the queue goes on.
                 self._do_stop(self._stop)
+            elif self._returns:
+                self._router.carry_out(self._returns.pop(0), self._resume_parked)
             elif (ticket := self.bus.take()) is None:
                 return
             elif ticket.request.cmd == "pause":
                 self.hold(ticket)  # one that had waited for its step
             else:
-                self._router.run(ticket)
+                self._router.carry_out(ticket, self._if_not_away)
+
+    def _if_not_away(self, ticket: Ticket) -> Any:
+        self.park.refuse(ticket.request.cmd)
+        return self._router.handle(ticket)
+
+    def _resume_parked(self, ticket: Ticket) -> Later:
+        self.park.back(ticket.id)
+        return self.resume(ticket)
+
+    def _come_back(self) -> None:
+        """Nobody waits for the answer: where there is no room the run is held on."""
+        try:
+            self.park.back()
+        except CommandError as error:
+            self._emit("log", level="error", phase="info", text=error.detail)
+            if not (self._leaving() or self._stopping or self._state.ended):
+                self.gate.request("user")
 
     def _announce(self, what: str, causes: tuple[str, ...]) -> None:
         if what == "paused":
@@ -421,6 +482,7 @@ class ConsoleAction:
         return saved, None
 
     def _left(self, *, overdue: tuple[str, ...]) -> None:
+        self._come_back()
         step = self._delegate.position().step
         with self._state.lock:
             waiting, self._resumes = self._resumes, []
@@ -449,6 +511,12 @@ class ConsoleAction:
         """End the run here; where the file cannot be had the run stays as it is."""
         step = self._delegate.position().step
         saved = None
+        try:
+            self.park.back(ticket.id)
+        except CommandError as error:
+            self._stop = None
+            ticket.fail(error)
+            return
         if ticket.payload.save:
             saved = self._save_whole("manual", pinned=True, ticket=ticket)
             if saved is None:

@@ -120,6 +120,10 @@ class CommandRouter:
         """Carry the command out and answer it; the thread of its lane."""
         self.carry_out(ticket, self._handlers[ticket.request.cmd][0])
 
+    def handle(self, ticket: Ticket) -> Any:
+        """What the command's handler returns or raises, for one that ``carry_out`` runs."""
+        return self._handlers[ticket.request.cmd][0](ticket)
+
     def carry_out(self, ticket: Ticket, handler: Handler) -> None:
         """One handler, or a part of what one has put off with LATER; as ``run``."""
         agreement = self._agreement

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from otf_core.opening import Guarded, RunOptions
 from otf_core.own_loop import arguments
 from otf_core.own_loop.loop import Given, OwnLoop
+from otf_core.steering.declared import Declared
 
 
 def attach(
@@ -40,6 +41,7 @@ def attach(
     max_pause: float | None = None,
     at_max_pause: Literal["resume", "park"] | None = None,
     guards: Guarded = None,
+    params: Sequence[Declared] | None = None,
 ) -> OwnLoop:
     """See and control a training loop of one's own, and go on with it after a kill.
 
@@ -113,5 +115,6 @@ def attach(
         max_pause=max_pause,
         at_max_pause=at_max_pause,
         guards=guards,
+        params=params,
     )
     return OwnLoop(given, options)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.own_loop.arguments import takes_limit
 from otf_core.own_loop.batches import Batches
@@ -20,6 +21,8 @@ from otf_core.state.parked import parked
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.training import Pieces, TrainingState
 from otf_core.steering import frozen
+from otf_core.steering.attributes import Attributes, of_module
+from otf_core.steering.declared import Declared
 from otf_core.steering.knobs import Knob
 from otf_core.telemetry.canonical import canonicalize_metrics
 
@@ -51,6 +54,7 @@ class OwnLoopDelegate:
 
     Args:
         left_out: what nobody can store, as the user has not named it.
+        params: attributes that can be set.
     """
 
     def __init__(
@@ -62,10 +66,14 @@ class OwnLoopDelegate:
         validate: Evaluate | None,
         test: Evaluate | None,
         left_out: Sequence[str],
+        params: Sequence[Declared] | None = None,
     ) -> None:
         self._loop, self._pieces, self._batches = loop, pieces, batches
         self._validate, self._test, self._more_left_out = validate, test, left_out
         self.training = TrainingState(pieces)
+        self.attributes = Attributes(
+            lambda: [*map(of_module, pieces.modules.values())], lambda: pieces.modules, params
+        )
         self.frozen = frozen.Frozen(
             lambda: frozen.names_of(pieces.modules.items()), lambda: pieces.optimizers
         )
@@ -184,8 +192,12 @@ class OwnLoopDelegate:
         """The loop steps its schedules itself."""
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
-        """What is frozen; what else the loop has beside optimizers is its own."""
-        return {frozen.PATH: self.frozen.knob()}
+        """Of the models, and what is declared; what else the loop has is its own."""
+        return {
+            frozen.PATH: self.frozen.knob(),
+            **DataKnobs().knobs(),
+            **self.attributes.knobs(),
+        }
 
 
 def _evaluation(name: str, found: Any, seconds: float) -> Evaluation:

@@ -23,6 +23,8 @@ from otf_core.own_loop.batches import Batches, Handed
 from otf_core.own_loop.delegate import Evaluate, OwnLoopDelegate
 from otf_core.session import Session
 from otf_core.state.keeper import ResumeError
+from otf_core.state.on_device import holdings_of
+from otf_core.state.park import Parking
 from otf_core.state.parts import params_of, rates_of
 from otf_core.state.training import Pieces
 from otf_core.steering.params import Steering
@@ -79,6 +81,7 @@ class OwnLoop:
             validate=given.validate,
             test=given.test,
             left_out=[] if given.says_all else [OWN_VARIABLES],
+            params=options.params,
         )
         self._hooks: list[Any] = []
         # Where the loop stands.
@@ -227,6 +230,7 @@ class OwnLoop:
         return self
 
     def _open(self, world_size: int) -> None:
+        self._delegate.attributes.check()
         origin = self._options.origin(self._given.name)
         self._put_hooks()
         if self._batches is not None:
@@ -242,6 +246,7 @@ class OwnLoop:
             unsupported={**only_watched(world_size), **NEEDS_CADENCE},
             cannot_save=_cannot_save(world_size),
             stop_may_fail=True,
+            parking=Parking(lambda: holdings_of(self._pieces(), fence=[self]), lambda: device),
         )
         session.start(meta={"model": name})
         session.begin()

@@ -8,7 +8,7 @@ Rule 2: what a person asks is told by rank 0, at a meeting; ``do`` has a row for
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from otf_core.control.agreement import PeerLostError, StepAgreement
 from otf_core.control.delegate import Applied, ControlDelegate, Evaluation, OnBatch
 from otf_core.control.leaving import LeftError
+from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.judging import Change
@@ -27,6 +28,7 @@ from otf_core.runs.data import DataChoice, TrainingData
 from otf_core.runs.weights import weights_aside
 from otf_core.state.exactness import refuse_elsewhere
 from otf_core.state.keeper import Origin, Schedule, read_fitting, resume_command
+from otf_core.state.park import Parking
 from otf_core.state.parts import Modules
 from otf_core.steering.params import Steering
 from otf_core.steering.plain import of_plain
@@ -69,6 +71,7 @@ class OtherRank:
         self.agreement: StepAgreement | None = None
         self.beats: Beats | None = None
         self.looks: dict[str, Callable[..., Any]] = {}  # rows of who looks, see ``do``
+        self.parking: Parking | None = None
         self._began = self._stopped = False
 
     def tick(self) -> bool:
@@ -87,10 +90,22 @@ class OtherRank:
             self._keep(due=self._schedule.due(step))
         here = bool(self._budget) and self._is_over()
         self.wishes()
-        if self.agreement is not None and self.agreement.boundary(here=here):
-            self._stopped = True
-            self._end()
+        if self.agreement is not None:
+            with self._there_again():
+                self._stopped = self.agreement.boundary(here=here)
+            if self._stopped:
+                self._end()
         return self._stopped
+
+    @contextlib.contextmanager
+    def _there_again(self) -> Iterator[None]:
+        """However a meeting has ended, what was parked in it is not when it is left."""
+        try:
+            yield
+        finally:
+            if self.parking is not None:
+                with contextlib.suppress(CommandError):  # rank 0 has told why, and ends the run
+                    self.parking.back()
 
     def wishes(self) -> bool:
         """Rank 0 is told, once, that this process is to end; it leads all out. False: it waits."""
@@ -135,7 +150,8 @@ class OtherRank:
             return
         self._keep(due=True)
         if self.agreement is not None:
-            self.agreement.meet_here()
+            with self._there_again():
+                self.agreement.meet_here()
             self._end()
 
     def watch(self, beats: Beats, say: Callable[[str], None]) -> None:
@@ -217,9 +233,18 @@ class OtherRank:
             "weights_aside": self._weights_aside,
             "take_weights": self._take_weights,
             "weights_back": self._weights_back,
+            "park_check": self._parks.check,
+            "park": lambda: list(self._parks.park()),
+            "unpark": self._parks.back,
             **self.looks,
         }
         return told[name](*args)
+
+    @property
+    def _parks(self) -> Parking:
+        if self.parking is None:
+            raise CommandError(ErrorCode.UNSUPPORTED, "This rank cannot be parked.")
+        return self.parking
 
     def _capture(self) -> None:
         self._delegate.capture()

@@ -22,7 +22,9 @@ from otf_core.runner.module import modules_by_name
 from otf_core.runner.samples import subject_of
 from otf_core.runner.training_data import FitData
 from otf_core.runs.data import TrainingData
+from otf_core.runs.data_values import DataValues
 from otf_core.session import Session
+from otf_core.state.park import Parking
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.params import Steering
 from otf_core.telemetry.recorder import StepRecorder
@@ -45,22 +47,26 @@ class Controlled(RunnerCallback):
 
     def __init__(self, run: Run, options: RunOptions) -> None:
         self._run = run
-        self.delegate = RunnerDelegate(run)
+        self.delegate = RunnerDelegate(run, options.params)
         self._epoch = 0
         self._epoch_ended: int | None = None
         model = type(getattr(run.module, "model", run.module)).__name__
-        device = run.device
+        device, data = run.device, TrainingData(FitData(run))
+        self.delegate.data.values = values = DataValues(data)
+        run.before_epoch = values.begin_epoch
         self.session = Session(
             self.delegate,
             options.session_options(model, options.origin(model)),
             steering=Steering(self.delegate),
             device=str(device),
             gpu=(device.index or 0) if device.type == "cuda" else None,
-            data=TrainingData(FitData(run)),
+            data=data,
             samples=lambda on: subject_of(run, on),
             health=lambda losses: FitSubject(run, losses),
             modules=lambda: modules_by_name(run.module, run.parts),
+            parking=Parking(self.delegate.holdings, lambda: run.device),
         )
+        values.tell = lambda text: self.session.emit("log", level="info", phase="info", text=text)
         self._recorder: StepRecorder | None = None
         if options.telemetry != "off":
             self._recorder = self.session.recorder
@@ -71,6 +77,7 @@ class Controlled(RunnerCallback):
 
     def on_train_start(self, run: Run) -> None:
         """Behind the sanity check."""
+        self.delegate.attributes.check()
         self.session.begin()
 
     def on_train_end(self, run: Run) -> None:

@@ -10,20 +10,25 @@ import torch
 from torch import nn
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.runner import meanwhile
 from otf_core.runner.hooks import framework_base
 from otf_core.runner.logged_state import LoggedState
 from otf_core.runner.module import modules_by_name, not_state
 from otf_core.runner.optim import unwrapped
+from otf_core.runner.plain import PlainModule
 from otf_core.runner.precision import unscales_itself
 from otf_core.state.data_tap import tap
 from otf_core.state.host_pool import HostPool
+from otf_core.state.on_device import Holdings, holdings_of
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.reading import Reading
 from otf_core.state.training import Pieces, TrainingState
-from otf_core.steering import frozen
+from otf_core.steering import accumulation, frozen
+from otf_core.steering.attributes import Attributes, Holder, of_data, of_module
 from otf_core.steering.cadence import Cadence, Stepping
-from otf_core.steering.knobs import Knob, clip_knob
+from otf_core.steering.declared import Declared
+from otf_core.steering.knobs import Knob, clip_knob, refused_knob
 
 if TYPE_CHECKING:
     from otf_core.runner.run import Run
@@ -38,16 +43,21 @@ class RunnerDelegate:
 
     Args:
         run: its optimizers are made; no loader is.
+        params: attributes that can be set.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, params: Sequence[Declared] | None = None) -> None:
         self._run = run
         run.process_loader = tap
+        self.attributes = Attributes(
+            self._holders, lambda: modules_by_name(run.module, run.parts), params
+        )
         self.frozen = frozen.Frozen(
             lambda: frozen.names_of(modules_by_name(run.module, run.parts).items()),
             lambda: run.optimizers,
         )
         run.before_step = self.frozen.before_step
+        self.data = DataKnobs()
         self._closed = False  # the batch in hand counts as done
         self._extended: dict[str, int] = {}
         self._reading: Reading | None = None
@@ -173,7 +183,34 @@ class RunnerDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """Values that are in no parameter group."""
-        return {**self._clip_knob(), frozen.PATH: self.frozen.knob()}
+        return {
+            **self._clip_knob(),
+            accumulation.PATH: self._accumulation_knob(),
+            frozen.PATH: self.frozen.knob(),
+            **self.data.knobs(),
+            **self.attributes.knobs(),
+        }
+
+    def _holders(self) -> list[Holder]:
+        run = self._run
+        plain = isinstance(run.module, PlainModule)
+        own = [run.module.model] if plain else [run.module]
+        return [*map(of_module, own), *of_data(run.datamodule)]
+
+    def _accumulation_knob(self) -> Knob:
+        """Where the Runner steps."""
+        run = self._run
+        if not run.automatic:
+            return refused_knob(accumulation.BY_HAND)
+
+        def place() -> tuple[int, int | None]:
+            batches = run.fit_loop.max_batches
+            return run.counters.batches_done, int(batches) if math.isfinite(batches) else None
+
+        def write(value: int) -> None:
+            run.accumulate_grad_batches = value
+
+        return accumulation.accumulation_knob(lambda: run.accumulate_grad_batches, write, place)
 
     def _clip_knob(self) -> Mapping[str, Knob]:
         """The gradient clip, where the Runner applies it."""
@@ -188,6 +225,10 @@ class RunnerDelegate:
         return {"gradient_clip_val": clip_knob(lambda: run.gradient_clip_val, write)}
 
     # What it is made of.
+
+    def holdings(self) -> Holdings:
+        """What lies on the device, and where to look for it."""
+        return holdings_of(self._training.pieces, fence=[self._run])
 
     @property
     def _training(self) -> TrainingState:

@@ -106,6 +106,7 @@ class FitLoop:
 
     def _begin_epoch(self) -> None:
         counters = self.counters
+        self.run.before_epoch()
         for loader in self.loaders or ():
             set_epoch(loader, counters.epochs_processed)
         self.run.hook("on_train_epoch_start")

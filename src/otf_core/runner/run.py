@@ -39,6 +39,7 @@ class Run:
         at_end: called when a limit is reached, before the loops are left; where it raises the
             limit they go on as if it had always been there.
         process_loader: every loader passes through it before it is iterated.
+        before_epoch: called before the hooks and the iterator of an epoch.
         before_step: called with an optimizer whose gradients are complete and not clipped yet.
     """
 
@@ -79,6 +80,7 @@ class Run:
         self.between_batches: Callable[[], bool] = bool  # False
         self.at_end: Callable[[], None] = lambda: None
         self.process_loader: Callable[[Any], Any] = lambda loader: loader
+        self.before_epoch: Callable[[], None] = lambda: None
         self.before_step: Callable[[Any], None] = lambda _: None
         self.on_step: list[
             Callable[[], None]

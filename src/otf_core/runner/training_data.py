@@ -52,6 +52,10 @@ class FitData:
                 ]
         return []
 
+    def within_epoch(self) -> bool:
+        """Whether batches of this epoch are still to come."""
+        return self._run.counters.in_epoch and not self._run.fit_loop.epoch_is_full()
+
     def begin_pass(self) -> None:
         """The epoch begins anew, with the loader as it is now."""
         loop, counters = self._run.fit_loop, self._run.counters

@@ -24,10 +24,13 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    WeightedRandomSampler,
 )
 
 from otf_core.errors import CommandError, ErrorCode
+from otf_core.runs.labels import labels_of
 from otf_core.state.data_tap import hear
+from otf_core.state.loader_parts import parts, reading_parts
 
 # torch.multinomial takes no more.
 MAX_WEIGHTS: Final = 2**24
@@ -43,11 +46,14 @@ class DataChoice:
         weights: of each of them, how often it is drawn; float64 of the same length. With
             replacement, as many draws in a pass as there are samples.
         batch_size: None: the loader's own.
+        factors: class, as text -> by what its samples' weights are multiplied, in the loader's own
+            WeightedRandomSampler; without ids and weights.
     """
 
     ids: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     batch_size: int | None = None
+    factors: Mapping[str, float] | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is other than the script has it."""
@@ -87,6 +93,9 @@ class FitData(Protocol):
 
     def begin_pass(self) -> None:
         """The epoch begins anew, with the loader as it is now."""
+
+    def within_epoch(self) -> bool:
+        """Whether batches of this epoch are still to come."""
 
 
 class ChosenSampler(Sampler[int]):
@@ -188,6 +197,44 @@ class ChosenData:
         self.loader = loader
         self.choice = DataChoice()
         self._own: dict[str, Any] = {name: getattr(loader, name, None) for name in _ORDER}
+        self._weighted: WeightedRandomSampler | None = None
+        self._own_weights: torch.Tensor | None = None
+        self._labels: torch.Tensor | None = None
+        self._classes: list[str] | None = None
+
+    def batch_size(self, choice: DataChoice) -> int | None:
+        """With this choice; None where the loader makes no batches."""
+        if self._own["batch_sampler"] is None:
+            return None
+        return choice.batch_size or self._own["batch_size"]
+
+    def classes(self) -> list[str]:
+        """Whose weight can be multiplied, in order; looked for once."""
+        if self._classes is None:
+            self._classes = self._find_classes()
+        return self._classes
+
+    def _find_classes(self) -> list[str]:
+        own = self._own["sampler"]
+        among = parts({"sampler": own}, but=reading_parts(self.loader.dataset, None).values())
+        found = [each for each in among.values() if isinstance(each, WeightedRandomSampler)]
+        if len(found) != 1 or len(found[0].weights) != len(self.loader.dataset):
+            return []
+        labels = labels_of(self.loader.dataset, len(self.loader.dataset))
+        if labels is None:
+            return []
+        self._weighted, self._labels = found[0], labels
+        return [str(label) for label in torch.unique(labels).tolist()]
+
+    def _weighed(self, factors: Mapping[str, float]) -> torch.Tensor:
+        """The weights of its own sampler, each class multiplied."""
+        assert self._weighted is not None
+        assert self._labels is not None
+        own = self._weighted.weights if self._own_weights is None else self._own_weights
+        weights = own.clone()
+        for label, factor in factors.items():
+            weights[self._labels == int(label)] *= factor
+        return weights
 
     def check(self, choice: DataChoice) -> None:
         """Refuse what the loader cannot do; nothing is changed.
@@ -197,7 +244,7 @@ class ChosenData:
         """
         if not choice:
             return
-        if (why := self._why_not(choice)) is not None:
+        if (why := self.why_not(choice)) is not None:
             detail = f"Other training data was asked; {why}."
             raise CommandError(ErrorCode.UNSUPPORTED, detail)
         if choice.ids is not None:
@@ -205,6 +252,8 @@ class ChosenData:
         if choice.weights is not None:
             number = len(self.loader.dataset) if choice.ids is None else len(choice.ids)
             _check_weights(choice.weights, number)
+        if choice.factors is not None:
+            self._check_factors(choice.factors)
         if choice.batch_size is not None and choice.batch_size < 1:
             detail = f"A batch size of {choice.batch_size} was asked; allowed: 1 or more."
             allowed = {"min": 1}
@@ -233,6 +282,9 @@ class ChosenData:
                 told.append(f"the order of {kind.__name__} does not apply to the chosen samples")
             if isinstance(sampler, ChosenShare):
                 told += sampler.told()
+        if choice.factors is not None and self._weighted is not None:
+            weights = self._weighed(choice.factors)
+            self._own_weights, self._weighted.weights = self._weighted.weights, weights
         size = choice.batch_size or own["batch_size"]
         drop_last = own["drop_last"]
         if drop_last and len(sampler) < size:
@@ -251,6 +303,8 @@ class ChosenData:
         if self.choice:
             chosen, own = self.loader.sampler, self._own["sampler"]
             self._set(self._own)
+            if self._own_weights is not None and self._weighted is not None:
+                self._weighted.weights, self._own_weights = self._own_weights, None
             self.choice = DataChoice()
             if isinstance(chosen, ChosenShare):
                 own.set_epoch(chosen.epoch)  # it has heard of none meanwhile
@@ -273,7 +327,8 @@ class ChosenData:
         for name, value in values.items():
             object.__setattr__(self.loader, name, value)  # DataLoader forbids it by its own
 
-    def _why_not(self, choice: DataChoice) -> str | None:
+    def why_not(self, choice: DataChoice) -> str | None:
+        """What of the loader is in the way, in words; None where nothing is."""
         loader = self.loader
         name = type(loader).__name__
         if not isinstance(loader, DataLoader):
@@ -285,7 +340,24 @@ class ChosenData:
             return f"{name} has a batch sampler of its own ({type(batches).__name__})"
         if batches is None and choice.batch_size is not None:
             return f"{name} makes no batches (batch_size=None)"
+        if choice.factors is not None and (choice.ids is not None or choice.weights is not None):
+            return "chosen samples are not drawn by the loader's own sampler, which has the weights"
         return None
+
+    def _check_factors(self, factors: Mapping[str, float]) -> None:
+        classes = self.classes()
+        if strange := sorted(factors.keys() - classes):
+            detail = f"Class {strange[0][:40]!r} was asked to weigh more or less; it has none such."
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="value", allowed=classes[:20])
+        assert self._weighted is not None
+        least = 1 if self._weighted.replacement else self._weighted.num_samples
+        left = int((self._weighed(factors) > 0).sum())
+        if left < least:
+            detail = (
+                f"{left:,} samples would have a weight above 0; its WeightedRandomSampler draws "
+                f"{self._weighted.num_samples:,}; allowed: {least:,} or more."
+            )
+            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="value")
 
 
 class Drawn:
@@ -349,6 +421,9 @@ class TrainingData:
 
     def choose(self, choice: DataChoice) -> list[str]:
         """From the next iterator on; see ChosenData.choose."""
+        return self._choose(choice)
+
+    def _choose(self, choice: DataChoice) -> list[str]:
         if not choice and not self.choice:
             return []
         chosen = self._loader()
@@ -356,6 +431,51 @@ class TrainingData:
         self.drawn = Drawn(choice.ids, len(chosen.loader.dataset)) if choice else None
         hear(chosen.loader, self.drawn.note if self.drawn is not None else None)
         return [*told, *self._fit.count()]
+
+    # By this rank alone; what ranks do together may be another's ``check`` and ``choose``.
+
+    def usable(self) -> ChosenData | None:
+        """The loader, where its batches can be other ones; None where not, or not yet."""
+        try:
+            loader = self._fit.loader()
+        except CommandError:
+            return None
+        return self._loader() if isinstance(loader, DataLoader) else None
+
+    def why_no_other_batches(self) -> str | None:
+        """A sentence why they cannot be of another size; None where they can."""
+        try:
+            self._fit.loader()
+        except CommandError as error:
+            return error.detail
+        chosen = self.usable()
+        why = chosen.why_not(DataChoice(batch_size=1)) if chosen is not None else "no DataLoader"
+        return None if why is None else f"Another batch size cannot be had: {why}."
+
+    def check_here(self, choice: DataChoice) -> None:
+        """See ``check``."""
+        if choice:
+            self._loader().check(choice)
+
+    def change_here(self, choice: DataChoice) -> list[str]:
+        """See ``choose``; of the same samples, so that what was drawn stays known."""
+        drawn = self.drawn
+        told = self._choose(choice)
+        if drawn is not None and self.drawn is not None:
+            self.drawn.load(drawn.to_state())
+        return told
+
+    def begin_pass_here(self) -> None:
+        """See ``begin_pass``."""
+        self._fit.begin_pass()
+
+    def within_epoch(self) -> bool:
+        """Whether batches of this epoch are still to come."""
+        return self._fit.within_epoch()
+
+    def ends_with_its_schedule(self) -> bool:
+        """Whether a schedule raises behind its last step."""
+        return self._fit.steps_left() is not None
 
     def status(self) -> dict[str, int] | None:
         """See Drawn.status; None where the run trains on all. Any thread."""

@@ -35,6 +35,8 @@ from otf_core.script.ranks import Ranks, expected, joining, refused, together
 from otf_core.script.stop import Stop, StopScript
 from otf_core.session import Session
 from otf_core.state.keeper import Every, Origin, Schedule
+from otf_core.state.on_device import Holdings
+from otf_core.state.park import Parking
 from otf_core.state.parts import params_of
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
@@ -255,6 +257,7 @@ class ScriptControl:
             cannot_save=_cannot_save(self._options.every, world_size),
             guest=True,
             say=self._say,
+            parking=Parking(self._holdings, lambda: device),
         )
         session.start(meta={"model": name})
         if not session.saves:
@@ -263,6 +266,11 @@ class ScriptControl:
         session.recorder.fetching(self._fetched_s)
         session.recorder.batch_started(None, self._fed_s)
         self._session = session
+
+    def _holdings(self) -> Holdings:
+        """Of modules and optimizers; what else the script has on the device stays there."""
+        optimizers = {f"optimizer '{name}'": each for name, each in self.found.optimizers}
+        return Holdings({**dict(self.found.modules), **optimizers})
 
     def _look(self, frame: FrameType) -> None:
         frames = frames_to(frame, self.main)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from otf_core.control.delegate import Applied, Evaluation, OnBatch, Position
+from otf_core.data_knobs import DataKnobs
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.script.driver import ScriptDriver
 from otf_core.script.found import Found
@@ -194,7 +195,7 @@ class ScriptDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """What is frozen; a script has no trainer."""
-        return {frozen_parameters.PATH: self.frozen.knob()}
+        return {frozen_parameters.PATH: self.frozen.knob(), **DataKnobs().knobs()}
 
     def model(self) -> nn.Module | None:
         """The first that is trained."""

@@ -60,10 +60,10 @@ SIMPLE: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]
     "fraction": (fractions.Fraction, str, fractions.Fraction),
 }
 FACTORIES: Final = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, set, tuple)}
-# Not state: clocks, constants, and what a module's state_dict has.
-NOT_STATE: Final = frozenset({"_start_time", "_last_time_checked", "_defaults"}) | vars(
-    torch.nn.Module()
-).keys() - {"training"}
+# Not state: clocks, constants, what is declared, and what a module's state_dict has.
+NOT_STATE: Final = frozenset(
+    {"_start_time", "_last_time_checked", "_defaults", "otf_params"}
+) | vars(torch.nn.Module()).keys() - {"training"}
 _ABSENT: Final = object()
 _MUTABLE: Final = (list, dict, set, collections.deque, torch.Tensor, np.ndarray, *GENERATORS)
 

@@ -107,11 +107,13 @@ class Spike(_Plain):
         self._z, self._window = z, window
         self._newest: deque[float] = deque()
         self._sorted: list[float] = []
+        self._of = 0
 
     def see(self, value: float) -> bool:
         if not math.isfinite(value):
             return False
-        wrong = len(self._sorted) >= LEAST and self._stands_out(value)
+        self._of = len(self._sorted)
+        wrong = self._of >= LEAST and self._stands_out(value)
         self._newest.append(value)
         bisect.insort(self._sorted, value)
         if len(self._newest) > self._window:
@@ -129,8 +131,8 @@ class Spike(_Plain):
         return 0.6745 * (value - median) / scale > self._z
 
     def why(self, name: str, value: float) -> str:
-        of = len(self._newest) - 1
-        return f"{name} is {_shown(value)}, above {_shown(self.bound or 0.0)} by the {of} before it"
+        bound = _shown(self.bound or 0.0)
+        return f"{name} is {_shown(value)}, above {bound} by the {self._of} before it"
 
     def state(self) -> dict[str, Any]:
         return {"window": [*self._newest]}

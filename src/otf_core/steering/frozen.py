@@ -23,11 +23,9 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from otf_core.errors import CommandError, ErrorCode
-from otf_core.protocol import SetParam
 from otf_core.steering.knobs import Knob
 
 PATH: Final = "model.frozen"
-MAX_CHARS: Final = 4000
 _NAMED: Final = 20  # names in a refusal
 
 
@@ -57,19 +55,12 @@ class Frozen:
             close=self.close,
         )  # fmt: skip
 
-    def check(self, request: SetParam) -> str:
+    def check(self, asked: str) -> str:
         """What is asked, as it is kept.
 
         Raises:
             CommandError: ``bad_payload``, ``unsupported``.
         """
-        asked: Any = request.value
-        if not isinstance(asked, str) or len(asked) > MAX_CHARS:
-            detail = (
-                f"{PATH} was asked as {str(asked)[:80]!r}; allowed: patterns of parameters' names "
-                f'with commas between them, up to {MAX_CHARS:,} characters; "" is none.'
-            )
-            raise CommandError(ErrorCode.BAD_PAYLOAD, detail, field="value")
         patterns = _split(asked)
         named = list(self._names())
         for pattern in patterns:

@@ -290,7 +290,10 @@ class Guards:
         if mul == 1.0:
             self._tell(fired, "rollback", why, requests=[gone])
             return rule.rule
-        scaled, said = self._do("set_param", {"path": "lr", "mul": mul}, rule.rule)
+        change = {"path": "lr", "mul": mul}
+        scaled, said = self._do("set_param", {**change, "mode": "scale"}, rule.rule)
+        if not said["ok"] and said.get("field") == "mode":  # nothing schedules it
+            scaled, said = self._do("set_param", change, rule.rule)
         if not said["ok"]:
             why = f"{why}; the learning rate could not be scaled: {said['detail']}"
             self._hold(fired, why, requests=[gone])
@@ -337,7 +340,7 @@ class Guards:
 
     def _tell(self, fired: _Fired, did: str, text: str, *, requests: Sequence[str] = ()) -> None:
         live, rule = fired.live, fired.live.rule
-        if rule.action != "notify" and live.left is not None:
+        if did == rule.action and live.left is not None:
             text = f"{text}; {live.left} of {rule.budget} left"
         self._run.emit(
             "guard",

@@ -41,9 +41,10 @@ class Knob:
         refused: a sentence why it cannot be set; it is not listed then.
         steps_until: steps until it can be that without spoiling one; 0 is now.
         in_state: it is a part of the training's state, and put back with it.
-        check: in place of the bounds: what is asked as ``write`` takes it; CommandError where it
+        check: given what is asked, within the bounds: as ``write`` takes it; CommandError where it
             cannot be.
         close: the run is over, and it was set.
+        in_use: what the training reads now, where ``read`` is for later.
     """
 
     read: Callable[[], Value]
@@ -59,8 +60,9 @@ class Knob:
     refused: str | None = None
     steps_until: Callable[[Any], int] | None = None
     in_state: bool = False
-    check: Callable[[SetParam], Value] | None = None
+    check: Callable[[Any], Value] | None = None
     close: Callable[[], None] | None = None
+    in_use: Callable[[], Value] | None = None
 
 
 def refused_knob(why: str) -> Knob:
@@ -250,15 +252,16 @@ def plan(request: SetParam, knob: Knob) -> Value:
     Raises:
         CommandError: it cannot be that.
     """
-    if knob.check is not None:
-        return knob.check(request)
+    value: Value
     if knob.kind == "float":
-        return number_of(request, knob.read(), knob.low, knob.high)
-    if knob.kind == "int":
-        return whole(request, number_of(request, knob.read(), knob.low, knob.high))
-    if knob.kind == "str":
-        return text_of(request)
-    return choice_of(request, knob.choices or () if knob.kind == "enum" else (False, True))
+        value = number_of(request, knob.read(), knob.low, knob.high)
+    elif knob.kind == "int":
+        value = whole(request, number_of(request, knob.read(), knob.low, knob.high))
+    elif knob.kind == "str":
+        value = text_of(request)
+    else:
+        value = choice_of(request, knob.choices or () if knob.kind == "enum" else (False, True))
+    return value if knob.check is None else knob.check(value)
 
 
 def whole(request: SetParam, value: float) -> int:

@@ -215,6 +215,7 @@ class Steering:
                     **{key: value for key, value in optional.items() if value is not None},
                     "owner": knob.owner,
                     "takes_effect": knob.takes_effect,
+                    **({"in_use": knob.in_use()} if knob.in_use is not None else {}),
                 }
             )
         return rows

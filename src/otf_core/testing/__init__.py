@@ -3,12 +3,14 @@
 Nothing here sleeps or polls; what waits has a deadline of real seconds and then raises.
 """
 
+from otf_core.testing.accelerator import FakeAccelerator
 from otf_core.testing.clock import HurriedClock, ManualClock
 from otf_core.testing.dashboards import FakeDashboard, Listener, LoopbackListener, MemoryListener
 from otf_core.testing.legacy import LegacyDashboard
 from otf_core.testing.log import MemoryLog
 
 __all__ = [
+    "FakeAccelerator",
     "FakeDashboard",
     "HurriedClock",
     "LegacyDashboard",

@@ -18,22 +18,23 @@ import pytest
 
 pytest.register_assert_rewrite(
     *(f"otf_core.testing.conformance.{name}" for name in (
-        "running", "suite", "idle", "holding", "going_back", "changing", "wire",
+        "running", "suite", "idle", "holding", "going_back", "changing", "guarded", "wire",
     ))
 )  # fmt: skip
 
 from otf_core.testing.conformance.changing import Changing  # noqa: E402 -- rewritten first
 from otf_core.testing.conformance.going_back import GoingBack  # noqa: E402
+from otf_core.testing.conformance.guarded import Guarded  # noqa: E402
 from otf_core.testing.conformance.holding import Holding  # noqa: E402
 from otf_core.testing.conformance.idle import Idle  # noqa: E402
 from otf_core.testing.conformance.small_run import Framework, Outcome, Probe  # noqa: E402
 from otf_core.testing.conformance.wire import Wire  # noqa: E402
 
 __all__ = [
-    "Changing", "DelegateSuite", "Framework", "GoingBack", "Holding", "Idle", "Outcome", "Probe",
-    "Wire",
+    "Changing", "DelegateSuite", "Framework", "GoingBack", "Guarded", "Holding", "Idle", "Outcome",
+    "Probe", "Wire",
 ]  # fmt: skip
 
 
-class DelegateSuite(Idle, Holding, GoingBack, Changing, Wire):
+class DelegateSuite(Idle, Holding, GoingBack, Changing, Guarded, Wire):
     """All that a delegate must pass; a subclass named ``Test…`` sets ``framework``."""

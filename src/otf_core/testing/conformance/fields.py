@@ -43,6 +43,7 @@ EVENT_FIELDS: Final[Mapping[str, str]] = {
     "log": "level phase text",
     "paused": "step request ckpt",
     "resumed": "step",
+    "parked": "parked step moved_bytes freed_bytes seconds request_id",
     "stopping": "step",
     "trainingFinished": "status step error?",
     "checkpoint_saved": "path step id kind bytes exact",

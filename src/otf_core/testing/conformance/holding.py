@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from otf_core.state import park
+from otf_core.testing.accelerator import FakeAccelerator
 from otf_core.testing.conformance.running import ANOTHER_SEED, as_if_killed
 from otf_core.testing.conformance.suite import END, FIRST, LATE, PLACES, WITHIN, Suite
 
@@ -150,3 +152,53 @@ class Holding(Suite):
             run.resume()
             self.same_state(run.found())
             assert run.events("trainingFinished")[0]["status"] == "completed"
+
+    def test_parked_it_gives_the_device_back_and_comes_back_as_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.needs("pause", "park")
+        device = FakeAccelerator()
+        monkeypatch.setattr(park, "accelerator_of", lambda _: device)
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path / "run", hold=(batch,)) as run:
+            run.probe.wait_for(batch)
+            if "park" not in run.ask("hello", protocol="otf/1")["capabilities"]:
+                pytest.skip("the framework has not said what it holds")
+            early = run.dashboard.send("park")
+            run.dashboard.expect("accepted", request_id=early)
+            step = run.pause_in(batch)["step"]
+            assert run.dashboard.reply_to(early)["code"] == "not_allowed_now"
+            away = run.ask("park")
+            assert (away["parked"], away["step"], away["ranks"]) == (True, step, 1)
+            assert 0 < away["freed_bytes"] == away["moved_bytes"]
+            assert away["left_bytes"] == device.used_bytes()
+            assert run.ask("park") == {**away, "changed": False}
+            said = run.ask("status")
+            assert said["state"] == "paused"
+            assert said["parked"]["freed_bytes"] == away["freed_bytes"]
+            assert said["parked"]["since_s"] >= 0
+            run.ask("list_params")
+            for cmd in {"save_ckpt", "validate_now", "test_now", "set_param"} - set(
+                self.framework.cannot
+            ):
+                asked = {"path": "lr", "value": 0.5} if cmd == "set_param" else {}
+                assert "found the run parked" in run.refused(cmd, **asked)["detail"]
+            assert not run.probe.moves_while_it_says_it_stands()
+            # There is no room: it is held on, and comes back when there is.
+            device.capacity_bytes = device.used_bytes()
+            assert "no room" in run.refused("resume")["detail"]
+            assert "no room" in run.refused("stop")["detail"]
+            assert run.ask("status")["state"] == "paused"
+            device.capacity_bytes = float("inf")
+            assert run.ask("park", back=True)["changed"]
+            assert not run.ask("park", back=True)["changed"]
+            assert run.ask("status")["parked"] is None
+            assert run.ask("park")["moved_bytes"] == away["moved_bytes"]
+            assert not run.probe.goes_on()
+            run.resume()
+            self.same(run.found())
+            told = [event["parked"] for event in run.events("parked")]
+        assert told == [True, False, True, False]
+        path = as_if_killed(away["ckpt"], tmp_path / "run", tmp_path / "disk")
+        with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
+            self.same_from(step, again.found())

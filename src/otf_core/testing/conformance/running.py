@@ -140,6 +140,7 @@ def running(
     *,
     hold: tuple[int, ...] = (),
     fail: int | None = None,
+    poison: int | None = None,
     number: int = SEED,
     epochs: int = 2,
     **more: Any,
@@ -147,11 +148,11 @@ def running(
     """A run under way, attached to a dashboard; it is over when the block is left.
 
     Args:
-        hold, fail: see Probe.
+        hold, fail, poison: see Probe.
         more: for ``RunOptions``.
     """
     patience_s = framework.patience_s
-    probe = Probe(hold=hold, fail=fail, patience_s=patience_s)
+    probe = Probe(hold=hold, fail=fail, poison=poison, patience_s=patience_s)
     with LoopbackListener(legacy_allowed=False) as listener:
         otf = options(save_dir, f"127.0.0.1:{listener.port}", **more)
         thread = RunThread(framework, otf, probe, number, epochs=epochs)
@@ -192,11 +193,12 @@ def bare(
     *,
     rate: Rate | None = None,
     freeze: Freeze | None = None,
+    scale: tuple[float, int] | None = None,
     number: int = SEED,
     epochs: int = 2,
 ) -> Found:
     """The run without a trace of otf."""
-    probe = Probe(rate=rate, freeze=freeze, patience_s=framework.patience_s)
+    probe = Probe(rate=rate, freeze=freeze, scale=scale, patience_s=framework.patience_s)
     return alone(framework, None, probe, number=number, epochs=epochs)
 
 

@@ -83,6 +83,9 @@ class Probe:
         fail: the batch in which ``error`` is raised.
         rate: what the optimizers step with, as a script would have it; a schedule goes on below.
         freeze: when the first parameter is not trained, as a script would have it.
+        scale: a factor on what the optimizers step with, likewise, and the steps that are done by
+            then.
+        poison: the batch in which the first parameter becomes NaN, once.
     """
 
     def __init__(
@@ -92,8 +95,11 @@ class Probe:
         fail: int | None = None,
         rate: Rate | None = None,
         freeze: Freeze | None = None,
+        scale: tuple[float, int] | None = None,
+        poison: int | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
+        self.scale, self.poison = scale, poison
         self._holds = {n: (threading.Event(), threading.Event()) for n in hold}
         self._fail, self.rate, self._patience_s = fail, rate, patience_s
         self.freeze = freeze
@@ -121,6 +127,9 @@ class Probe:
             self._moved.set()
         if batch == self._fail:
             raise self.error
+        if batch == self.poison and self._seen:
+            with torch.no_grad():
+                self._first().fill_(torch.nan)
         if self.freeze is not None and optimizers:
             self._first().requires_grad_(not self.freeze.holds(self.steps))
         reached, go = self._holds.get(batch, (None, None))
@@ -129,6 +138,11 @@ class Probe:
             if not go.wait(self._patience_s):
                 msg = f"the test never let batch {batch} go"
                 raise TimeoutError(msg)
+
+    @property
+    def does(self) -> tuple[Any, ...]:
+        """Rate, freeze, scale and poison, for a probe in the training's own process."""
+        return self.rate, self.freeze, self.scale, self.poison
 
     def wait_for(self, batch: int) -> None:
         """Until the training is within this batch; the test's thread."""
@@ -177,6 +191,9 @@ class Probe:
         if self.rate is not None and self.rate.holds(self._steps_before):
             for group in groups:
                 group["lr"] = self.rate.value
+        if self.scale is not None and self._steps_before >= self.scale[1]:
+            for group in groups:
+                group["lr"] = group["lr"] * self.scale[0]
         if self.freeze is not None and self.freeze.holds(self._steps_before):
             self._first().grad = None
         self.lrs.append(float(groups[0]["lr"]))
@@ -185,7 +202,7 @@ class Probe:
         return self._seen[0].param_groups[0]["params"][0]
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self.rate is not None:
+        if self.rate is not None or self.scale is not None:
             for group, asked in zip(optimizer.param_groups, self._asked_lr, strict=True):
                 group["lr"] = asked
         self.steps = self._steps_before + 1

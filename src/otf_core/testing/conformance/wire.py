@@ -78,6 +78,7 @@ class Wire(Suite):
             **NEEDS_HEALTH,
             **NEEDS_MODULES,
             **NEEDS_CADENCE,
+            "park": "cannot be parked",  # on the CPU
             **self.framework.cannot,
         }
         if name not in declared:
