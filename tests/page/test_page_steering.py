@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,40 @@ from tests.page.test_page_states import sound
 
 pytestmark = pytest.mark.timeout(180)
 PATIENT_MS = 60_000
+
+
+RULE = "limit:rollback,above=50,lr=0.5,budget=2"
+GUARDED = (
+    RUN.replace(
+        "class Steady",
+        """
+from pathlib import Path
+
+
+class Spiky(torch.nn.CrossEntropyLoss):
+    def forward(self, *given):
+        bad = Path(sys.argv[1], "spike")
+        if torch.is_grad_enabled() and bad.exists():
+            bad.unlink()
+            return super().forward(*given) * 1000
+        return super().forward(*given)
+
+
+class Steady""",
+    )
+    .replace("LitDigits()", "module").replace("trainer = L.", "module = LitDigits()\ntrainer = L.")
+    .replace("trainer.fit", "module.loss = Spiky()\ntrainer.fit")
+    .replace("save_dir=", f"checkpoint_every=20, guards={RULE!r}, save_dir=")
+)  # fmt: skip
+# The host's memory counts as a device's, and what is parked is really gone.
+PARKED = (
+    """
+from otf_core.state import park
+from otf_core.testing import FakeAccelerator
+park.accelerator_of = lambda _: FakeAccelerator()
+"""
+    + RUN
+)
 
 
 class Steered:
@@ -52,13 +87,19 @@ class Steered:
         return {row["path"]: row["value"] for row in self.ask("list_params")["params"]}
 
 
-@pytest.fixture
-def steered(browser: Browser, tmp_path: Path) -> Iterator[Steered]:
+@contextlib.contextmanager
+def shown(browser: Browser, folder: Path, script: str) -> Iterator[Steered]:
     with (
-        training(tmp_path, RUN) as url,
+        training(folder, script) as url,
         browser.new_context(viewport={"width": 1440, "height": 900}) as context,
     ):
         yield Steered(context.new_page(), url)
+
+
+@pytest.fixture
+def steered(browser: Browser, tmp_path: Path) -> Iterator[Steered]:
+    with shown(browser, tmp_path, RUN) as found:
+        yield found
 
 
 def test_what_a_change_will_do_is_seen_before_it_is_made_and_is_what_then_comes(
@@ -144,3 +185,79 @@ def test_what_the_trainer_refuses_in_a_preview_is_said_and_nothing_is_sent(
     expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.5", timeout=PATIENT_MS)
     steered.row("beta1").get_by_role("button", name="Give back to the script").click()
     expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.9", timeout=PATIENT_MS)
+
+
+@pytest.fixture
+def guarded(browser: Browser, tmp_path: Path) -> Iterator[Steered]:
+    with shown(browser, tmp_path, GUARDED) as found:
+        yield found
+
+
+@pytest.fixture
+def parkable(browser: Browser, tmp_path: Path) -> Iterator[Steered]:
+    with shown(browser, tmp_path, PARKED) as found:
+        yield found
+
+
+def test_what_a_guard_does_is_told_and_can_be_taken_back(guarded: Steered, tmp_path: Path) -> None:
+    page = guarded.page
+    page.locator("[data-panel=health]").click()
+    rule = page.locator("[data-rule=limit]")
+    expect(rule).to_contain_text("limit on loss", timeout=PATIENT_MS)
+    expect(rule).to_contain_text("rolls back and lowers the rate, above 50")
+    expect(rule).to_contain_text("2 times left, has seen nothing")
+    past_two_checkpoints = re.compile(r"^([5-9]\d|\d{3,})$")
+    expect(guarded.band).to_have_attribute("data-step", past_two_checkpoints, timeout=PATIENT_MS)
+    (tmp_path / "spike").touch()
+    bell = page.locator("[data-menu=notices]")
+    expect(bell).to_have_attribute("aria-label", "Notifications, 1 new", timeout=PATIENT_MS)
+    expect(rule).to_contain_text("1 time left, last at step", timeout=PATIENT_MS)
+    bell.click()
+    expect(page.locator(".bell .note")).to_contain_text("shown: guard limit")
+    expect(page.locator(".bell .note")).to_contain_text("above 50; back from step")
+    page.keyboard.press("Escape")
+    mark = page.locator(".mk[data-kind=health]")
+    expect(mark).to_have_attribute("aria-label", re.compile(r"guard at step \d+, limit: loss is"))
+    expect(page.locator(".fchip", has_text="Health").locator(".c")).to_have_text("1")
+    sound(page)
+
+    rule.get_by_role("checkbox").click()
+    expect(rule.get_by_role("checkbox")).not_to_be_checked(timeout=PATIENT_MS)
+    (row,) = guarded.ask("list_guards")["guards"]
+    assert row["enabled"] is False
+
+    guarded.steer()
+    page.get_by_role("button", name="Changes", exact=True).click()
+    scaled = page.locator(".changes li[data-by=guard]", has_text="Learning rate")
+    expect(scaled).to_contain_text("by the guard limit", timeout=PATIENT_MS)
+    expect(page.locator(".changes li[data-by=guard]", has_text="Roll back")).to_be_visible()
+    scaled.get_by_role("button", name="Undo").click()
+    expect(scaled).to_contain_text("taken back by change", timeout=PATIENT_MS)
+    sound(page)
+
+
+@pytest.mark.web
+def test_a_held_run_gives_the_device_back_and_goes_on(parkable: Steered) -> None:
+    page = parkable.page
+    expect(page.locator("[data-cmd=park]")).to_have_count(0)  # while it trains
+    parkable.pause()
+    park = page.locator("[data-cmd=park]")
+    park.get_by_role("button", name="Park").click()
+    sentence = page.locator(".sentence")
+    expect(sentence).to_contain_text("— GPU memory parked, ", timeout=PATIENT_MS)
+    expect(page.locator(".facts")).to_contain_text(re.compile(r"\d kB of the GPU given back"))
+    expect(page.locator(".rc").first).to_contain_text(re.compile(r"Park.*given back at step"))
+    expect(page.locator("[data-cmd=validate_now] .ctl-n")).to_have_text("parked")
+    expect(page.locator("[data-cmd=resume] .ctl-n")).to_have_text("brings back first")
+    parkable.steer()
+    expect(page.locator(".dr-b .lead.warn")).to_contain_text("The run is parked")
+    expect(page.locator("[id=param-lr]")).to_be_disabled()
+    sound(page)
+    park.get_by_role("button", name="Bring back").click()
+    expect(sentence).not_to_contain_text("parked", timeout=PATIENT_MS)
+    parkable.stands("paused")
+    park.get_by_role("button", name="Park").click()
+    expect(sentence).to_contain_text("parked", timeout=PATIENT_MS)
+    page.locator("[data-cmd=resume] button").click()
+    parkable.stands("running")
+    expect(park).to_have_count(0)

@@ -12,7 +12,8 @@ import { store } from "./store";
 import type { Dict, Session } from "./types";
 import { byWhom, changeText } from "./words";
 
-export function Changes({ view, session, shut }: { view: View; session: Session; shut: string | null }): JSX.Element {
+/** `shut`: why nothing can be asked; `fixed`: why nothing can be taken back. */
+export function Changes({ view, session, shut, fixed }: { view: View; session: Session; shut: string | null; fixed: string | null }): JSX.Element {
   const able = session.capabilities.includes("list_changes");
   const data = useAsked(session, "list_changes", able && shut === null, NEWS, view.data);
   const rows = !Array.isArray(data?.["changes"]) ? null
@@ -34,7 +35,7 @@ export function Changes({ view, session, shut }: { view: View; session: Session;
         {rows.map((row) => {
           const { id, undone_by: gone, ts } = row;
           const can = row["can_undo"] === true && typeof id === "number";
-          const off = shut ?? (receiptOpen(store.receiptsOf(session.session_id), "undo") ? "one is on its way" : null);
+          const off = fixed ?? (receiptOpen(store.receiptsOf(session.session_id), "undo") ? "one is on its way" : null);
           return (
             <li key={String(id)} data-id={String(id)} data-undone={gone === null || gone === undefined ? undefined : ""} data-by={String(row["by"])}>
               <span class="num">{count(Number(row["step"]))}</span>

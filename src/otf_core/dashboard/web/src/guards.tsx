@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import { useAsked } from "./asked";
 import { isDict } from "./columns";
-import { count, setting, sig } from "./format";
+import { count, plural, setting, sig } from "./format";
 import { give } from "./page";
 import type { View } from "./state";
 import { receiptOpen } from "./steering";
@@ -26,10 +26,10 @@ export function Guards({ view, session, shut }: { view: View; session: Session; 
         const rule = String(row["rule"]);
         const last = isDict(row["last"]) ? row["last"] : null;
         const left = row["budget_left"];
-        const settings = isDict(row["params"]) ? Object.entries(row["params"]).map(([name, value]) => `${name} ${setting(value)}`) : [];
+        const settings = isDict(row["params"]) ? Object.entries(row["params"]).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${setting(value)}`) : [];
         const said = [
           `${DOES[String(row["action"])] ?? String(row["action"])}`, ...settings,
-          typeof left === "number" ? `${count(left)} times left` : "", Number(row["cool_down_steps"]) > 0 ? `rests ${count(Number(row["cool_down_steps"]))} steps` : "",
+          typeof left === "number" ? `${plural(left, "time")} left` : "", Number(row["cool_down_steps"]) > 0 ? `rests ${plural(Number(row["cool_down_steps"]), "step")}` : "",
           last === null ? "has seen nothing" : `last at step ${count(Number(last["step"]))}${typeof last["value"] === "number" ? ` with ${sig(last["value"])}` : ""}`,
         ];
         return (

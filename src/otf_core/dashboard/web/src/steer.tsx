@@ -9,7 +9,7 @@ import { brief, count, plural, setting } from "./format";
 import { applyDrafts, draftedChanges, draftsOf, give, giveBack, page } from "./page";
 import { Plan } from "./plan";
 import type { Coming } from "./plans";
-import { closed, stateOf, stepOf, type View } from "./state";
+import { closed, parkedOf, stateOf, stepOf, type View } from "./state";
 import { answerFor, asked, changesOf, readDraft, receiptFor, sections, whole, type Draft } from "./steering";
 import { store, type Held } from "./store";
 import type { Param, Session } from "./types";
@@ -36,8 +36,9 @@ export function SteerTools(): JSX.Element {
 export function Steer({ view }: { view: View }): JSX.Element {
   const session = view.session as Session;
   const shut = closed(view) ?? (stateOf(view) === "stalled" ? "no step end" : null);
-  if (page.steer === "changes") return <Changes view={view} session={session} shut={shut} />;
-  return <Values view={view} session={session} shut={shut} />;
+  const parked = shut ?? (parkedOf(session) === null ? null : "parked");
+  if (page.steer === "changes") return <Changes view={view} session={session} shut={shut} fixed={parked} />;
+  return <Values view={view} session={session} shut={parked} />;
 }
 
 function Values({ view, session, shut }: { view: View; session: Session; shut: string | null }): JSX.Element {
@@ -152,6 +153,7 @@ const SHUT: Record<string, string> = {
   "no step end": "The run is stalled: changes would wait for a step that does not come.",
   offline: "No connection: nothing can be changed, and nothing that is pressed is kept.",
   "watching only": "This link watches only.",
+  parked: "The run is parked: bring it back to change its values.",
 };
 
 /** A step that is still to come; null where none is typed. */
@@ -168,6 +170,11 @@ interface RowState {
 /** As it was read back; of what a schedule writes anew at every step four figures are enough. */
 function current(param: Param): string {
   return param.owner === "scheduler" && param.script === undefined ? brief(param.value) : setting(param.value);
+}
+
+/** The same as it would be typed. */
+function written(param: Param): string {
+  return Array.isArray(param.value) || param.owner === "scheduler" ? current(param) : String(param.value ?? "");
 }
 
 function rowState(param: Param, draft: Draft | undefined, receipt: Held | undefined, view: View, step: number): RowState {
@@ -191,6 +198,9 @@ function rowState(param: Param, draft: Draft | undefined, receipt: Held | undefi
   const data = receipt?.reply?.data;
   if (receipt?.state === "applied" && isDict(data)) {
     const own = answerFor(receipt, param.path) ?? data;
+    // Set anew since, or put back: then it is history. The session's values come a moment after the answer.
+    const other = param.owner !== "scheduler" && setting(param.value) !== setting(own["new"]);
+    if ((other || Number(data["applied_step"]) > step) && Date.now() - (receipt.settled_ms ?? 0) > 6_000) return { s: "idle", text: "" };
     const at = typeof data["applied_step"] === "number" ? ` at step ${count(data["applied_step"])}` : "";
     const until = typeof own["until"] === "number" ? `, until step ${count(own["until"])}` : "";
     return { s: "applied", text: `applied${at}${onRanks(data)}, read back ${setting(own["new"])}${until}` };
@@ -214,8 +224,8 @@ function ParamRow({ param, typed, receipt, view, shut, step, coming, apply }: {
   const off = shut !== null || state.s === "pending";
   const fits = draft === undefined && receipt?.state === "refused" ? nearest(receipt) : null;
   const put = (more: Partial<Draft>): void => {
-    const next = { ...draft, text: draft?.text ?? String(param.value), ...more };
-    if (next.text === String(param.value) && !next.until && !next.over) typed.delete(param.path);
+    const next = { ...draft, text: draft?.text ?? written(param), ...more };
+    if (next.text === written(param) && !next.until && !next.over) typed.delete(param.path);
     else typed.set(param.path, next);
     store.changed();
   };
@@ -308,7 +318,7 @@ function Editor({ id, name, param, draft, off, type, apply, invalid }: {
       <input
         id={id} class={`inp${words ? "" : " num"}`} type="text" inputMode={words ? "text" : "decimal"} autocomplete="off" spellcheck={false} disabled={off}
         aria-invalid={invalid ? "true" : undefined} aria-describedby={`${id}-st`}
-        value={draft ?? (Array.isArray(param.value) ? setting(param.value) : String(param.value ?? ""))}
+        value={draft ?? written(param)}
         onInput={(event) => type(event.currentTarget.value)}
         onKeyDown={(event) => {
           if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) apply();

@@ -57,6 +57,7 @@ const SETTINGS: Record<string, string> = {
   accumulate_grad_batches: "Accumulated batches",
   frozen: "Frozen",
   ema: "Weight averaging",
+  takes_effect: "When the loader changes",
   "sampler.weights": "Sampler weight",
 };
 
@@ -194,7 +195,7 @@ export function onRanks(data: Record<string, unknown>): string {
 export function changeText(change: Record<string, unknown>): string {
   const { path, cmd, until } = change;
   const lasts = typeof until === "number" ? `, until step ${count(until)}` : "";
-  const told = (value: unknown): string => (isDict(value) ? Object.values(value).map(brief).join(" ") : brief(value));
+  const told = (value: unknown): string => (isDict(value) ? Object.values(value).map((one, i) => (i === 0 ? brief(one) : `(${brief(one)})`)).join(" ") : brief(value));
   if (typeof path !== "string") {
     const [old, now] = [change["old"], change["new"]];
     const between = old === null || old === undefined ? "" : `${told(old)} → `;

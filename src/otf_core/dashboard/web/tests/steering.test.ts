@@ -73,7 +73,7 @@ test("what comes is read as the trainer tells it, and a refusal is said", () => 
 test("a change says what, who and why", () => {
   expect(changeText({ path: "lr", old: 0.1, new: 0.06, until: 900 })).toBe("Learning rate 0.1 → 0.06, until step 900");
   expect(changeText({ path: null, cmd: "extend", old: { max_steps: 400 }, new: { max_steps: 900 } })).toBe("Extend: 400 → 900");
-  expect(changeText({ path: null, cmd: "rollback", old: { step: 90 }, new: { step: 40, checkpoint: "40-ring" } })).toBe("Roll back: 90 → 40 40-ring");
+  expect(changeText({ path: null, cmd: "rollback", old: { step: 90 }, new: { step: 40, checkpoint: "40-ring" } })).toBe("Roll back: 90 → 40 (40-ring)");
   expect(changeText({ path: null, cmd: "note", old: null, new: "warm" })).toBe("Note: warm");
   expect(cli("undo", { change: 7 }, "base")).toBe("otf undo 7 --run base");
   expect([{ by: "user", who: "ada@lab" }, { by: "guard", cause: "spike" }, { by: "user" }, { by: "until" }, { by: "undo", who: "ada@lab" }].map(byWhom))
