@@ -1,4 +1,4 @@
-"""A value of any kind that is set in a loop of the user's is that of a loop which sets it itself."""
+"""A value of any kind that is set in a loop of one's own is that of a loop which sets it itself."""
 
 from __future__ import annotations
 
