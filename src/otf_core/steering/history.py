@@ -281,7 +281,11 @@ class History:
     def _take_back(self, ticket: Ticket, change: Change) -> dict[str, Any]:
         """All that was made as one with it, the last first."""
         now: dict[str, Any] = {}
-        for row in reversed(self.changes.together(change)):
+        rows = [*reversed(self.changes.together(change))]
+        for row in rows:  # all of it, or nothing
+            if row.open and row.back is not None and row.back["kind"] == "param":
+                self._steering.refuse_undo(of_plain(self._steering, row.back), self._step())
+        for row in rows:
             if row.open and row.back is not None:
                 now |= self.ways[row.back["kind"]](row, ticket)
         return now
