@@ -246,19 +246,26 @@ class OtherRank:
             "weights_aside": self._weights_aside,
             "take_weights": self._take_weights,
             "weights_back": self._weights_back,
-            "park_check": self._parks.check,
-            "park": lambda: list(self._parks.park()),
-            "unpark": self._parks.back,
+            "park_check": self._check_park,
+            "park": self._park,
+            "unpark": self._unpark,
             "skip": self._skip,
             **self.looks,
         }
         return told[name](*args)
 
-    @property
-    def _parks(self) -> Parking:
+    def _check_park(self) -> None:
         if self.parking is None:
             raise CommandError(ErrorCode.UNSUPPORTED, "This rank cannot be parked.")
-        return self.parking
+        self.parking.check()
+
+    def _park(self) -> list[float]:
+        assert self.parking is not None
+        return list(self.parking.park())
+
+    def _unpark(self) -> None:
+        if self.parking is not None:
+            self.parking.back()
 
     def _capture(self) -> None:
         self._delegate.capture()
