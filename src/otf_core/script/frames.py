@@ -105,7 +105,7 @@ def is_module(frame: FrameType) -> bool:
 
 
 def _of_module(frame: FrameType) -> dict[str, Any]:
-    """Its own dict. From Python 3.12 on a comprehension runs in the frame around it: while one does,
+    """Its own dict. From Python 3.12 on a comprehension runs in the frame around it: meanwhile
     ``f_locals`` is a copy with its variables, from 3.13 on a view of these alone."""
     there = frame.f_locals
     if frame.f_code.co_name == "<module>" and any(n in there for n in frame.f_code.co_varnames):
