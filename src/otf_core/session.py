@@ -184,7 +184,7 @@ class Session:
         self._position = Position()
         self._position_at_s = time.monotonic()
         self._params: list[dict[str, Any]] = []
-        self._params_at_s = 0.0
+        self._params_at_s, self._params_every_s = 0.0, PARAMS_EVERY_S
         self._step_s: float | None = None
         self._between_s, self._left_at_s = 0.0, time.monotonic()
         self._notes = 0
@@ -1192,7 +1192,7 @@ class Session:
         """Note where the run stands, for those who ask from other threads."""
         self._position = self._delegate.position()
         now_s = self._position_at_s = time.monotonic()
-        if now_s - self._params_at_s >= PARAMS_EVERY_S:
+        if now_s - self._params_at_s >= self._params_every_s:
             self._refresh_params()
         for found in self.steering.watch(self._position.step):
             if isinstance(found, Ended):
@@ -1219,8 +1219,10 @@ class Session:
             )
 
     def _refresh_params(self) -> None:
-        self._params_at_s = time.monotonic()
+        self._params_at_s = began_s = time.monotonic()
         self._params = self._param_commands.rows(may_wait=False)
+        # A model of many groups has many rows: 1 % of the time is for them.
+        self._params_every_s = max(PARAMS_EVERY_S, 100 * (time.monotonic() - began_s))
 
     def _capture(self, pool: HostPool, left_by: str) -> dict[str, Any]:
         self.park.refuse("save")

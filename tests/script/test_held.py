@@ -194,3 +194,25 @@ def test_a_set_and_a_release_are_undone() -> None:
     assert not held
     with pytest.raises(CommandError):
         steering.check(SetParam(path="lr", release=True), 1)
+
+
+def test_a_switch_and_one_of_several_are_in_the_step_only() -> None:
+    adam, rprop = Adam(parameters(), lr=0.1), torch.optim.Rprop(parameters(), lr=0.1)
+    run, held = Run([adam, rprop]), Held()
+    steering = Steering(run, held)
+    steering.apply(SetParam(path="optim.0.groups.0.maximize", value=True), 0)
+    steering.apply(SetParam(path="step_size_max", value=2.0, until=2), 0)
+    row = next(r for r in steering.list() if r["path"] == "step_size_max")
+    assert (row["value"], row["script"]) == (2.0, 50.0)
+    with Steps(held) as steps:
+        for step in range(3):
+            steering.watch(step)
+            run.step(step)
+            assert adam.param_groups[0]["maximize"] is False
+            assert rprop.param_groups[0]["step_sizes"] == (1e-6, 50)
+    assert [used["maximize"] for used in steps.used] == [True, False] * 3
+    largest = [used["step_sizes"][1] for used in steps.used if "step_sizes" in used]
+    assert largest == [2.0, 2.0, 50]
+    again = Steering(run, Held())
+    again.load(steering.state())
+    assert next(r for r in again.list() if r["path"] == "optim.0.groups.0.maximize")["value"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
@@ -155,8 +155,10 @@ def option_of(optimizer: Optimizer, name: str) -> Option:
     return OPTIONS.get(name) or Option(name)
 
 
-def names_in(optimizers: Iterator[Optimizer]) -> list[str]:
+def names_in(optimizers: Sequence[Optimizer]) -> list[str]:
     """The names that may be found in the groups of these."""
+    there = {key for o in optimizers for group in o.param_groups for key in group}
+    known = [name for name, option in OPTIONS.items() if (option.key or name) in there]
     more = {
         name: None
         for optimizer in optimizers
@@ -164,7 +166,7 @@ def names_in(optimizers: Iterator[Optimizer]) -> list[str]:
         for name, value in optimizer.defaults.items()
         if type(value) is float and name not in OPTIONS and name not in FIXED
     }
-    return [*OPTIONS, *more]
+    return [*known, *more]
 
 
 def found_in(optimizer: Optimizer, group: Mapping[str, Any], name: str) -> bool:

@@ -497,7 +497,7 @@ class Steering:
 
     def _slots(self) -> Iterator[tuple[int, Slot]]:
         optimizers = self.tunable.optimizers()
-        for name in names_in(iter(optimizers)):
+        for name in names_in(optimizers):
             for index, optimizer in enumerate(optimizers):
                 for group in range(len(optimizer.param_groups)):
                     slot = Slot(optimizer, group, name)
