@@ -148,6 +148,9 @@ def test_what_a_guard_did_is_undone(tmp_path: Path) -> None:
         gone, scaled = event["requests"]
         back = dashboard.request("undo", {"request_id": scaled})["data"]
         assert (back["undone"]["cmd"], back["now"]) == ("set_param", {"lr": 2 * lr})
+        path = dashboard.request("save_ckpt")["data"]["path"]
+        # The next rollback does not make up for a change that was taken back.
+        assert torch.load(path, weights_only=True)["otf"]["guards"]["factor"] == 1.0
         back = dashboard.request("undo", {"request_id": gone})["data"]
         assert back["now"]["step"] == 9
         dashboard.request("stop", {"save": False})
