@@ -70,8 +70,8 @@ class World:
                 self.optimizer.zero_grad()
                 loss = self.model(x).square().mean()
                 loss.backward()
-                self.frozen.before_step(self.optimizer)
                 if clip is not None:
+                    self.frozen.before_step(self.optimizer)
                     nn.utils.clip_grad_norm_(self.model.parameters(), clip)
                 return loss
 

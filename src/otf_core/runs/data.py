@@ -220,8 +220,8 @@ class ChosenData:
         found = [each for each in among.values() if isinstance(each, WeightedRandomSampler)]
         if len(found) != 1 or len(found[0].weights) != len(self.loader.dataset):
             return []
-        labels = labels_of(self.loader.dataset, len(self.loader.dataset))
-        if labels is None:
+        labels = labels_of(self.loader.dataset)
+        if labels is None or len(labels) != len(found[0].weights):
             return []
         self._weighted, self._labels = found[0], labels
         return [str(label) for label in torch.unique(labels).tolist()]

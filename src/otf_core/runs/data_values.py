@@ -79,7 +79,9 @@ class DataValues:
 
     def factor(self, label: str) -> float:
         """Of a class, from the next epoch on."""
-        return (self._next(self._needed()).factors or {}).get(label, 1.0)
+        chosen = self._data.usable()
+        now = self._next(chosen) if chosen is not None else DataChoice()
+        return (now.factors or {}).get(label, 1.0)
 
     def factor_in_use(self, label: str) -> float:
         """Of the epoch that runs."""

@@ -7,23 +7,22 @@ from typing import Any
 import torch
 
 
-def labels_of(dataset: Any, number: int) -> torch.Tensor | None:
+def labels_of(dataset: Any) -> torch.Tensor | None:
     """The class of each sample, as data sets of torch and torchvision keep them; int64.
 
-    None where there are none, or nobody can tell without reading every sample.
+    Only what lies in the data set's attributes is looked at: a property may read every sample.
+    None where there are none, or nobody can tell.
     """
-    found: Any = getattr(dataset, "targets", None)
-    if found is None:
-        found = getattr(dataset, "labels", None)
-    tensors = getattr(dataset, "tensors", None)
+    own: dict[str, Any] = getattr(dataset, "__dict__", {})
+    found, tensors = own.get("targets", own.get("labels")), own.get("tensors")
     if found is None and isinstance(tensors, tuple) and len(tensors) > 1:
         found = tensors[-1]
-    if found is None and (inner := getattr(dataset, "dataset", None)) is not None:
-        indices, below = getattr(dataset, "indices", None), labels_of(inner, len(inner))
-        found = below[torch.as_tensor(indices)] if below is not None and indices else None
+    if found is None and own.get("indices") is not None:  # a Subset
+        below = labels_of(own.get("dataset"))
+        found = below[torch.as_tensor(own["indices"])] if below is not None else None
     try:
         labels = torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError):
         return None
     whole = not (labels.is_floating_point() or labels.is_complex())
-    return labels.to(torch.int64) if whole and labels.shape == (number,) else None
+    return labels.to(torch.int64) if whole and labels.dim() == 1 else None
