@@ -799,6 +799,9 @@ class Session:
         )
         ticket.payload = step.payload
         self.router.run(ticket)
+        if not answer:
+            why = "it would wait for a later step"
+            raise step.refused(why)
         if not answer["ok"]:
             raise step.refused(answer["detail"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_an_export_is_asked_for_with_the_path_that_was_meant_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    samples, weights, archive, report = EXPORTS
+    samples, weights, archive, report, recipe = EXPORTS
     worst = {"kind": "quantile", "from": 0.9, "to": 1.0}
     given = {"worst": 0.1, "out_path": "../x.csv", "on": "val"}
     expected = {"selection": worst, "out_path": str(tmp_path.parent / "x.csv"), "on": "val"}
@@ -157,6 +158,10 @@ def test_an_export_is_asked_for_with_the_path_that_was_meant_here(
     given = {"out_path": "r.html", "run_id": "f"}
     expected = {**given, "out_path": str(tmp_path / "r.html")}
     assert request_of(report, given) == ("export_report", expected)
+    best = {"out_path": str(tmp_path / "best.json")}
+    assert request_of(recipe, {"out_path": "best.json"}) == ("export_recipe", best)
+    said = "Wrote the 3 steps of r to /best.json"
+    assert sentences.exported_recipe("r", {"steps": 3, "out_path": "/best.json"}, {}) == said
     packed = {"runs": ["a", "b"], "checkpoints": 1, "bytes": 9e6, "out_path": "/s.zip"}
     said = "Packed a, b with 1 checkpoint (9.0 MB) into /s.zip"
     assert sentences.exported_archive("r", packed, {}) == said
@@ -267,6 +272,40 @@ def test_a_choice_is_shown_with_what_may_be_chosen() -> None:
     assert said == "after_fit  auto  (user; auto, return, test, hold)"
     row["pending"] = {"value": "hold", "at_step": 5}
     assert "auto, becomes hold" in sentences.params("d", {"params": [row]}, {})
+
+
+def test_a_ledger_reads_as_a_person_reads_it() -> None:
+    assert sentences.changes("d", {"changes": [], "total": 0}, {}) == "Nothing was changed in d"
+    row = {"id": 11, "step": 1200, "by": "user", "who": "ada@gpu", "cmd": "set_param",
+           "cause": None, "path": "lr", "old": 0.002, "new": 0.004, "until": 1300,
+           "undone_by": 12}  # fmt: skip
+    back = {**row, "id": 12, "by": "undo", "cause": "change 11", "until": None, "undone_by": None}
+    longer = {**row, "by": "guard", "who": None, "cause": "spike", "path": None, "cmd": "extend",
+              "old": {"max_epochs": 3}, "new": {"max_epochs": None}}  # fmt: skip
+    said = sentences.changes("d", {"changes": [row, back, longer], "total": 13}, {}).splitlines()
+    assert said[0] == "10 older ones are not shown"
+    assert [re.split(r" {2,}", line.strip()) for line in said[2:]] == [
+        ["11", "1,200", "ada@gpu", "lr until 1,300", "0.002", "0.004", "12"],
+        ["12", "1,200", "undo, ada@gpu (change 11)", "lr", "0.002", "0.004", "-"],
+        [
+            "11",
+            "1,200",
+            "guard (spike)",
+            "extend until 1,300",
+            "max_epochs 3",
+            "max_epochs -",
+            "12",
+        ],
+    ]
+
+
+def test_an_undo_names_a_row_by_its_number_and_a_request_by_its_id() -> None:
+    undo = next(verb for verb in VERBS if verb.word == "undo")
+    assert request_of(undo, {}) == ("undo", {})
+    assert request_of(undo, {"which": "7", "restore": True}) == (
+        "undo", {"change": 7, "restore": True},
+    )  # fmt: skip
+    assert request_of(undo, {"which": "q-7"}) == ("undo", {"request_id": "q-7"})
 
 
 def test_a_scan_reads_as_a_person_reads_it() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from otf_core.control.delegate import Position
 from otf_core.runner import Runner
 from otf_core.steering.changes import MAX_ROWS, Changes
-from otf_core.steering.recipe import RecipeError, read_recipe, recipe_of
+from otf_core.steering.recipe import RecipeError, Replay, read_recipe, recipe_of
 from tests.exact import digest
 from tests.exact.digest import differences
 from tests.exact.models import Net
@@ -156,6 +157,23 @@ def test_what_was_taken_back_as_if_it_had_never_been_does_not_come_again(
         asks(run, "resume")
         found = digest.of_run(run.outcome())
     assert differences(bare, found) == []
+
+
+def test_a_place_that_was_passed_over_is_said_and_what_was_skipped_stays_so(
+    written: Callable[..., str],
+) -> None:
+    recipe = read_recipe(written(SET, {**SET, "at_step": 3, "epoch": 1, "batch_idx": 1}))
+    did: list[int] = []
+    replay = Replay(recipe, lambda step: did.append(step.number))
+    replay.skip(recipe.steps[0].id)
+    replay.load(set())  # put back to before it
+    replay.at(Position(step=2, epoch=0, batch_idx=2))
+    replay.at(Position(step=3, epoch=1, batch_idx=0))
+    assert (did, replay.left) == ([], 1)
+    with pytest.raises(RecipeError, match=r"step 2 .* stands at step 4, and was not there"):
+        replay.at(Position(step=4, epoch=1, batch_idx=2))
+    replay.at(Position(step=3, epoch=1, batch_idx=1))
+    assert (did, replay.left) == ([2], 0)
 
 
 def test_a_fork_is_in_the_ledger_of_its_run_and_no_recipe_is_made_of_it(tmp_path: Path) -> None:
