@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from otf_core.errors import CommandError, ErrorCode
 from otf_core.state import park
+from otf_core.state.host_pool import HostPool
 from otf_core.state.on_device import Holdings, find
 from otf_core.state.park import Parking
 from otf_core.testing import FakeAccelerator
@@ -51,10 +52,12 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeAccelerator:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAccelerator]:
     accelerator = FakeAccelerator()
     monkeypatch.setattr(park, "accelerator_of", lambda _: accelerator)
-    return accelerator
+    gc.freeze()  # what is there before is not counted, nor collected each time
+    yield accelerator
+    gc.unfreeze()
 
 
 def trained() -> tuple[Net, torch.optim.Optimizer]:
@@ -257,14 +260,48 @@ def test_what_is_not_the_run_s_own_stays(fake: FakeAccelerator) -> None:
 def test_a_gpu_is_settled_and_gives_back_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     for name in ("synchronize", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: called.append(name))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 4096)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1024)
+        monkeypatch.setattr(
+            torch.cuda, name, lambda *which, name=name: called.append(f"{name} {[*which]}")
+        )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda each: (0, 4096, 2048)[each])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda each: (0, 1024, 512)[each])
     gpu = park.accelerator_of(torch.device("cuda:1"))
     gpu.settle()
     gpu.release()
-    assert called == ["synchronize", "empty_cache"]
-    assert (gpu.taken_bytes(), gpu.used_bytes(), gpu.pinned) == (4096, 1024, True)
-    assert gpu.holds(torch.device("cuda:1"))
-    assert not gpu.holds(torch.device("cuda:0"))
+    assert called == ["synchronize [1]", "synchronize [2]", "empty_cache []"]
+    assert (gpu.taken_bytes(), gpu.used_bytes(), gpu.pinned) == (6144, 1536, True)
+    assert gpu.holds(torch.device("cuda:0"))
+    assert not gpu.holds(CPU)
     assert gpu.refuses() is None
+
+    class Graph(torch.cuda.CUDAGraph):
+        def __new__(cls) -> Graph:
+            return object.__new__(cls)
+
+        def __init__(self) -> None:
+            self.captured = True
+
+    held = [Graph()]
+    assert "CUDA graph" in str(gpu.refuses())
+    held.clear()
+
+
+def test_memory_is_pinned_where_there_is_room_for_it(
+    fake: FakeAccelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    take = HostPool.take
+
+    def noted(pool: HostPool, nbytes: int, *, pinned: bool = False) -> torch.UntypedStorage:
+        asked.append(pinned)
+        return take(pool, nbytes)
+
+    monkeypatch.setattr(HostPool, "take", noted)
+    monkeypatch.setattr(fake, "pinned", True, raising=False)
+    net = nn.Linear(16, 16, bias=False)
+    for room in (2 * 1024, 2 * 1024 - 1):
+        parks = parking(net, room_bytes=lambda room=room: room)
+        parks.park()
+        parks.back()
+    assert asked == [True, False]

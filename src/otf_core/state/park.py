@@ -69,16 +69,13 @@ class Accelerator(Protocol):
 
 
 class Cuda:
-    """One GPU of this process."""
+    """All GPUs that this process uses: a model may lie on several."""
 
     pinned = True
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = torch.device("cuda", device.index or 0)
-
     def holds(self, device: torch.device) -> bool:
-        """A module that is spread over several is parked from this one only."""
-        return device == self._device
+        """Whichever it is."""
+        return device.type == "cuda"
 
     def refuses(self) -> str | None:
         """A CUDA graph knows tensors by their addresses."""
@@ -86,21 +83,22 @@ class Cuda:
         return GRAPHS if any(issubclass(type(each), kind) for each in gc.get_objects()) else None
 
     def settle(self) -> None:
-        """On all streams."""
-        torch.cuda.synchronize(self._device)
+        """All streams of those on which something lies; another one would be begun by it."""
+        for each in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(each):
+                torch.cuda.synchronize(each)
 
     def used_bytes(self) -> int:
         """As the caching allocator counts."""
-        return torch.cuda.memory_allocated(self._device)
+        return sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
 
     def taken_bytes(self) -> int:
         """As the caching allocator counts; the context of CUDA is not in it."""
-        return torch.cuda.memory_reserved(self._device)
+        return sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))
 
     def allocate(self, storage: torch.UntypedStorage, nbytes: int) -> None:
-        """Of the caching allocator."""
-        with torch.cuda.device(self._device):
-            storage.resize_(nbytes)
+        """Of the caching allocator, on the storage's own GPU."""
+        storage.resize_(nbytes)
 
     def release(self) -> None:
         """What the caching allocator keeps."""
@@ -114,7 +112,7 @@ def accelerator_of(device: torch.device) -> Accelerator:
         CommandError: ``unsupported``; there is none whose memory can be given back.
     """
     if device.type == "cuda":
-        return Cuda(device)
+        return Cuda()
     said = NOTHING if device.type == "cpu" else ONLY_CUDA
     raise CommandError(ErrorCode.UNSUPPORTED, said.format(device=device))
 
@@ -177,7 +175,8 @@ class Parking:
         if not self.parked:
             self._plan()
 
-    def _plan(self) -> tuple[Accelerator, Sequence[Piece]]:
+    def _plan(self) -> tuple[Accelerator, Sequence[Piece], bool]:
+        """From where, what, and whether there is room for pinned memory."""
         holdings = self._holdings()
         if holdings.why_not is not None:
             raise CommandError(ErrorCode.UNSUPPORTED, holdings.why_not)
@@ -193,7 +192,8 @@ class Parking:
                 "it was."
             )
             raise CommandError(ErrorCode.NOT_ALLOWED_NOW, detail)
-        return accelerator, found.pieces
+        # torch rounds pinned memory up to a power of two, and the system cannot swap it.
+        return accelerator, found.pieces, accelerator.pinned and 2 * wanted <= room
 
     def park(self) -> Parked:
         """Copy all to the host, then give the device's memory back.
@@ -202,13 +202,13 @@ class Parking:
             CommandError: see ``check``; also where the host gives no memory. The run is as it was.
         """
         began_s = time.monotonic()
-        accelerator, pieces = self._plan()
+        accelerator, pieces, pinned = self._plan()
         gc.collect()  # what nobody has any more takes memory as well
         accelerator.settle()
         before = accelerator.taken_bytes()
         memory = HostPool()
         try:
-            moved = [(p, memory.take(p.nbytes, pinned=accelerator.pinned)) for p in pieces]
+            moved = [(p, memory.take(p.nbytes, pinned=pinned)) for p in pieces]
             for piece, host in moved:
                 _copy(piece.storage, host)
         except (RuntimeError, MemoryError) as error:

@@ -24,6 +24,7 @@ class FakeAccelerator:
         self.capacity_bytes = capacity_bytes
         self.why_not: str | None = None
         self.settled = self.released = 0
+        self._used: int | None = None
 
     def holds(self, device: torch.device) -> bool:
         """The CPU is it."""
@@ -61,13 +62,16 @@ class FakeAccelerator:
 
     def allocate(self, storage: torch.UntypedStorage, nbytes: int) -> None:
         """As ``resize_``, unless it does not fit."""
-        # Not counted where it always fits: that looks at every object of the process.
-        limited = self.capacity_bytes < math.inf
-        if limited and self.used_bytes() + nbytes > self.capacity_bytes:
-            msg = f"out of memory: {nbytes} bytes more were asked for"
-            raise torch.OutOfMemoryError(msg)
+        if self.capacity_bytes < math.inf:
+            if self._used is None:  # counted once: that looks at every object of the process
+                self._used = self.used_bytes()
+            if self._used + nbytes > self.capacity_bytes:
+                msg = f"out of memory: {nbytes} bytes more were asked for"
+                raise torch.OutOfMemoryError(msg)
+            self._used += nbytes
         storage.resize_(nbytes)
 
     def release(self) -> None:
         """Nothing is kept."""
         self.released += 1
+        self._used = None

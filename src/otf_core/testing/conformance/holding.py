@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,13 @@ class Holding(Suite):
         self.needs("pause", "park")
         device = FakeAccelerator()
         monkeypatch.setattr(park, "accelerator_of", lambda _: device)
+        gc.freeze()  # what is there before is not counted, nor collected each time
+        try:
+            self._parked(device, tmp_path)
+        finally:
+            gc.unfreeze()
+
+    def _parked(self, device: FakeAccelerator, tmp_path: Path) -> None:
         batch = self.batch(WITHIN)
         with self.running(tmp_path / "run", hold=(batch,)) as run:
             run.probe.wait_for(batch)
