@@ -91,7 +91,11 @@ class Digits(L.LightningDataModule):
         Raises:
             ModuleNotFoundError: scikit-learn is not installed; it brings the images.
         """
-        from sklearn.datasets import load_digits  # noqa: PLC0415, RUF100 -- only who uses it needs it
+        try:
+            from sklearn.datasets import load_digits  # noqa: PLC0415, RUF100 -- only who uses it needs it
+        except ModuleNotFoundError as error:
+            msg = f"the digits are scikit-learn's, found no {error.name}: pip install scikit-learn"
+            raise ModuleNotFoundError(msg, name=error.name) from error
 
         images, labels = load_digits(return_X_y=True)
         data = TensorDataset(

@@ -39,7 +39,9 @@ def go_on(trainer: L.Trainer, saved: Sequence[Mapping[str, Any]], step: int) -> 
         same = all(here[name] == row.get(name) for name in ("class", "save_dir", "name"))
         if not same or row["version"] is None or not _is_automatic(logger):
             continue
+        new = _checkpoints_of(logger)
         _point_at(logger, row["version"])
+        _lead_checkpoints(trainer, new, _checkpoints_of(logger))
         if isinstance(logger, CSVLogger):
             _keep_rows(logger, row, step)
 
@@ -88,6 +90,20 @@ def _point_at(logger: Any, version: Any) -> None:
         with contextlib.suppress(OSError):
             new.rmdir()
     logger._version = version  # noqa: SLF001 -- as above
+
+
+def _checkpoints_of(logger: Any) -> str:
+    """Where a ModelCheckpoint without a folder of its own has chosen to write."""
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return str(Path(str(logger.save_dir), str(logger.name), version, "checkpoints"))
+
+
+def _lead_checkpoints(trainer: L.Trainer, new: str, old: str) -> None:
+    """Back as well: from another folder Lightning takes no scores over."""
+    for callback in trainer.checkpoint_callbacks:
+        dirpath = getattr(callback, "dirpath", None)
+        if dirpath is not None and Path(dirpath).absolute() == Path(new).absolute():
+            callback.dirpath = old
 
 
 def _remove_empty_events(folder: Path) -> None:

@@ -450,3 +450,20 @@ def test_a_released_value_is_said_with_what_holds_now() -> None:
     data = {"path": "lr", "old": 0.5, "new": 0.1, "applied_step": 7}
     said = sentences.resumed("digits", data, {})
     assert said == "Gave lr of digits back to the script: 0.5 → 0.1, applied at step 7"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"kind": "bool", "value": False, "min": None, "max": None}, "off  (x; on, off)"),
+        ({"kind": "str", "value": "", "min": None, "max": None}, "none  (x; text)"),
+        ({"kind": "int", "value": 32, "min": 1, "max": None}, "32  (x; 1 or more)"),
+        ({"kind": "float", "value": 0.5, "min": None, "max": None}, "0.5  (x; any)"),
+        ({"kind": "float", "value": 0.5, "min": 0, "max": 1}, "0.5  (x; 0 to 1)"),
+        ({"kind": "enum", "value": "a", "choices": ["a", "b"]}, "a  (x; a, b)"),
+    ],
+)
+def test_what_a_value_may_be_is_said_by_its_kind(row: dict[str, Any], said: str) -> None:
+    assert (
+        sentences.params("d", {"params": [{"path": "p", "owner": "x", **row}]}, {}) == f"p  {said}"
+    )

@@ -198,3 +198,31 @@ def test_two_of_a_script_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was given 2 callbacks of otf; allowed: one"):
         _fit([own(tmp_path), own(tmp_path)], Net())
     assert not runs(tmp_path)
+
+
+SCRIPT = """
+import lightning as L
+from lightning.pytorch.demos.boring_classes import BoringModel
+L.Trainer(accelerator="cpu", max_steps=3, logger=False, enable_checkpointing=False,
+          enable_progress_bar=False, enable_model_summary=False).fit(BoringModel())
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_otf_fit_names_the_better_way_for_a_lightning_script(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "otf_core.cli.otf_fit", "--dashboard", "off", "train.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, cwd=tmp_path,
+        capture_output=True, text=True, check=True, timeout=170,
+    )  # fmt: skip
+    assert "not from these; OTF_AUTO=1 with python in place of otf-fit is exact" in done.stderr
+
+
+def test_digits_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    from otf_lightning.digits import Digits
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
+        Digits().setup("fit")

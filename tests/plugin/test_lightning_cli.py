@@ -46,6 +46,7 @@ GIVEN: dict[str, Any] = {
     "max_hold": 60,
     "max_pause": 30.5,
     "pause_at_start": False,
+    "guards": "nan:pause",
     "mirror": False,
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -115,3 +116,26 @@ def test_a_version_that_the_script_names_is_left_alone(tmp_path: Path) -> None:
     )
     versions = sorted(p.name for p in (tmp_path / "logs" / "lightning_logs").iterdir())
     assert versions == ["mine", "version_0"]
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_checkpoints_of_lightning_go_on_beside_them(kind: Any, tmp_path: Path) -> None:
+    """In their folder, with their scores; a warning that they do not would be an error here."""
+
+    def fit(*more: L.Callback) -> L.Trainer:
+        best = ModelCheckpoint(monitor="train_loss_step", save_top_k=2, every_n_train_steps=3)
+        return _fit(
+            [best, ours(tmp_path, checkpoint_every=4, resume="auto"), *more],
+            Net(),
+            logger=kind(tmp_path / "logs"),
+            enable_checkpointing=True,
+        )
+
+    with pytest.raises(Stop):
+        fit(StopAt(18))
+    [best] = fit().checkpoint_callbacks
+    folder = tmp_path / "logs" / "lightning_logs" / "version_0" / "checkpoints"
+    assert isinstance(best, ModelCheckpoint)
+    assert best.dirpath == str(folder)
+    assert {Path(path).parent for path in best.best_k_models} == {folder}
+    assert [path.name for path in (tmp_path / "logs" / "lightning_logs").iterdir()] == ["version_0"]

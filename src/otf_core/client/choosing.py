@@ -41,8 +41,8 @@ def choose(sessions: Sequence[Mapping[str, Any]], asked: str | None) -> Mapping[
         return fits[0]
     if not fits:
         detail = (
-            "No run is connected to the dashboard. Start one with OnTheFlyCallback() or otf-fit; "
-            "runs find the dashboard of otf dashboard by themselves."
+            "No run is connected to the dashboard. Start one with OnTheFlyCallback(), OTF_AUTO=1 "
+            "or otf-fit; runs find the dashboard of otf dashboard by themselves."
         )
         raise ChoiceError(detail, several=False, allowed=[])
     which = ", ".join(map(label, fits))

@@ -147,6 +147,19 @@ def previewed(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa:
     return "\n".join([head, columns(rows, right=("from", "to")), *more])
 
 
+def _allowed(row: Mapping[str, Any]) -> str:
+    least, greatest = row.get("min"), row.get("max")
+    if choices := row.get("choices"):
+        return ", ".join(map(str, choices))
+    if row.get("kind") == "bool":
+        return "on, off"
+    if least is None and greatest is None:
+        return "text" if row.get("kind") == "str" else "any"
+    if greatest is None:
+        return f"{number(least)} or more"
+    return f"{number(least)} to {number(greatest)}"
+
+
 def params(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     rows = data.get("params") or []
     if not rows:
@@ -156,10 +169,8 @@ def params(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: AR
     for row in rows:
         pending = row.get("pending")
         waits = f", becomes {number(pending.get('value'))}" if isinstance(pending, dict) else ""
-        bounds = f"{number(row.get('min'))} to {number(row.get('max'))}"
-        choices = row.get("choices")
-        allowed = ", ".join(map(str, choices)) if choices else bounds
-        value = number(row.get("value"))
+        allowed = _allowed(row)
+        value = number(row.get("value")) or "none"
         own = f"; {number(row['script'])} by the script itself" if "script" in row else ""
         lines.append(
             f"{row.get('path')!s:<{width}}  {value}{waits}  ({row.get('owner')}; {allowed}{own})"

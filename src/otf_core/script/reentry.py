@@ -46,6 +46,8 @@ OWN_RESUME: Final = {
     "pytorch_lightning": "trainer.fit(…, ckpt_path=…)",
     "transformers": "trainer.train(resume_from_checkpoint=True)",
 }
+# How such a run is had that goes on from ours.
+BETTER: Final = {"lightning": "; OTF_AUTO=1 with python in place of otf-fit is exact"}
 Registered = Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]]
 
 
@@ -223,7 +225,7 @@ class Reentry:
                 how = f" ({OWN_RESUME[package]})" if package in OWN_RESUME else ""
                 return (
                     f"the loop that trains is one of {package} ({spot}): it goes on from "
-                    f"{package}'s own checkpoints{how}, not from these"
+                    f"{package}'s own checkpoints{how}, not from these{BETTER.get(package, '')}"
                 )
         return None
 
