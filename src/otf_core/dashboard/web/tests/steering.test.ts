@@ -66,7 +66,8 @@ test("what comes is read as the trainer tells it, and a refusal is said", () => 
   const coming = readComing({ ok: true, data: { step: [5, 6], now: { "optim.0.lr": [1, 2] }, then: { "optim.0.lr": [3, 4] }, ends: { step: 6, why: "over" }, assumes: ["x"], cut: true } });
   expect([curveFor(coming?.then ?? new Map(), "lr"), coming?.ends, coming?.assumes, coming?.cut]).toEqual([[3, 4], { step: 6, why: "over" }, ["x"], true]);
   expect(curveFor(coming?.then ?? new Map(), "eps")).toBeUndefined();
-  expect(readComing({ ok: false, detail: "lr 9 asked" })?.refused).toBe("lr 9 asked.");
+  expect(readComing({ ok: false, detail: "lr 9 asked" })?.refused).toBe("The trainer would refuse this: lr 9 asked.");
+  expect(readComing({ ok: false, detail: "A preview was asked; X cannot be copied." })?.refused).toBe("No preview: A preview was asked; X cannot be copied.");
   expect(readComing(null)).toBeNull();
 });
 
