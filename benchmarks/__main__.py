@@ -39,6 +39,7 @@ from benchmarks import (
     start_up,
     step_cost,
     tapping,
+    watching,
 )
 from benchmarks.figures import Row
 
@@ -63,6 +64,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "rollback": going_back.rollback,
     "merging": merging.merging,
     "tap": tapping.loader_tap,
+    "guards": watching.guards,
     "scan": scanning.per_sample,
     "report": reporting.reporting,
     "page": page.page,

@@ -11,7 +11,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # what _LAZY has, for type checkers
-    from otf_core.own_loop import attach
+    from otf_core.own_loop.attach import attach
     from otf_core.script.register import register, register_validation
     from otf_core.steering.declared import otf_param
 

@@ -20,7 +20,10 @@ from otf_core.state.keeper import Every, Origin, every, find_origin
 from otf_core.state.run_folder import run_name_of
 from otf_core.steering.declared import Declared, all_declared
 from otf_core.steering.guard_rules import guard_rules
+from otf_core.steering.recipe import Recipe, read_recipe
+from otf_core.telemetry.notices import targets
 
+Notify = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 DASHBOARDS: Final = ("auto", "spawn", "stdio", "off")
 TELEMETRY: Final = ("full", "basic", "off")
 AT_MAX_PAUSE: Final = (None, "resume", "park")
@@ -39,7 +42,7 @@ TOGETHER: Final = (
     "scan", "samples", "select", "show_samples", "compare",
     "generate_report", "get_selected_region_indices",
     "export_subset", "prepare_export", "spill_all",
-    "export_weights", "export_session", "export_report",
+    "export_weights", "export_session", "export_report", "export_recipe",
     "dist_health", "throughput_health", "activations_health", "numerics_health",
     "determinism_health",
 )  # fmt: skip
@@ -73,9 +76,14 @@ class RunOptions:
             ``"spike:rollback,z=8"`` or a mapping; see docs/steering.md. None for no rule.
         params: attributes that can be set, each an ``otf_param``; beside those that module and
             data module name in their ``otf_params``.
+        recipe: a file of ``otf export recipe``; what was done to that run is done to this one.
+        notify: whom to tell that the run is paused, finished, failed, stalled or guarded:
+            "desktop", the URL of a webhook, or a mapping (see ``telemetry.notices``), or several.
+            ``OTF_NOTIFY`` adds to it from outside.
 
     Raises:
         ValueError: a value that is not allowed; it says what is.
+        RecipeError: the recipe cannot be read, or has a step that cannot be replayed.
     """
 
     project: str | None = None
@@ -93,6 +101,8 @@ class RunOptions:
     at_max_pause: Literal["resume", "park"] | None = None
     guards: Guarded = None
     params: Sequence[Declared] | None = None
+    recipe: str | Path | None = None
+    notify: Notify = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _allowed("at_max_pause", self.at_max_pause, AT_MAX_PAUSE)
@@ -104,6 +114,7 @@ class RunOptions:
             all_declared(self.params, "params")
         if ":" not in self.dashboard:
             _allowed("dashboard", self.dashboard, (*DASHBOARDS, "host:port"))
+        targets(self.notify)
         if self.keep_checkpoints < 1:
             asked = self.keep_checkpoints
             msg = f"keep_checkpoints was asked to be {asked!r}; allowed: 1 or more"
@@ -112,6 +123,11 @@ class RunOptions:
             if seconds is not None and not seconds > 0:
                 msg = f"{name} was asked to be {seconds!r}; allowed: seconds > 0"
                 raise ValueError(msg)
+        self.read_recipe()
+
+    def read_recipe(self) -> Recipe | None:
+        """The recipe, where one is to be replayed. RecipeError."""
+        return read_recipe(self.recipe) if self.recipe is not None else None
 
     def _check_guards(self) -> None:
         rules = guard_rules(self.guards)
@@ -193,6 +209,8 @@ class RunOptions:
             max_hold_s=self.max_hold,
             guards=guard_rules(self.guards),
             at_max_pause=self.at_max_pause or "resume",
+            recipe=self.read_recipe(),
+            notify=targets(self.notify),
         )
 
 

@@ -32,7 +32,7 @@ AS_IT_IS: Final = frozenset(
         "park", "list_params", "list_checkpoints", "list_changes", "list_guards", "set_guard",
         "results", "note", "samples", "select", "set_counter_seeds", "clean_disk",
         "get_selected_region_indices", "propose_subsets", "export_report", "export_recipe",
-        "pause", "resume", "stop",
+        "pause", "resume", "stop", "status", "ping", "cancel",
     }
 )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Park:
     def register(self, router: CommandRouter) -> None:
         """The command."""
         router.on("park")(self._park)
+        router.refuse = self.refuse
         why = NOT_HERE if self._parking is None else self._parking.never()
         if why is not None:
             router.unsupported({"park": why})

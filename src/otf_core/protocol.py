@@ -412,6 +412,12 @@ class ExportReport(Payload):
     run_id: str | None = None
 
 
+class ExportRecipe(Payload):
+    """``export_recipe``: what was done to the run that trains, for a run that begins."""
+
+    out_path: str | None = None
+
+
 class RegionIndices(Payload):
     run_id: str | None = None
     min_loss: float = float("-inf")
@@ -481,6 +487,7 @@ COMMANDS: Final[Mapping[str, CommandSpec]] = _table(
     CommandSpec("list_changes", ListChanges, "queue", mutates=False),
     CommandSpec("list_guards", Empty, "queue", mutates=False),
     CommandSpec("set_guard", SetGuard, "queue", mutates=True),
+    CommandSpec("export_recipe", ExportRecipe, "queue", mutates=True),
     CommandSpec("save_ckpt", Empty, "queue", mutates=True),
     CommandSpec("test_now", TestNow, "queue", mutates=True),
     CommandSpec("test", TestNow, "queue", mutates=True),

@@ -45,6 +45,7 @@ from otf_core.state.parts import Modules
 from otf_core.state.store import CheckpointStore, Pending
 from otf_core.steering.changes import Change
 from otf_core.steering.history import History
+from otf_core.steering.recipe import print_of, recipe_of
 
 # What a framework need not supply; the commands that it is for, each with the reason.
 NEEDS_SAMPLES: Final = dict.fromkeys(
@@ -81,6 +82,7 @@ class RunCommands:
     Args:
         losses: (step, loss) of the last steps.
         check_value: raises where a parameter cannot be set.
+        apart: whether a path is no value of the training.
         data: the training data, where it can be changed.
         samples: a set of the run by its name, where it can be looked at.
         health: the run as a check of its health sees it, with its losses so far.
@@ -101,6 +103,7 @@ class RunCommands:
         losses: Callable[[], Sequence[tuple[int, float]]],
         changes: Callable[[], int],
         check_value: Callable[[SetParam], None],
+        apart: Callable[[str], bool],
         data: TrainingData | None,
         samples: Callable[[str], SampleSubject] | None,
         health: Callable[[Sequence[tuple[int, float]]], HealthSubject] | None,
@@ -109,6 +112,7 @@ class RunCommands:
     ) -> None:
         self._run, self._actions, self._history, self._store = run, actions, history, store
         self._losses, self._health = losses, health
+        self._modules, self._apart = modules, apart
         self._seeds = {"fork": 0, "merge": 0, "gen": 0}
 
         def at() -> tuple[Any, ...]:
@@ -141,7 +145,7 @@ class RunCommands:
             chosen=self.looking.chosen,
             **({} if others is None else {"limited": functools.partial(tell_budget, others)}),
         )
-        files = OutFiles(lambda: run.run_dir)
+        files = self._files = OutFiles(lambda: run.run_dir)
         self.exports = Exports(
             run,
             tree,
@@ -198,6 +202,7 @@ class RunCommands:
         on("spill_all")(self.exports.spill)
         on("export_session")(self.session_files.archive)
         on("export_report")(self.session_files.report)
+        on("export_recipe")(self._export_recipe)
         on("export_weights")(self.exports.weights)
         for name in CHECKS:
             on(name)(self._check_health)
@@ -288,6 +293,32 @@ class RunCommands:
         return {"run_id": run_id, "step": self._step}
 
     # What is known of the run that trains.
+
+    def model(self) -> dict[str, Any] | None:
+        """By which its model is known again; None where that cannot be told."""
+        return None if self._modules is None else print_of(self._modules())
+
+    def _export_recipe(self, ticket: Ticket) -> dict[str, Any]:
+        """What was done to it, as a file for a run that begins."""
+        run_id, step = self._run.run_id, self._step
+        content = recipe_of(
+            self._history.changes,
+            run_id=run_id,
+            model=self.model(),
+            apart=self._apart,
+        )
+        out = self._files.file(ticket.payload.out_path, name=f"{run_id}-step{step}", ending=".json")
+        with out.write() as file:
+            file.write(msgspec.json.format(msgspec.json.encode(content)) + b"\n")
+        self._run.emit("artifact_created", path=str(out.path))
+        return {
+            "ok": True,
+            "out_path": str(out.path),
+            "bytes": out.bytes,
+            "run_id": run_id,
+            "steps": len(content["steps"]),
+            "applied_step": step,
+        }
 
     def _generate_report(self, ticket: Ticket) -> dict[str, Any]:
         """The losses of the run that trains, as they are now."""

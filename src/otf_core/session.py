@@ -61,8 +61,11 @@ from otf_core.steering.guards import Guards
 from otf_core.steering.history import History
 from otf_core.steering.knobs import Knob
 from otf_core.steering.params import Ended, Steering
-from otf_core.telemetry.emitter import Emitter
+from otf_core.steering.recipe import Recipe, Replay, Step
+from otf_core.telemetry.emitter import Emitter, Sink
 from otf_core.telemetry.journal import Journal
+from otf_core.telemetry.notices import Target
+from otf_core.telemetry.notifier import Notifier
 from otf_core.telemetry.recorder import Level, Seen, StepRecorder
 from otf_core.telemetry.stalls import StallWatch
 from otf_core.telemetry.system import DeviceStatsMonitor
@@ -90,6 +93,8 @@ class SessionOptions:
         max_hold_s: the end is held so long at most.
         guards: what is watched, and what is done about it.
         at_max_pause: what becomes of a forgotten pause.
+        recipe: what is done to the run, at which steps.
+        notify: who is told of what becomes of the run.
     """
 
     project: str
@@ -103,6 +108,8 @@ class SessionOptions:
     every: Every = dataclasses.field(default_factory=Every)
     after_fit: str = "auto"
     max_hold_s: float = 1800.0
+    recipe: Recipe | None = None
+    notify: Sequence[Target] = dataclasses.field(default=(), repr=False)
     telemetry: Level = "full"
     guards: tuple[GuardRule, ...] = ()
     at_max_pause: AtMaxPause = "resume"
@@ -202,11 +209,9 @@ class Session:
             put_off=dial.put_off,
             announce=self._say,
         )
-        self.emitter = Emitter(
-            session_id=self.session_id,
-            run_id=self.run_id,
-            sinks=(self.journal.append, self.channel.emit),
-        )
+        about = {"project": options.project, "host": os.uname().nodename, "pid": os.getpid()}
+        self.notifier = Notifier(options.notify, about=about, say=self._warn)
+        self.emitter = Emitter(session_id=self.session_id, run_id=self.run_id, sinks=self._sinks())
         self.emit = self.emitter.emit
         self._record = self._open_record()
         self.emitter.begin_generation(self._record.run_gen)
@@ -265,6 +270,7 @@ class Session:
                 release=self._release,
             ),
         )
+        self._replay = Replay(options.recipe, self._replay_step) if options.recipe else None
         self._interrupt = Interrupt(self._interrupted)
         self.router = CommandRouter(self._crashed, agreement)
         self.bus = ControlBus(self.router, wake=self.actions.wake, step=lambda: self._position.step)
@@ -275,6 +281,7 @@ class Session:
         self.history = History(
             self, store=self.store, delegate=delegate, steering=steering, bus=self.bus
         )
+        self.history.restored = self._restored
         self._param_commands = ParamCommands(
             steering, self.history, self.bus,
             position=lambda: self._position, changed=self._param_set,
@@ -289,6 +296,7 @@ class Session:
             losses=lambda: self.recorder.losses,
             changes=lambda: self._changes,
             check_value=lambda asked: steering.check(asked, self._position.step),
+            apart=steering.is_apart,
             data=data,
             samples=samples,
             health=health,
@@ -341,6 +349,7 @@ class Session:
             self.emit("log", level="warning", phase="info", text=text)
         self.journal.start()
         self.emitter.start()
+        self.notifier.start()
         self.store.start()
         if self.monitor is not None:
             self.monitor.start()
@@ -395,6 +404,8 @@ class Session:
             self._begin_training(logged)
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.keeper.step(self._position.step)
+        if self._replay is not None:
+            self._replay.at(self._position)
         here = bool(self.forks.budget) and self._hold_if_over(logged())
         if self._told_to_leave() is not None:
             self.actions.safe_point.wake()
@@ -471,6 +482,8 @@ class Session:
         self.tell_step(lrs=lrs, logged=logged, epoch=epoch)
         self.recorder.flush()
         self.keeper.end()
+        if self._replay is not None:
+            self._replay.at(self._position)
         if self._agreement is not None:
             self._agreement.meet_here(lambda: self._hold_the_end(logged))
         elif self._alone:  # a test on one rank would leave the others waiting
@@ -523,6 +536,10 @@ class Session:
         if status == "finished" and self.actions.stopping:
             said = "stopped"
         self.keeper.ended()
+        if self._replay is not None and self._replay.left and said != "failed":
+            text = f"{self._replay.left} steps of the recipe were not reached"
+            self.emit("log", level="warning", phase="info", text=text)
+            self._say(f"{self.run_id}: {text}")
         if said == "stopped" and status == "finished":  # the person here may not be who asked
             self._say(f"{self.run_id}: stopped by a command at step {self._position.step:,}")
             self.keeper.tell_newest()
@@ -570,6 +587,7 @@ class Session:
             self.monitor.stop()
         self.store.close()
         self.emitter.close()
+        self.notifier.close()
         self.journal.sync()
         self.channel.close()
         self.journal.close()
@@ -736,6 +754,8 @@ class Session:
         if (steering := state["otf"].get("steering")) is not None:
             self.steering.load(steering)
         self.history.load(state["otf"].get("changes"), own=base is not None)
+        if self._replay is not None:
+            self._replay.load(self.history.changes.requests())
         self.recorder.flush()
         self.guards.load(state["otf"].get("guards"))
         self._rewound = True
@@ -767,6 +787,29 @@ class Session:
         self._last_save = None
         self.keeper.moved()
         self._write_record(status=None)
+
+    def _replay_step(self, step: Step) -> None:
+        """As if somebody had asked for it here. RecipeError."""
+        answer: dict[str, Any] = {}
+        raw = msgspec.Raw(msgspec.json.encode(step.payload))
+        request = protocol.Request(cmd=step.cmd, id=step.id, payload=raw)
+        of = self.options.recipe.of if self.options.recipe is not None else None
+        ticket = Ticket(
+            request, Within(answer.update), on_answer=lambda _: None, by="recipe", cause=of
+        )
+        ticket.payload = step.payload
+        self.router.run(ticket)
+        if not answer["ok"]:
+            raise step.refused(answer["detail"])
+
+    def _restored(self, request_id: str) -> None:
+        """It was taken back as if it had never been; a recipe does not bring it again."""
+        if self._replay is None:
+            return
+        self._replay.skip(request_id)
+        if self._others is not None:
+            with self._others.do("skip", request_id):
+                pass
 
     def began_from_another(self) -> float | None:
         """When the run that trains began, Unix seconds; None where it has no parents."""
@@ -942,6 +985,9 @@ class Session:
         self.actions.hold(Held(ticket, said))
         return LATER
 
+    def _sinks(self) -> tuple[Sink, ...]:
+        return self.journal.append, self.channel.emit, self.notifier.hear
+
     def _open_session(self) -> None:
         """A new one on the same connection and in the same run."""
         old = self.journal
@@ -949,8 +995,7 @@ class Session:
         self.journal = Journal(self._journal_path(), on_loss=self._journal_lost)
         self.journal.start()
         self.channel.begin_session(self.journal)
-        sinks = (self.journal.append, self.channel.emit)
-        self.emitter.begin_session(self.session_id, sinks)
+        self.emitter.begin_session(self.session_id, self._sinks())
         old.close()
         self._record.session_ids.append(self.session_id)
         self._record.run_gen = 0
@@ -983,6 +1028,9 @@ class Session:
         elif self._signals is not None:
             self._signals.on()
         self.keeper.begin()
+        if self._replay is not None:
+            model = self._runs.model()
+            self._replay.begins(self._position, self.steering, model, self.router.capabilities())
         self._look_for_what_is_not_exact()
         if self._rewound:
             self._settle(logged)

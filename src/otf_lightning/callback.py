@@ -13,7 +13,7 @@ import torch
 from otf_core.channel import to_stderr
 from otf_core.control.agreement import StepAgreement
 from otf_core.control.delegate import ControlDelegate
-from otf_core.opening import Guarded, RunOptions, only_watched, tell_epoch
+from otf_core.opening import Guarded, Notify, RunOptions, only_watched, tell_epoch
 from otf_core.ranks.mail import StoreMail, of_the_group
 from otf_core.ranks.other import OtherRank
 from otf_core.ranks.pace import Pace
@@ -27,6 +27,7 @@ from otf_core.state.keeper import Every, Origin, ResumeError, Schedule, exact_st
 from otf_core.state.parts import params_of, rates_of
 from otf_core.steering.declared import Declared
 from otf_core.steering.params import Steering
+from otf_core.steering.recipe import RecipeError
 from otf_core.telemetry.recorder import StepRecorder
 from otf_lightning import inside, loggers
 from otf_lightning.delegate import LightningFrameworkDelegate
@@ -81,6 +82,11 @@ class OnTheFlyCallback(L.Callback):
             is changed in it, under names of their own.
         params: attributes of module or data module that can be set, each an ``otf_param``; beside
             those that they name in their ``otf_params``.
+        recipe: a file of ``otf export recipe``; what was done to that run is done to this one, at
+            the same steps. What cannot be replayed is refused before the first batch.
+        notify: whom to tell that the run is paused, finished, failed, stalled or guarded:
+            "desktop", the URL of a webhook, a mapping with ``url``, ``on``, ``template`` …, or
+            several of these. ``OTF_NOTIFY`` adds to it from outside.
 
     Raises:
         ValueError: a value that is not allowed, or whose capability this version does not have.
@@ -108,6 +114,8 @@ class OnTheFlyCallback(L.Callback):
         guards: Guarded = None,
         mirror: bool = True,
         params: Sequence[Declared] | None = None,
+        recipe: str | Path | None = None,
+        notify: Notify = None,
     ) -> None:
         super().__init__()
         self.is_otf = True  # its attributes are no part of the run's state
@@ -127,6 +135,8 @@ class OnTheFlyCallback(L.Callback):
             at_max_pause=at_max_pause,
             guards=guards,
             params=params,
+            recipe=recipe,
+            notify=notify,
         )
         self._test_dataloaders = test_dataloaders
         self._mirrors = mirror
@@ -176,6 +186,9 @@ class OnTheFlyCallback(L.Callback):
         origin = agree_on_origin(trainer, lambda: self._options.origin(model, asked))
         mail = mail_of(trainer)
         _refuse_clock_for_ranks(trainer, self._options.every, agree=mail is not None)
+        if self._options.recipe is not None and trainer.world_size > 1 and mail is None:
+            msg = "a recipe was asked for ranks whose process group has no store to agree through"
+            raise RecipeError(msg)
         self._delegate.make_shard_writer(self._checkpoints)
         if trainer.is_global_zero:
             self._open_session(trainer, pl_module, origin, mail)
@@ -207,6 +220,7 @@ class OnTheFlyCallback(L.Callback):
             saves=saves,
             env=os.environ,
             signals=signals_of(trainer) if mail is not None else None,
+            recipe=self._options.read_recipe(),
         )
         self._delegate.of_rank = other.of_rank  # fmt: skip
         if mail is not None:

@@ -32,6 +32,7 @@ from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.declared import Declared
 from otf_core.steering.knobs import Knob, clip_knob, refused_knob
 from otf_lightning import evaluation, inside, loggers, other_world, script, snapshot
+from otf_lightning.ema import Averages
 from otf_lightning.exact_report import ExactReport
 from otf_lightning.positions import SetupData
 
@@ -75,6 +76,7 @@ class LightningFrameworkDelegate:
             lambda: frozen.names_of([("", trainer.lightning_module)]), self.optimizers
         )
         self.data = DataKnobs()
+        self.averages = Averages(trainer)
         # What a part of another rank's has more.
         self.of_rank: Callable[[], Mapping[str, Any]] = dict
         # What other ranks are not exact for, and what they leave out.
@@ -444,6 +446,7 @@ class LightningFrameworkDelegate:
             accumulation.PATH: self._accumulation_knob(),
             frozen.PATH: self.frozen.knob(),
             **self.data.knobs(),
+            **self.averages.knobs(),
             **self.attributes.knobs(),
         }
 

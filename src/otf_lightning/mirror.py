@@ -28,6 +28,8 @@ MAX_FAILURES: Final = 3  # in a row
 MAX_LINES: Final = 100  # of changes, where all are kept in one value
 MAX_TAG: Final = 4000  # characters; MLflow's servers take 5,000 at least
 
+HEARD: Final = frozenset({"param_changed", "checkpoint_loaded", "note", "newRun", "runTransition"})
+
 Event = Mapping[str, Any]
 
 
@@ -36,13 +38,18 @@ class Told(NamedTuple):
 
     Attributes:
         names: run_id, project and run_dir, where the run is another one now.
-        event: of the journal.
+        event: of the journal; of the type "run" what the fit begins as, which is no change.
     """
 
     step: int
     text: str
     names: Mapping[str, str] | None
     event: Event
+
+    @property
+    def is_change(self) -> bool:
+        """False: it only says which run this is."""
+        return self.event["type"] != "run"
 
     @property
     def number(self) -> float | None:
@@ -84,19 +91,18 @@ class Mirror:
             if isinstance(logger, kind)
         }
         self._project = names["project"]
-        self._waiting: queue.Queue[Told | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Event | None] = queue.Queue(MAX_WAITING)
         self._lost = 0
         self._thread: threading.Thread | None = None
         if self._targets:
-            text = f"{names['run_id']} of {names['project']}"
-            self._put(Told(step, text, names, {"run_id": names["run_id"]}))
+            self._put({"type": "run", "step": step, **names})
             self._thread = threading.Thread(target=self._run, name="otf-mirror", daemon=True)
             self._thread.start()
 
     def hear(self, event: Event) -> None:
         """An event of the session; any thread, never blocks."""
-        if self._thread is not None and (told := told_of(event, self._project)) is not None:
-            self._put(told)
+        if self._thread is not None and event["type"] in HEARD:
+            self._put(event)
 
     def close(self) -> None:
         """Tell what is left, as far as it goes in ``FLUSH_S``; may be called twice."""
@@ -110,10 +116,10 @@ class Mirror:
         elif self._lost:
             self._warn(f"loggers were not told of {self._lost:,} changes: they are too slow")
 
-    def _put(self, told: Told | None) -> None:
+    def _put(self, event: Event | None) -> None:
         while True:
             try:
-                self._waiting.put_nowait(told)
+                self._waiting.put_nowait(event)
             except queue.Full:
                 try:
                     self._waiting.get_nowait()  # the oldest
@@ -124,10 +130,10 @@ class Mirror:
                 return
 
     def _run(self) -> None:
-        while (told := self._waiting.get()) is not None:
+        while (event := self._waiting.get()) is not None:
             for name, row in tuple(self._targets.items()):
                 try:
-                    row[0].take(told)
+                    row[0].take(told_of(event, self._project))
                     row[1] = 0
                 except Exception as error:  # noqa: BLE001 -- border: otf-mirror, and the client of the user's logger may raise anything
                     self._failed(name, row, error)
@@ -142,15 +148,18 @@ class Mirror:
             self._warn(f"{name} is not told any more what changes in this run")
 
 
-def told_of(event: Event, project: str) -> Told | None:
-    """What the loggers are told of an event; None: nothing."""
-    match event.get("type"):
+def told_of(event: Event, project: str) -> Told:
+    """What the loggers are told of an event that is ``HEARD``, or of the run as it begins."""
+    match event["type"]:
+        case "run":
+            names = {name: str(event[name]) for name in ("run_id", "project", "run_dir")}
+            return Told(event["step"], f"{names['run_id']} of {project}", names, event)
         case "param_changed":
             by = event.get("who") or event.get("by")
-            mode = f", {event['mode']}" if event.get("mode") not in (None, "script") else ""
+            by = f"{by} ({event['cause']})" if event.get("cause") else by
             until = f" until step {event['until']:,}" if event.get("until") is not None else ""
             values = f"{_shown(event.get('old'))} → {_shown(event.get('new'))}"
-            text = f"{event.get('path')} {values}{mode}{until}, by {by}"
+            text = f"{event.get('path')} {values}{until}, by {by}"
             return Told(int(event["applied_step"]), text, None, event)
         case "checkpoint_loaded":
             step, before = int(event["step"]), event.get("from_step")
@@ -167,9 +176,9 @@ def told_of(event: Event, project: str) -> Told | None:
             parents = " and ".join(event.get("parents") or ())
             text = f"goes on as {run_id}, a {meta.get('kind')} of {parents}"
             return Told(int(meta.get("at_step") or 0), text, names, event)
-        case "runTransition":
+        case kind:
+            assert kind == "runTransition", kind
             return Told(int(event["prev_step"]), f"goes on with {event['to']}", None, event)
-    return None
 
 
 def _shown(value: Any) -> str:
@@ -186,7 +195,7 @@ class _TensorBoard:
         if told.names is not None:
             text = "\n".join(f"- {name}: `{value}`" for name, value in told.names.items())
             self._writer.add_text("otf/run", text, told.step)
-        if told.event.get("type") is not None:
+        if told.is_change:
             self._writer.add_text("otf/changes", told.text, told.step)
 
 
@@ -206,7 +215,7 @@ class _CSV:
             **{name: event.get(name) for name in self.COLUMNS},
             "ts": at.isoformat(timespec="seconds"),
             "step": told.step,
-            "what": event.get("type", "run"),
+            "what": event["type"],
             "text": told.text,
         }
         new = not self._file.exists()
@@ -241,7 +250,7 @@ class _WandB:
     def take(self, told: Told) -> None:
         if told.names is not None:
             self._run.config.update({"otf": dict(told.names)}, allow_val_change=True)
-        if told.event.get("type") is None:
+        if not told.is_change:
             return
         self._run.summary.update({"otf/changes": self._newest.add(told)})
         if told.number is not None:
@@ -260,7 +269,7 @@ class _MLflow:
     def take(self, told: Told) -> None:
         for name, value in (told.names or {}).items():
             self._tag(f"otf.{name}", value)
-        if told.event.get("type") is None:
+        if not told.is_change:
             return
         if told.number is not None:
             # The characters that MLflow allows in the name of a metric.

@@ -23,12 +23,12 @@ def test_a_short_run_gives_a_row_for_each_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "_quieten", lambda: None)  # it changes the process for good
-    names = ["events_per_s", "stalled_memory", "checkpoint_block"]
+    names = ["events_per_s", "stalled_memory", "checkpoint_block", "guards"]
     code = bench.main([*names, "--quick", "--json", str(tmp_path / "rows.json")])
 
     told = json.loads((tmp_path / "rows.json").read_text())
     assert {row["bench"] for row in told["rows"]} == set(names)
-    assert len(told["rows"]) == 6
+    assert len(told["rows"]) == 8
     for row in told["rows"]:
         assert math.isfinite(row["ours"])
         assert row["ours"] > 0

@@ -20,6 +20,7 @@ from otf_core.control import actions as actions_module
 from otf_core.control.actions import ConsoleAction
 from otf_core.control.bus import ControlBus, Ticket
 from otf_core.control.delegate import Evaluation, OnBatch, Position
+from otf_core.control.forgotten import ForgottenPause
 from otf_core.control.gate import PauseGate
 from otf_core.control.router import CommandRouter
 from otf_core.control.run_state import RunState
@@ -147,7 +148,11 @@ class Rig:
     """One run; ``tape`` has every event and reply in order."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *, max_pause_s: float | None = None
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        max_pause_s: float | None = None,
+        forgotten: ForgottenPause | None = None,
     ) -> None:
         self.tape: list[str] = []
         self.events: list[dict[str, Any]] = []
@@ -170,6 +175,7 @@ class Rig:
             saver=self.saver,
             position=lambda: self.position,
             max_pause_s=max_pause_s,
+            forgotten=forgotten,
         )
         self.actions.gate = PauseGate(self.announce, clock=self.world.clock, wakeup=self.world)
         self.crashes: list[str] = []

@@ -315,3 +315,21 @@ def test_a_program_and_an_agent_steer_a_run_within_their_rules(
     assert re.search(r"lr is 0\.00\d+ by undo\n", said)
     events = _events(tmp_path / "otf_runs")
     assert (events[-1]["type"], events[-1]["status"]) == ("trainingFinished", "stopped")
+
+
+@pytest.mark.timeout(240)
+def test_a_run_is_steered_undone_by_another_process_and_done_again_by_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _printed(_executed("07_steer_and_undo.ipynb", tmp_path, monkeypatch))
+
+    assert re.search(r"^model\.dropout +0\.3 +next batch$", said, re.M)
+    assert "held at step 200; 200 rates are those of the preview: True\n" in said
+    assert re.search(r"^ +5 +200 +ada +model\.frozen", said, re.M), said
+    assert "ended by signal 9\n" in said
+    assert re.search(r"goes on from step 200 with 6 changes\ntaken back: .*0\.3\}\n", said)
+    assert "at step 200 again, lr 0.001\n" in said
+    assert "at step 200: extend {'max_steps': 300}\n" in said
+    [weights, again] = re.findall(r"step 300: weights (\w{16})\n", said)
+    assert weights == again
+    assert re.search(r"step \d of the recipe \(merge at step 250\) cannot be replayed: ", said)

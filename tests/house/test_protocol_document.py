@@ -245,6 +245,7 @@ class Visitor(L.Callback):
             link.ask("export_weights")
             link.ask("export_session")
             link.ask("export_report")
+            link.ask("export_recipe")
             link.ask("list_checkpoints")
             link.ask("results")
         elif trainer.global_step == 7:
@@ -300,7 +301,7 @@ ASKED = (
     *("fork", "scan", "samples", "select", "generate_report", "get_selected_region_indices"),
     *("merge", "merge_preview", "compare", "results", "show_samples"),
     *("export_subset", "prepare_export", "export_weights"),
-    *("export_session", "export_report"),
+    *("export_session", "export_report", "export_recipe"),
 )
 
 
@@ -330,7 +331,9 @@ def test_rows_of_checkpoints_and_parameters_have_the_fields_that_are_listed(
     changes = replies["list_changes"]["changes"]
     assert {frozenset(row) for row in changes} == {frozenset(_listed("A row of `list_changes`: {"))}
     params = replies["list_params"]["params"]
-    assert _listed("A row of `list_params`: {") == set(params[0]) | {"choices", "unit", "script"}
+    assert _listed("A row of `list_params`: {") == set(params[0]) | {
+        "choices", "unit", "script", "in_use",
+    }  # fmt: skip
     paths = [row["path"] for row in params]
     assert paths[:4] == ["lr", "weight_decay", "beta1", "beta2"]
     assert {"eps", "amsgrad", "gradient_clip_val", "after_fit"} <= {*paths}

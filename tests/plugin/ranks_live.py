@@ -1,7 +1,7 @@
 """A DDP run of two ranks that a dashboard holds: ``python -m tests.plugin.ranks_live FOLDER PORT``.
 
-Port 0: without us, and the script itself sets what the dashboard sets in the other. Writes
-``FOLDER/<bare or live>.<rank>.json``.
+Port 0: without us, and the script itself sets what the dashboard sets in the other; or, with the
+file of a recipe as a third argument, that does. Writes ``FOLDER/<bare, live …>.<rank>.json``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from otf_core.state import park
 from otf_core.testing import FakeAccelerator
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
-from tests.no_harm.configs import Counting, Net, _train, _trainer, _val
+from tests.no_harm.configs import Counting, _train, _trainer, _val
+from tests.plugin.steered import ACCUMULATE, ALL, Steered, write
 
 STEPS = 40
 SET_AT = 12
 DECAY = 0.25
+KINDS = [{**change, "value": 2} if change["path"] == ACCUMULATE else change for change in ALL]
 
 
 class OfRank(L.Callback):
@@ -45,9 +47,11 @@ class SetsItself(L.Callback):
         if trainer.global_step == SET_AT:
             for group in trainer.optimizers[0].param_groups:
                 group["weight_decay"] = DECAY
+            for change in KINDS:
+                write(trainer, trainer.lightning_module, change["path"], change["value"])
 
 
-def main(folder: Path, port: int) -> None:
+def main(folder: Path, port: int, recipe: str | None = None) -> None:
     torch.set_num_threads(1)
     L.seed_everything(7, verbose=False)
     callbacks: list[L.Callback] = [OfRank(), Counting()]
@@ -58,14 +62,17 @@ def main(folder: Path, port: int) -> None:
             pause_at_start=True, after_fit="return",
         )  # fmt: skip
         callbacks.append(ours)
+    elif recipe is not None:
+        given = {"save_dir": folder / "again", "dashboard": "off", "after_fit": "return"}
+        callbacks.append(OnTheFlyCallback("p", "r", recipe=recipe, **given))  # type: ignore[arg-type]
     else:
         callbacks.append(SetsItself())
     trainer = _trainer(callbacks, strategy="ddp", devices=2, max_epochs=-1, max_steps=STEPS)
-    trainer.fit(Net(), _train(), _val())
+    trainer.fit(Steered(), _train(), _val())
     found = {**digest.of(trainer), "sum": callbacks[0].sum.hex()}  # type: ignore[attr-defined]
-    name = "live" if port else "bare"
+    name = "live" if port else "bare" if recipe is None else "replayed"
     (folder / f"{name}.{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

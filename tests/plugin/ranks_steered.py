@@ -15,15 +15,18 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _trainer, digits
 from tests.plugin.ranks_live import OfRank
+from tests.plugin.test_ema_rests import Scripted
 
 SIZE, OTHER, STEPS = 8, 12, 26  # 8 steps an epoch, then 6
 FREEZE_AT, THAW_AT, CHANGE_AT, SAVE_AT = 3, 14, 5, 11
+REST_AT, WORK_AT = 7, 20
 FROZEN, FACTOR = "net.0.*", 5.0
 
 
@@ -66,14 +69,15 @@ def main(folder: Path, port: int) -> None:
             checkpoint_every=SAVE_AT,
             resume=next((folder / "runs").rglob(f"{SAVE_AT}-ring.ckpt")) if port < 0 else None,
         )  # fmt: skip
-        callbacks.append(ours)
+        callbacks += [ours, EMAWeightAveraging(decay=0.9)]
     else:
-        callbacks.append(Script())
+        callbacks += [Script(), Scripted(REST_AT, WORK_AT)]
     trainer = _trainer(
         callbacks, strategy="ddp", devices=2, max_epochs=-1, max_steps=STEPS, gradient_clip_val=0.5
     )
     trainer.fit(Net(), loader())
     found = digest.of(trainer)
+    del found["callbacks"]  # by name; the average is what the weights are at the end
     name = {0: "bare", -1: "again"}.get(port, "live")
     (folder / f"{name}.{trainer.global_rank}.json").write_text(json.dumps(found))
 

@@ -24,7 +24,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from otf_core.state import shard_files
+from otf_core.state import park, shard_files
+from otf_core.testing import FakeAccelerator
 from otf_lightning import OnTheFlyCallback, inside
 from tests.no_harm import digest
 from tests.no_harm.configs import Counting, _trainer, _val, digits
@@ -167,6 +168,7 @@ def local(value: Any) -> Any:
 
 def main(folder: Path, ranks: int, how: str, port: int) -> None:
     torch.set_num_threads(1)
+    park.accelerator_of = lambda _: FakeAccelerator()
     L.seed_everything(7, verbose=False)
     x, y = digits().tensors
     data = torch.utils.data.TensorDataset(x, y, torch.arange(len(x)))

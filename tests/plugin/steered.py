@@ -98,8 +98,8 @@ def read(trainer: Any, module: Any, path: str) -> Any:
     return getattr(trainer if kind != "attr" else module, name or path)
 
 
-class SetsItself(L.Callback):
-    """The script's own hand.
+class Hand:
+    """The script's own hand, of a callback.
 
     Args:
         values: what it sets, by path.
@@ -123,3 +123,7 @@ class SetsItself(L.Callback):
             for path, value in self._old.items():
                 write(trainer, module, path, value)
         self.batches += 1
+
+
+class SetsItself(Hand, L.Callback):
+    """For Lightning."""

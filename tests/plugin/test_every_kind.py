@@ -97,25 +97,30 @@ def test_an_accumulation_is_changed_between_two_windows_only(tmp_path: Path) -> 
     torch.manual_seed(3)
     with fitting(lambda c: _fit(c, Steered()), tmp_path, barrier) as fit:
         assert pause_in(fit, barrier, 4)["step"] == 5
-        asked = fit.dashboard.send("set_param", {"path": ACCUMULATE, "value": 4})
+        both = {ACCUMULATE: 4, "eps": 1e-3}
+        changes = [{"path": path, "value": value} for path, value in both.items()]
+        asked = fit.dashboard.send("set_params", {"changes": changes})
         fit.dashboard.expect("accepted", request_id=asked)
         rows = {r["path"]: r for r in fit.dashboard.request("list_params")["data"]["params"]}
         assert rows[ACCUMULATE]["value"] == 1
         assert rows[ACCUMULATE]["pending"] == {"value": 4, "at_step": 8}
         fit.dashboard.request("resume")
-        data = fit.dashboard.reply_to(asked)["data"]
+        data, _ = fit.dashboard.reply_to(asked)["data"]["applied"]
         assert (data["old"], data["new"], data["applied_step"]) == (1, 4, 8)
         assert pause_in(fit, barrier, 9)["step"] == 8  # in the middle of a window
         refused = fit.dashboard.request("undo")
         assert (refused["code"], refused["ok"]) == ("not_allowed_now", False)
         assert "1 step later" in refused["detail"]
-        asked = fit.dashboard.send("set_param", {"path": ACCUMULATE, "release": True})
+        rows = {r["path"]: r for r in fit.dashboard.request("list_params")["data"]["params"]}
+        assert {path: rows[path]["value"] for path in both} == both  # all of it, or nothing
+        back = [{"path": path, "release": True} for path in both]
+        asked = fit.dashboard.send("set_params", {"changes": back})
         fit.dashboard.expect("accepted", request_id=asked)
         fit.dashboard.request("resume")
-        data = fit.dashboard.reply_to(asked)["data"]
+        data, _ = fit.dashboard.reply_to(asked)["data"]["applied"]
         assert (data["old"], data["new"], data["applied_step"]) == (4, 1, 9)
         live = digest.of(fit.outcome())
-    assert live == of_script(SetsItself({ACCUMULATE: 4}, 8, EPOCH))
+    assert live == of_script(SetsItself(both, 8, EPOCH))
 
 
 def test_what_cannot_be_set_is_refused_by_name(tmp_path: Path) -> None:

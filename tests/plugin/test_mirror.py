@@ -242,7 +242,7 @@ def test_what_a_slow_logger_cannot_take_is_counted(monkeypatch: pytest.MonkeyPat
                 "type": "param_changed", "path": "lr", "old": 0.1, "new": 0.05, "applied_step": 9,
                 "by": "user", "who": "ada@lab", "mode": "override", "until": 5000,
             },
-            9, "lr 0.1 → 0.05, override until step 5,000, by ada@lab",
+            9, "lr 0.1 → 0.05 until step 5,000, by ada@lab",
         ),
         (
             {"type": "checkpoint_loaded", "step": 4, "from_step": 1200, "path": "x", "id": "y"},
@@ -260,12 +260,26 @@ def test_what_a_slow_logger_cannot_take_is_counted(monkeypatch: pytest.MonkeyPat
     ],
 )  # fmt: skip
 def test_what_is_told_of_an_event(event: dict[str, Any], step: int, text: str) -> None:
+    assert event["type"] in mirror.HEARD
     told = told_of(event, "p")
-    assert told is not None
     assert (told.step, told.text) == (step, text)
     if event["type"] == "newRun":
         assert told.names == {"run_id": "hard", "project": "p", "run_dir": "/r/hard"}
 
 
-def test_of_other_events_nothing_is_told() -> None:
-    assert told_of({"type": "trainStep", "step": 1, "loss": 0.5}, "p") is None
+def test_who_has_a_cause_is_told_with_it() -> None:
+    change = {"type": "param_changed", "path": "lr", "old": 1, "new": 2, "applied_step": 3}
+    told = told_of({**change, "by": "guard", "who": None, "cause": "spike"}, "p")
+    assert told.text == "lr 1 → 2, by guard (spike)"
+
+
+def test_a_fault_of_its_own_stays_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "_KINDS", {list: Slow})
+    warned, made = list[str](), list[Slow]()
+    tells = Mirror([made], NAMES, 0, warned.append)
+    made[0].go.set()
+    tells.hear({"type": "trainStep", "step": 1})  # is not told
+    tells.hear({"type": "note"})  # has no step
+    tells.close()
+    assert [told.event["type"] for told in made[0].told] == ["run"]
+    assert warned == ["list was not told what changes in this run: 'step'"]

@@ -17,7 +17,7 @@ import pytest
 
 from otf_core.state.run_folder import complete_checkpoints
 from otf_core.testing import FakeDashboard, LoopbackListener
-from tests.plugin.ranks_live import DECAY, SET_AT, STEPS
+from tests.plugin.ranks_live import DECAY, KINDS, SET_AT, STEPS
 from tests.ranks import rig
 
 PATIENCE_S = 90.0
@@ -26,9 +26,9 @@ BOTH = {"ranks": 2, "of": 2}
 
 
 def started(
-    folder: Path, port: int, script: str = "tests.plugin.ranks_live"
+    folder: Path, port: int, script: str = "tests.plugin.ranks_live", *more: str
 ) -> AbstractContextManager[subprocess.Popen[str]]:
-    return rig.started(sys.executable, "-m", script, str(folder), str(port))
+    return rig.started(sys.executable, "-m", script, str(folder), str(port), *more)
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
@@ -70,15 +70,19 @@ def done(dashboard: FakeDashboard, cmd: str, **payload: Any) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Path) -> None:
     with attached(tmp_path) as (process, dashboard):
         change = {"path": "weight_decay", "value": DECAY, "at_step": SET_AT}
         asked = dashboard.send("set_param", change)
+        several = dashboard.send("set_params", {"changes": KINDS, "at_step": SET_AT})
         done(dashboard, "resume")
         applied = dashboard.reply_to(asked)["data"]
         assert (applied["applied_step"], applied["new"]) == (SET_AT, DECAY)
         assert applied["applied_on"] == BOTH
+        of_all = dashboard.reply_to(several)["data"]
+        assert [each["new"] for each in of_all["applied"]] == [each["value"] for each in KINDS]
+        assert (of_all["applied_step"], of_all["applied_on"]) == (SET_AT, BOTH)
         held = done(dashboard, "pause")
         assert held["applied_on"] == BOTH
         assert SET_AT <= held["step"] < STEPS
@@ -88,8 +92,6 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
         assert "found the run parked" in dashboard.request("validate_now")["detail"]
         done(dashboard, "resume")
         held = done(dashboard, "pause")
-        assert done(dashboard, "park")["changed"]
-        assert done(dashboard, "park", back=True)["changed"]
         saved = done(dashboard, "save_ckpt")
         assert (saved["step"], saved["applied_on"]) == (held["step"], BOTH)
         assert "applied_on" not in done(dashboard, "note", text="rank 0 alone keeps it")
@@ -110,16 +112,34 @@ def test_all_that_is_done_to_two_ranks_is_done_at_one_step_on_both(tmp_path: Pat
         done(dashboard, "resume")
         again = done(dashboard, "pause")
         assert again["step"] >= held["step"]
+        recipe = done(dashboard, "export_recipe")
+        assert recipe["steps"] == 5  # with what was taken back, without what was rolled back
         done(dashboard, "resume")
         ended = dashboard.expect("trainingFinished")
         assert (ended["status"], ended["step"]) == ("completed", STEPS)
         outcome(process)
-    with started(tmp_path, 0) as process:
-        outcome(process)
+    for more in ((), (recipe["out_path"],)):
+        with started(tmp_path, 0, "tests.plugin.ranks_live", *more) as process:
+            outcome(process)
     for rank in RANKS:
-        bare, live = (result(tmp_path, name, rank) for name in ("bare", "live"))
-        assert live.pop("logged")[-3:] == bare.pop("logged")[-3:]
-        assert live == bare
+        bare, live, replayed = (
+            result(tmp_path, name, rank) for name in ("bare", "live", "replayed")
+        )
+        assert live.pop("logged")[-3:] == bare["logged"][-3:]
+        assert replayed == bare
+        assert live == {name: value for name, value in bare.items() if name != "logged"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_a_recipe_that_cannot_be_replayed_is_refused_on_both_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    step = {"at_step": 3, "cmd": "set_param", "payload": {"path": "nobody", "value": 1}}
+    path.write_text(json.dumps({"otf_recipe": 1, "of": "r", "steps": [step]}))
+    with started(tmp_path, 0, "tests.plugin.ranks_live", str(path)) as process:
+        _, err = process.communicate(timeout=2 * PATIENCE_S)
+    assert process.returncode != 0
+    assert err.count("RecipeError: step 1 of the recipe (set_param nobody at step 3)") == 2
 
 
 @pytest.mark.timeout(120)

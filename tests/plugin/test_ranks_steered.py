@@ -29,13 +29,17 @@ def test_parameters_are_frozen_and_batches_are_other_ones_on_both_ranks(
                 {"path": "data.batch_size", "value": steered.OTHER, "at_step": steered.CHANGE_AT},
                 {"path": "data.sampler.weights.3", "value": steered.FACTOR,
                  "at_step": steered.CHANGE_AT},
+                {"path": "model.ema", "value": False, "at_step": steered.REST_AT,
+                 "until": steered.WORK_AT},
             )
         ]  # fmt: skip
         for each in asked:
             dashboard.expect("accepted", request_id=each)
         done(dashboard, "resume")
         steps = [dashboard.reply_to(each)["data"]["applied_step"] for each in asked]
-        assert steps == [steered.FREEZE_AT, steered.CHANGE_AT, steered.CHANGE_AT]
+        assert steps == [
+            steered.FREEZE_AT, steered.CHANGE_AT, steered.CHANGE_AT, steered.REST_AT,
+        ]  # fmt: skip
         ended = dashboard.expect("trainingFinished")
         assert (ended["status"], ended["step"]) == ("completed", steered.STEPS)
         outcome(process)

@@ -258,6 +258,10 @@ def test_held_saved_changed_and_put_back_it_ends_as_if_nothing_had_been(
             state = torch.load(saved["path"], weights_only=True)
             pending = state["otf"]["exact"]["gradients"]
         assert saved["step"] == held["step"]
+        away = done(dashboard, "park")
+        assert away["ranks"] == 2
+        assert 0 < away["freed_bytes"] == away["moved_bytes"]
+        assert done(dashboard, "park", back=True)["changed"]
         assert 0 < done(dashboard, "validate_now")["metrics"]["val_loss"] < 10
         done(dashboard, "set_param", path="lr", value=0.5)
         assert done(dashboard, "rollback", checkpoint=first["id"])["step"] == 0

@@ -30,7 +30,7 @@ OURS = {  # of otf/1 alone
     "validate_now", "results", "note", "rollback", "extend", "undo", "scan", "samples",
     "select",
     "compare", "show_samples", "merge_preview", "cancel", "export_weights", "export_session",
-    "export_report",
+    "export_report", "export_recipe",
 }  # fmt: skip
 
 

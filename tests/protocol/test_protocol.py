@@ -273,7 +273,7 @@ def test_the_tables_do_not_use_the_names_of_the_extension() -> None:
         "ranks",
     }
     unknown_there = {n for n, e in protocol.EVENTS.items() if not e.legacy}
-    assert unknown_there == {"accepted", "gap", "progress", "ranks"}
+    assert unknown_there == {"accepted", "gap", "parked", "progress", "ranks"}
     assert {n for n, e in protocol.EVENTS.items() if e.droppable} == {"trainStep", "progress"}
     control = {n for n, c in protocol.COMMANDS.items() if c.lane == "control"}
     assert control == {

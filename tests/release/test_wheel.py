@@ -152,6 +152,11 @@ def test_a_strict_checker_finds_the_types(bare: Environment) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def _get(asked: str | urllib.request.Request) -> bytes:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return bytes(answer.read())
+
+
 def test_dashboard_serves_the_page_to_a_run(with_extra: dict[str, Environment]) -> None:
     made = with_extra["dashboard"]
     serving = subprocess.Popen(
@@ -163,9 +168,9 @@ def test_dashboard_serves_the_page_to_a_run(with_extra: dict[str, Environment]) 
         link = serving.stdout.readline().strip()
         try:
             url, _, token = link.partition("#token=")
-            page = urllib.request.urlopen(url, timeout=30).read().decode()
+            page = _get(url).decode()
             for name in re.findall(r'(?:src|href)="\./([^"]+)"', page):
-                assert urllib.request.urlopen(f"{url}{name}", timeout=30).read()
+                assert _get(f"{url}{name}")
             script = made.work / "run.py"
             script.write_text(USER.read_text().replace('dashboard="off"', 'dashboard="auto"'))
             done = made.run("python", "-W", "ignore", str(script))
@@ -173,8 +178,8 @@ def test_dashboard_serves_the_page_to_a_run(with_extra: dict[str, Environment]) 
             asked = urllib.request.Request(
                 f"{url}api/runs", headers={"Authorization": f"Bearer {token}"}
             )
-            runs = json.load(urllib.request.urlopen(asked, timeout=30))
-            assert {run["run_name"] for run in runs["runs"]} == {"line", "runner", "loop"}
+            runs = json.loads(_get(asked))
+            assert {run["run_name"] for run in runs["runs"]} == {"line", "runner", "loop"}, runs
         finally:
             serving.send_signal(signal.SIGINT)
     assert serving.returncode == 0

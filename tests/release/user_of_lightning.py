@@ -58,7 +58,7 @@ def with_a_loop() -> int:
             for (x,) in loader():
                 loss: torch.Tensor = model(x).pow(2).mean()
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # of torch
                 optimizer.step()
                 steps += 1
                 if session.tick(loss=loss):

@@ -160,6 +160,24 @@ def test_undone_it_is_what_was_frozen_before() -> None:
     assert world.moved(before) == {"2.weight", "2.bias"}
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_all_of_an_optimizer_can_be_frozen_and_a_scaler_steps_it_still(kind: str) -> None:
+    world = World(OPTIMIZERS[kind])
+    world.step(2)
+    world.set("*")
+    before = world.weights()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for _ in range(2):
+        world.optimizer.zero_grad()
+        scaler.scale(world.model(torch.ones(2, 3)).sum()).backward()
+        if kind != "AdamW, fused":  # it unscales in its step
+            scaler.unscale_(world.optimizer)
+        world.frozen.before_step(world.optimizer)
+        scaler.step(world.optimizer)
+        scaler.update()
+    assert world.moved(before) == set()
+
+
 def test_until_a_step_it_is_frozen_and_no_longer() -> None:
     world = World()
     world.set("*", until=4)

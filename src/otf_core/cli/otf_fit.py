@@ -115,6 +115,7 @@ class Host:
             from otf_core.script.control import ScriptControl
             from otf_core.script.ranks import expected, refused
             from otf_core.state.keeper import ResumeError
+            from otf_core.steering.recipe import RecipeError
         finally:
             sys.path[:] = path
             random.setstate(rng)
@@ -122,6 +123,10 @@ class Host:
             options = RunOptions(**{"project": self._asked.project, **self._asked.options})
         except ValueError as error:
             _end(str(error), 2)
+        except RecipeError as error:
+            _end(str(error), REFUSED_CODE)
+        if options.recipe is not None and expected() > 1:
+            _end(f"a recipe was asked for {expected()} ranks; allowed: one process", 2)
         if why := refused(options.every, expected()):
             _end(why, 2)
         try:
@@ -257,6 +262,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-pause", type=float, metavar="S", help="end a forgotten pause after S seconds")
     add("--at-max-pause", choices=("resume", "park"), help="what becomes of it then; resume")
     add("--guards", metavar="RULES", help="as in nan:pause;spike:rollback,z=8; none")
+    add("--recipe", metavar="FILE", help="do what was done to another run; otf export recipe")
+    add("--notify", action="append", metavar="WHOM", help="desktop, or the URL of a webhook")
     add("--stop-code", type=int, default=0, metavar="N", help="exit code of otf stop; 0")
     return parser
 

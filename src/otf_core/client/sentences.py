@@ -402,6 +402,10 @@ def exported_report(name: str, data: Any, session: Mapping[str, Any]) -> str:  #
     return f"Wrote the report of {data.get('run_id')} {where}"
 
 
+def exported_recipe(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
+    return f"Wrote the {number(data.get('steps'))} steps of {name} to {data.get('out_path')}"
+
+
 def healthy(name: str, data: Any, session: Mapping[str, Any]) -> str:  # noqa: ARG001 -- as above
     found = "nothing to look at" if data.get("ok") else "there is something to look at"
     return f"{name} at step {number(data.get('step'))}: {found}\n{data.get('text')}"

@@ -257,6 +257,11 @@ def _export_report(given: Payload) -> tuple[str, Payload]:
     return "export_report", given
 
 
+def _export_recipe(given: Payload) -> tuple[str, Payload]:
+    _absolute(given)
+    return "export_recipe", given
+
+
 def _health(given: Payload) -> tuple[str, Payload]:
     return f"{given['check']}_health", {}
 
@@ -598,5 +603,15 @@ EXPORTS: Final[tuple[Verb, ...]] = (
                 ("--out",)),
         ),
         request=_export_report,
+    ),
+    Verb(
+        "recipe", "export_recipe",
+        "Write what was done to the run as a file, which does the same to a run that begins.",
+        sentences.exported_recipe,
+        (
+            Arg("out_path", "The file, which ends in .json; in the run's folder if none is given.",
+                required=False, shown="[FILE]"),
+        ),
+        request=_export_recipe,
     ),
 )  # fmt: skip

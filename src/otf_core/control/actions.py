@@ -96,9 +96,6 @@ class Park(Protocol):
     def parked(self) -> bool:
         """Any thread."""
 
-    def refuse(self, cmd: str) -> None:
-        """Raises CommandError where a command would touch what is away."""
-
     def back(self, request_id: str | None = None) -> None:
         """Bring it back; raises CommandError, and then it stays away."""
 
@@ -110,9 +107,6 @@ class NeverAway:
     """Of a run that cannot be parked."""
 
     parked = False
-
-    def refuse(self, cmd: str) -> None:
-        """Nothing."""
 
     def back(self, request_id: str | None = None) -> None:
         """It is there."""
@@ -408,11 +402,7 @@ class ConsoleAction:
             elif ticket.request.cmd == "pause":
                 self.hold(ticket)  # one that had waited for its step
             else:
-                self._router.carry_out(ticket, self._if_not_away)
-
-    def _if_not_away(self, ticket: Ticket) -> Any:
-        self.park.refuse(ticket.request.cmd)
-        return self._router.handle(ticket)
+                self._router.run(ticket)
 
     def _resume_parked(self, ticket: Ticket) -> Later:
         self.park.back(ticket.id)

@@ -45,6 +45,8 @@ class CommandRouter:
         self._handlers: dict[str, tuple[Handler, Check | None]] = {}
         self._unsupported: dict[str, str] = {}
         self._on_crash = on_crash
+        # Asked before a command is carried out, whoever gave it; raises CommandError.
+        self.refuse: Callable[[str], None] = lambda _cmd: None
 
     def on(self, name: str, *, check: Check | None = None) -> Callable[[Handler], Handler]:
         """Register a handler; before the session starts.
@@ -118,10 +120,10 @@ class CommandRouter:
 
     def run(self, ticket: Ticket) -> None:
         """Carry the command out and answer it; the thread of its lane."""
-        self.carry_out(ticket, self._handlers[ticket.request.cmd][0])
+        self.carry_out(ticket, self._handle)
 
-    def handle(self, ticket: Ticket) -> Any:
-        """What the command's handler returns or raises, for one that ``carry_out`` runs."""
+    def _handle(self, ticket: Ticket) -> Any:
+        self.refuse(ticket.request.cmd)
         return self._handlers[ticket.request.cmd][0](ticket)
 
     def carry_out(self, ticket: Ticket, handler: Handler) -> None:

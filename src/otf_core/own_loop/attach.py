@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from otf_core.opening import Guarded, RunOptions
+from otf_core.opening import Guarded, Notify, RunOptions
 from otf_core.own_loop import arguments
 from otf_core.own_loop.loop import Given, OwnLoop
 from otf_core.steering.declared import Declared
@@ -42,6 +42,8 @@ def attach(
     at_max_pause: Literal["resume", "park"] | None = None,
     guards: Guarded = None,
     params: Sequence[Declared] | None = None,
+    recipe: str | Path | None = None,
+    notify: Notify = None,
 ) -> OwnLoop:
     """See and control a training loop of one's own, and go on with it after a kill.
 
@@ -116,5 +118,7 @@ def attach(
         at_max_pause=at_max_pause,
         guards=guards,
         params=params,
+        recipe=recipe,
+        notify=notify,
     )
     return OwnLoop(given, options)

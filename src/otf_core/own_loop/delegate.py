@@ -20,7 +20,7 @@ from otf_core.state.loader_parts import around, set_around
 from otf_core.state.parked import parked
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.training import Pieces, TrainingState
-from otf_core.steering import frozen
+from otf_core.steering import averages, frozen
 from otf_core.steering.attributes import Attributes, of_module
 from otf_core.steering.declared import Declared
 from otf_core.steering.knobs import Knob
@@ -196,6 +196,7 @@ class OwnLoopDelegate:
         return {
             frozen.PATH: self.frozen.knob(),
             **DataKnobs().knobs(),
+            **averages.no_average(averages.ITS_OWN),
             **self.attributes.knobs(),
         }
 

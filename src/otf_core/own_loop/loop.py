@@ -29,6 +29,7 @@ from otf_core.state.parts import params_of, rates_of
 from otf_core.state.training import Pieces
 from otf_core.steering.params import Steering
 from otf_core.steering.preview import NEEDS_CADENCE
+from otf_core.steering.recipe import RecipeError
 from otf_core.telemetry.canonical import canonicalize_metrics
 
 KIND: Final = "a loop with otf_core.attach"
@@ -221,6 +222,9 @@ class OwnLoop:
         if world_size > 1 and asked is not None:  # on every rank
             msg = f"resume was asked from {asked} for {world_size} ranks; allowed: one process"
             raise ResumeError(msg)
+        if world_size > 1 and self._options.recipe is not None:
+            msg = f"a recipe was asked for {world_size} ranks; allowed: one process"
+            raise RecipeError(msg)
         if rank == 0:
             try:
                 self._open(world_size)

@@ -20,6 +20,7 @@ from otf_core.errors import CommandError, ErrorCode
 from otf_core.protocol import SetParam
 from otf_core.ranks.beating import Beats
 from otf_core.ranks.judging import Change
+from otf_core.ranks.recipe import RecipeOfRank
 from otf_core.ranks.shared import send_weights
 from otf_core.ranks.signals import RankSignals
 from otf_core.ranks.together import send
@@ -32,6 +33,7 @@ from otf_core.state.park import Parking
 from otf_core.state.parts import Modules
 from otf_core.steering.params import Steering
 from otf_core.steering.plain import of_plain
+from otf_core.steering.recipe import Recipe
 
 TORN: Final = "torn"  # in place of a signal: half of another state is there
 
@@ -46,6 +48,7 @@ class OtherRank:
         data: its training data, where it can be changed.
         modules: those that are trained, where other weights may be tried in them.
         signals: of this rank.
+        recipe: as on rank 0; its steps are found by counting.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class OtherRank:
         data: TrainingData | None = None,
         modules: Callable[[], Modules] | None = None,
         signals: RankSignals | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         self._signals, self._wished = signals, False
         self._left: str | None = None  # by which signal all ranks have left
@@ -73,6 +77,9 @@ class OtherRank:
         self.looks: dict[str, Callable[..., Any]] = {}  # rows of who looks, see ``do``
         self.parking: Parking | None = None
         self._began = self._stopped = False
+        self._recipe = None
+        if recipe is not None and steering is not None:
+            self._recipe = RecipeOfRank(recipe, delegate, steering, modules)
 
     def tick(self) -> bool:
         """At the safe point; True when the run is to stop here."""
@@ -83,11 +90,15 @@ class OtherRank:
             if self._origin is not None:
                 self._go_on(self._origin)
             self._keep(due=self._schedule.begins(self._delegate.position().step, self._origin))
+            if self._recipe is not None:
+                self._recipe.begins()
         else:
             step = self._delegate.position().step
             if self._steering is not None:
                 self._steering.watch(step)
             self._keep(due=self._schedule.due(step))
+        if self._recipe is not None:
+            self._recipe.at()
         here = bool(self._budget) and self._is_over()
         self.wishes()
         if self.agreement is not None:
@@ -149,6 +160,8 @@ class OtherRank:
         if self._stopped:
             return
         self._keep(due=True)
+        if self._recipe is not None:
+            self._recipe.at()
         if self.agreement is not None:
             with self._there_again():
                 self.agreement.meet_here()
@@ -233,18 +246,26 @@ class OtherRank:
             "weights_aside": self._weights_aside,
             "take_weights": self._take_weights,
             "weights_back": self._weights_back,
-            "park_check": self._parks.check,
-            "park": lambda: list(self._parks.park()),
-            "unpark": self._parks.back,
+            "park_check": self._check_park,
+            "park": self._park,
+            "unpark": self._unpark,
+            "skip": self._skip,
             **self.looks,
         }
         return told[name](*args)
 
-    @property
-    def _parks(self) -> Parking:
+    def _check_park(self) -> None:
         if self.parking is None:
             raise CommandError(ErrorCode.UNSUPPORTED, "This rank cannot be parked.")
-        return self.parking
+        self.parking.check()
+
+    def _park(self) -> list[float]:
+        assert self.parking is not None
+        return list(self.parking.park())
+
+    def _unpark(self) -> None:
+        if self.parking is not None:
+            self.parking.back()
 
     def _capture(self) -> None:
         self._delegate.capture()
@@ -253,6 +274,8 @@ class OtherRank:
         return [list(each) for each in self._put(send(None))]
 
     def _put(self, state: dict[str, Any]) -> Applied:
+        if self._recipe is not None:
+            self._recipe.load(state["otf"].get("changes"))
         drawn = state["otf"].get("drawn")
         applied = self._delegate.apply(state)
         if drawn is not None and self._data is not None and self._data.drawn is not None:
@@ -292,6 +315,10 @@ class OtherRank:
     def _load(self, state: dict[str, Any]) -> None:
         if self._steering is not None:
             self._steering.load(state)
+
+    def _skip(self, request_id: str) -> None:
+        if self._recipe is not None:
+            self._recipe.skip(request_id)
 
     def _leave(self, why: str) -> None:
         self._left = why

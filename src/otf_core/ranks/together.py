@@ -195,6 +195,7 @@ class SharedSteering(Steering):
         """On all ranks."""
         if applied.path in self._knobs.added:
             return super().undo(applied, step)
+        self.refuse_undo(applied, step)  # as in ``apply``
         with self._others.do("unset", to_plain(self, applied), step):
             return super().undo(applied, step)
 

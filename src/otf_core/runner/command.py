@@ -22,8 +22,9 @@ from otf_core.runner.options import Options
 from otf_core.runner.refusals import RunnerError, RunnerUnsupportedError
 from otf_core.runner.runner import Runner
 from otf_core.state.keeper import ResumeError
+from otf_core.steering.recipe import RecipeError
 
-REFUSALS: Final = (ResumeError, RunnerError, RunnerUnsupportedError)
+REFUSALS: Final = (ResumeError, RecipeError, RunnerError, RunnerUnsupportedError)
 PLACE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _ALONE: Final = ("--help", "--print_config")
 

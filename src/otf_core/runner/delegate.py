@@ -24,7 +24,7 @@ from otf_core.state.on_device import Holdings, holdings_of
 from otf_core.state.parts import refuse_fixed_length
 from otf_core.state.reading import Reading
 from otf_core.state.training import Pieces, TrainingState
-from otf_core.steering import accumulation, frozen
+from otf_core.steering import accumulation, averages, frozen
 from otf_core.steering.attributes import Attributes, Holder, of_data, of_module
 from otf_core.steering.cadence import Cadence, Stepping
 from otf_core.steering.declared import Declared
@@ -188,6 +188,7 @@ class RunnerDelegate:
             accumulation.PATH: self._accumulation_knob(),
             frozen.PATH: self.frozen.knob(),
             **self.data.knobs(),
+            **averages.no_average(averages.A_TRAINER),
             **self.attributes.knobs(),
         }
 

@@ -28,7 +28,7 @@ from otf_core.script.border import Border
 from otf_core.script.delegate import UNSUPPORTED, ScriptDelegate
 from otf_core.script.driver import ScriptDriver, frames_to
 from otf_core.script.found import Found, class_of, find
-from otf_core.script.goes_on import ScriptReentry, Waiting
+from otf_core.script.goes_on import REFUSED_CODE, ScriptReentry, Waiting
 from otf_core.script.held import Held
 from otf_core.script.loaders import tapping
 from otf_core.script.ranks import Ranks, expected, joining, refused, together
@@ -40,6 +40,7 @@ from otf_core.state.park import Parking
 from otf_core.state.parts import params_of
 from otf_core.steering.ledger import Slot
 from otf_core.steering.params import Steering
+from otf_core.steering.recipe import RecipeError
 from otf_core.telemetry.batch import batch_size
 
 
@@ -218,7 +219,11 @@ class ScriptControl:
         if not goes_on:
             self._tell_found(session)
             self._end_batch(session)
-        stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
+        try:
+            stop = session.tick(lrs=self._lrs, epoch=self._epoch_of_step())
+        except RecipeError as error:  # it would train on as another run than was asked for
+            self._say(str(error))
+            raise StopScript(REFUSED_CODE) from error
         if goes_on:
             self._look(frame)
             self._tell_found(session)

@@ -18,6 +18,7 @@ from otf_core.script.found import Found
 from otf_core.script.register import REGISTERED
 from otf_core.state.host_pool import HostPool
 from otf_core.state.rng import get_rng, set_rng
+from otf_core.steering import averages
 from otf_core.steering import frozen as frozen_parameters
 from otf_core.steering.knobs import Knob
 from otf_core.steering.preview import NEEDS_CADENCE
@@ -195,7 +196,11 @@ class ScriptDelegate:
 
     def trainer_knobs(self) -> Mapping[str, Knob]:
         """What is frozen; a script has no trainer."""
-        return {frozen_parameters.PATH: self.frozen.knob(), **DataKnobs().knobs()}
+        return {
+            frozen_parameters.PATH: self.frozen.knob(),
+            **DataKnobs().knobs(),
+            **averages.no_average(averages.ITS_OWN),
+        }
 
     def model(self) -> nn.Module | None:
         """The first that is trained."""

@@ -84,7 +84,7 @@ def position(code: CodeType, lasti: int) -> tuple[int | None, ...]:
 def values(frame: FrameType) -> dict[str, Any]:
     """The variables of a frame, those of the functions around it that it uses among them."""
     if is_module(frame):
-        return frame.f_locals
+        return _of_module(frame)
     found = dict(frame.f_locals)
     forget(frame)
     return found
@@ -104,10 +104,20 @@ def is_module(frame: FrameType) -> bool:
     return not frame.f_code.co_flags & inspect.CO_OPTIMIZED
 
 
-def write(frame: FrameType, new: Mapping[str, Any], gone: set[str]) -> None:
-    """Set variables of a live frame, and let others go; ``gone`` stays in a function after 3.12."""
+def _of_module(frame: FrameType) -> dict[str, Any]:
+    """Its own dict. From Python 3.12 on a comprehension runs in the frame around it: meanwhile
+    ``f_locals`` is a copy with its variables, from 3.13 on a view of these alone."""
     there = frame.f_locals
-    if not (_WRITES_THROUGH and not is_module(frame)):
+    if frame.f_code.co_name == "<module>" and any(n in there for n in frame.f_code.co_varnames):
+        return frame.f_globals
+    return there
+
+
+def write(frame: FrameType, new: Mapping[str, Any], gone: set[str]) -> None:
+    """Set variables of a live frame, and let others go; ``gone`` stays in a function after 3.11,
+    since 3.12 would make it None, and say so on stderr."""
+    there = _of_module(frame) if is_module(frame) else frame.f_locals
+    if is_module(frame) or sys.version_info < (3, 12):
         for name in gone & there.keys():
             del there[name]
     there.update(new)

@@ -32,6 +32,9 @@ class Change(msgspec.Struct, kw_only=True):
         path: of a value; None where it is another change.
         old, new: of the value; before and behind it.
         undone_by: the row that has taken it back.
+        undoes: the row that it has taken back.
+        skips: the request that was taken back as if it had never been, and is not to come again.
+        run_id: the run that trained then.
         group: the first row of those that were made as one, and are taken back as one.
         asked: the payload, where it can be carried out again.
         back: what is needed to take it back; None where it cannot be.
@@ -55,6 +58,9 @@ class Change(msgspec.Struct, kw_only=True):
     mode: Any = None
     until: int | None = None
     undone_by: int | None = None
+    undoes: int | None = None
+    skips: str | None = None
+    run_id: str | None = None
     group: int = 0
     asked: dict[str, Any] | None = None
     back: dict[str, Any] | None = None
@@ -116,6 +122,10 @@ class Changes:
         """Those that were made as one with it, in their order."""
         return [each for each in self._rows if each.group == row.group]
 
+    def requests(self) -> set[str | None]:
+        """The ids of all that was done, and of what is not to come again."""
+        return {name for row in self._rows for name in (row.request_id, row.skips)}
+
     def newest(self, count: int | None) -> list[Change]:
         """The last of them, the oldest first."""
         return self._rows[-count:] if count else list(self._rows)
@@ -130,16 +140,27 @@ class Changes:
         rows = [msgspec.structs.asdict(row) for row in self._rows]
         return {"next": self._next, "rows": rows, "lost": self.lost}
 
-    def load(self, state: Mapping[str, Any] | None, step: int) -> None:
+    def load(
+        self, state: Mapping[str, Any] | None, step: int, *, run_id: str | None = None
+    ) -> None:
         """Take over a ``state`` in place of all rows.
+
+        Notes are no part of the state: those of the run that trains stay, up to this step.
 
         Args:
             step: steps done when it was taken; a state of 0.2.0 has no ledger.
         """
+        notes = [
+            row for row in self._rows
+            if row.cmd == "note" and row.run_id == run_id and row.step <= step
+        ]  # fmt: skip
         if state is None:
-            self._rows = []
+            self._rows = notes
             self.lost = f"it goes on from a checkpoint of step {step} that has no ledger"
             return
-        self._rows = [Change(**row) for row in state["rows"]]
+        rows = [Change(**row) for row in state["rows"]]
+        known = {row.id for row in rows}
+        rows += [row for row in notes if row.id not in known]
+        self._rows = sorted(rows, key=lambda row: row.id)
         self._next = max(self._next, state["next"])
         self.lost = state["lost"]

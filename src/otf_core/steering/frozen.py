@@ -91,9 +91,15 @@ class Frozen:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Gradients are complete and not clipped yet."""
-        skips = _skips(optimizer)
+        if not self._frozen:
+            return
+        left = (p for p in _params(optimizer) if id(p) not in self._frozen)
+        # A gradient scaler refuses to step an optimizer that has no gradient at all.
+        self._drop(optimizer, whole=any(p.grad is not None for p in left))
+
+    def _drop(self, optimizer: Optimizer, *, whole: bool = True) -> None:
         for parameter in self._of(optimizer):
-            if skips:
+            if whole and _skips(optimizer):
                 parameter.grad = None
             elif parameter.grad is not None:
                 parameter.grad.zero_()
@@ -118,7 +124,7 @@ class Frozen:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Of a step; one that is given a closure has its gradients made within."""
-        self.before_step(optimizer)
+        self._drop(optimizer)
         if not _skips(optimizer):
             self._kept = [(p, p.detach().clone()) for p in self._of(optimizer)]
 
@@ -128,7 +134,7 @@ class Frozen:
 
             def made() -> Any:
                 loss = closure()
-                self.before_step(optimizer)
+                self._drop(optimizer)
                 return loss
 
             return made

@@ -21,6 +21,7 @@ MAX_RULES: Final = 20  # each costs time at every step
 ROLLBACKS: Final = 3
 MOST: Final = 1000  # ten times what PaLM went back
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+_WORDS: Final = ("rule", "metric", "action", "then", "mode")
 _OWN: Final = ("rule", "metric", "action", "lr", "back", "most", "budget", "then", "cool_down")
 
 
@@ -108,11 +109,12 @@ def _parsed(text: str) -> dict[str, Any]:
                 "WATCH:ACTION,NAME=VALUE"
             )
             raise ValueError(msg)
-        given[name.strip()] = read_setting(value.strip())
+        key, text = name.strip(), value.strip()
+        given[key] = text if key in _WORDS else _read(text)
     return given
 
 
-def read_setting(text: str) -> Any:
+def _read(text: str) -> Any:
     """A number where it is one, ``none`` for None, else the text."""
     if text.lower() == "none":
         return None

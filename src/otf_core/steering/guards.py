@@ -453,7 +453,8 @@ class Guards:
         try:
             if before is not None:
                 rule = changed(before.rule, given)
-                return self._another(before, rule, renewed="budget" in given)
+                renewed = "budget" in given or rule.budget != before.rule.budget
+                return self._another(before, rule, renewed=renewed)
             if "watch" not in given:
                 there = [*self._lives]
                 detail = (

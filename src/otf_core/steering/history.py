@@ -66,6 +66,7 @@ class History:
     Attributes:
         changes: the ledger.
         ways: how a change is taken back, by the ``kind`` of its ``back``.
+        restored: told of a request that was taken back as if it had never been.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class History:
             "note": self._note_back,
             "state": self._state_back,
         }
+        self.restored: Callable[[str], None] = lambda _: None
         self.torn: BaseException | None = None
 
     # What was done.
@@ -162,14 +164,20 @@ class History:
         Args:
             own: it is a checkpoint of the run that trains, so that those before it are there.
         """
-        self.changes.load(state, self._step())
+        self.changes.load(state, self._step(), run_id=self._run.run_id)
         if not own:
             for row in self.changes:
                 row.before = None
 
     def _row(self, **given: Any) -> Change:
         now = self._run.position()
-        return self.changes.add(step=now.step, epoch=now.epoch, batch_idx=now.batch_idx, **given)
+        return self.changes.add(
+            run_id=self._run.run_id,
+            step=now.step,
+            epoch=now.epoch,
+            batch_idx=now.batch_idx,
+            **given,
+        )
 
     def _before(self, step: int | None) -> str | None:
         found = self._store.before(self._step() if step is None else step)
@@ -264,12 +272,20 @@ class History:
             kept = [manifest.id for manifest, _ in self._store.list()[:NEAREST]]
             raise CommandError(ErrorCode.NOT_FOUND, detail, field="restore", allowed=kept)
         self.go_to_kept(ticket, found[0].id, cause=f"change {change.id}")
+        if change.request_id is not None:
+            *_, row = self.changes
+            row.skips = change.request_id
+            self.restored(change.request_id)
         return {"step": self._step()}
 
     def _take_back(self, ticket: Ticket, change: Change) -> dict[str, Any]:
         """All that was made as one with it, the last first."""
         now: dict[str, Any] = {}
-        for row in reversed(self.changes.together(change)):
+        rows = [*reversed(self.changes.together(change))]
+        for row in rows:  # all of it, or nothing
+            if row.open and row.back is not None and row.back["kind"] == "param":
+                self._steering.refuse_undo(of_plain(self._steering, row.back), self._step())
+        for row in rows:
             if row.open and row.back is not None:
                 now |= self.ways[row.back["kind"]](row, ticket)
         return now
@@ -277,7 +293,7 @@ class History:
     def taken_back(self, row: Change, ticket: Ticket, **given: Any) -> Change:
         """Remember that a row was taken back; the row that says so."""
         given = {"path": row.path, "old": row.new, "new": row.old, **given}
-        back = self.add(ticket, by="undo", cause=f"change {row.id}", **given)
+        back = self.add(ticket, by="undo", cause=f"change {row.id}", undoes=row.id, **given)
         row.undone_by = back.id
         return back
 

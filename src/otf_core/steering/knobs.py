@@ -135,7 +135,7 @@ class HeldKnobs:
             CommandError: ``not_allowed_now``; nothing is written then.
         """
         knobs = self.all()
-        self._refuse_in_between(knobs, values)
+        self._refuse(knobs, values)
         before = {path: self._kept(path, knobs[path]) for path in values}
         for path, value in values.items():
             self._write(path, knobs[path], value, until, before[path].value)
@@ -144,7 +144,7 @@ class HeldKnobs:
     def put_back(self, before: Mapping[str, Kept]) -> dict[str, Kept]:
         """These are as they were: held, or the script's; how they were until now."""
         knobs = self.all()
-        self._refuse_in_between(knobs, {path: kept.value for path, kept in before.items()})
+        self.refuse_in_between(before)
         now = {path: self._kept(path, knobs[path]) for path in before}
         for path, kept in before.items():
             if kept.held:
@@ -234,8 +234,12 @@ class HeldKnobs:
         for table in (self._held, self._live, self._script, self._until):
             table.pop(path, None)
 
+    def refuse_in_between(self, before: Mapping[str, Kept]) -> None:
+        """Refuse to put these back in the middle of what they count. Raises CommandError."""
+        self._refuse(self.all(), {path: kept.value for path, kept in before.items()})
+
     @staticmethod
-    def _refuse_in_between(knobs: Mapping[str, Knob], values: Mapping[str, Value]) -> None:
+    def _refuse(knobs: Mapping[str, Knob], values: Mapping[str, Value]) -> None:
         for path, value in values.items():
             wait = knobs[path].steps_until
             if wait is not None and (steps := wait(value)) > 0:

@@ -290,23 +290,42 @@ class Steering:
         if knob is None or knob.steps_until is None:
             return step
         if request.release:
+            if not self._knobs.held([request.path]):
+                return step
             [value] = self._knobs.scripts([request.path])
         else:
             [value] = self._plan_knob(request, knob).values()
         return step + knob.steps_until(value)
 
+    def refuse_undo(self, applied: AppliedParam, step: int) -> None:
+        """Refuse what cannot be put back now.
+
+        Raises:
+            CommandError: ``not_allowed_now``; the script has written it since, it is the script's
+                again, or it stands in the middle of what it counts.
+        """
+        if applied.undo is not None:
+            lost = [self._path(s) for s in applied.undo if self._ledger.get(s) is None]
+        else:
+            kept = applied.kept or {}
+            own = [path for path in kept if path not in self._knobs.added]
+            held = self._knobs.held(own)
+            lost = [path for path in own if path not in held]
+            self._knobs.refuse_in_between(kept)
+        ended = applied.until is not None and applied.until <= step
+        if lost and (not applied.released or (ended and applied.undo is not None)):
+            raise _gone(applied.path, lost[0], applied.until if ended else None)
+
     def undo(self, applied: AppliedParam, step: int) -> AppliedParam:
         """Put back what was before: the earlier edit, or the schedule as it is now.
 
         Raises:
-            CommandError: ``not_allowed_now``; the script has written it since.
+            CommandError: as ``refuse_undo``; nothing is changed then.
         """
+        self.refuse_undo(applied, step)
         if applied.undo is None:
-            return self._undo_knob(applied, step)
-        lost = [slot for slot in applied.undo if self._ledger.get(slot) is None]
-        ended = applied.until is not None and applied.until <= step
-        if lost and (ended or not applied.released):
-            raise _gone(applied.path, self._path(lost[0]), applied.until if ended else None)
+            now = self._knobs.put_back(applied.kept or {})
+            return self._turned(applied.path, self._knobs.all()[applied.path], now, step)
         old = [self._read(slot, self._ledger.used(slot)) for slot in applied.undo]
         self._ledger.put_back(applied.undo)
         modes = [edit.mode if edit else "override" for edit in applied.undo.values()]
@@ -414,6 +433,10 @@ class Steering:
         self._ledger.load(edits, self._step)
         self._knobs.load(state)
 
+    def is_apart(self, path: str) -> bool:
+        """Whether it is no value of the training, see ``add_knob``."""
+        return path in self._knobs.added
+
     def is_knob(self, path: str) -> bool:
         """Whether it is a single value, which no schedule writes."""
         return path in self._knobs.all()
@@ -461,17 +484,6 @@ class Steering:
         return AppliedParam(
             path, agreed(old), agreed(new), step, knob.owner, "override", until, kept=kept
         )
-
-    def _undo_knob(self, applied: AppliedParam, step: int) -> AppliedParam:
-        path, kept = applied.path, applied.kept or {}
-        lost = [part for part in kept if part not in self._knobs.added]
-        for part in self._knobs.held(lost):
-            lost.remove(part)
-        if lost and not applied.released:
-            ended = applied.until is not None and applied.until <= step
-            raise _gone(path, lost[0], applied.until if ended else None)
-        now = self._knobs.put_back(kept)
-        return self._turned(path, self._knobs.all()[path], now, step)
 
     def _knob(self, path: str) -> Knob | None:
         """The knob of this path, if it is one. Raises CommandError: nobody can set it."""

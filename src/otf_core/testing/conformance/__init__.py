@@ -18,7 +18,8 @@ import pytest
 
 pytest.register_assert_rewrite(
     *(f"otf_core.testing.conformance.{name}" for name in (
-        "running", "suite", "idle", "holding", "going_back", "changing", "guarded", "wire",
+        "running", "suite", "idle", "holding", "going_back", "changing", "guarded", "remembering",
+        "wire",
     ))
 )  # fmt: skip
 
@@ -27,14 +28,15 @@ from otf_core.testing.conformance.going_back import GoingBack  # noqa: E402
 from otf_core.testing.conformance.guarded import Guarded  # noqa: E402
 from otf_core.testing.conformance.holding import Holding  # noqa: E402
 from otf_core.testing.conformance.idle import Idle  # noqa: E402
+from otf_core.testing.conformance.remembering import Remembering  # noqa: E402
 from otf_core.testing.conformance.small_run import Framework, Outcome, Probe  # noqa: E402
 from otf_core.testing.conformance.wire import Wire  # noqa: E402
 
 __all__ = [
     "Changing", "DelegateSuite", "Framework", "GoingBack", "Guarded", "Holding", "Idle", "Outcome",
-    "Probe", "Wire",
+    "Probe", "Remembering", "Wire",
 ]  # fmt: skip
 
 
-class DelegateSuite(Idle, Holding, GoingBack, Changing, Guarded, Wire):
+class DelegateSuite(Idle, Holding, GoingBack, Changing, Guarded, Remembering, Wire):
     """All that a delegate must pass; a subclass named ``Test…`` sets ``framework``."""

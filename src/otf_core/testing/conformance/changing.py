@@ -217,7 +217,7 @@ class Changing(Suite):
         batch = self.batch(WITHIN)
         with self.running(tmp_path, hold=(batch,)) as run:
             run.pause_in(batch)
-            self._extend(run)
+            extend(run)
             run.resume()
             found = run.found()
         self.same(found, self.bare(epochs=3))
@@ -229,7 +229,7 @@ class Changing(Suite):
         with self.running(tmp_path, after_fit="hold") as run:
             run.dashboard.expect("state", state="paused", reason="after_fit")
             run.dashboard.expect("paused")
-            self._extend(run)
+            extend(run)
             run.resume()
             run.dashboard.expect("state", state="paused", reason="after_fit")
             run.dashboard.expect("paused")
@@ -242,7 +242,7 @@ class Changing(Suite):
         batch = self.batch(WITHIN)
         with self.running(tmp_path / "run", hold=(batch,)) as run:
             step = run.pause_in(batch)["step"]
-            self._extend(run)
+            extend(run)
             path = as_if_killed(run.ask("save_ckpt")["path"], tmp_path / "run", tmp_path / "disk")
         with self.running(tmp_path / "disk", resume=str(path), number=ANOTHER_SEED) as again:
             self.same_from(step, again.found(), self.bare(epochs=3))
@@ -253,21 +253,11 @@ class Changing(Suite):
         with self.running(tmp_path, hold=(batch,)) as run:
             run.pause_in(batch)
             before = {name: run.ask("status")[name] for name in ("max_steps", "max_epochs")}
-            self._extend(run)
+            extend(run)
             run.ask("undo")
             assert {name: run.ask("status")[name] for name in before} == before
             run.resume()
             self.same(run.found())
-
-    def _extend(self, run: Running) -> None:
-        """By an epoch, in the unit that the run has."""
-        status = run.ask("status")
-        if status["max_epochs"] is not None:
-            asked = {"max_epochs": status["max_epochs"] // 2 * 3}
-        else:
-            asked = {"max_steps": status["max_steps"] // 2 * 3}
-        data = run.ask("extend", **asked)
-        assert asked.items() <= data.items()
 
     def _set(self, run: Running, value: float) -> None:
         """The rate of every group, held from now on; it is read back."""
@@ -285,6 +275,17 @@ class Changing(Suite):
         expected = self.bare(rate=rate)
         assert found.probe.lrs == expected.probe.lrs, "the steps have used another rate"
         assert found.weights == expected.weights
+
+
+def extend(run: Running) -> None:
+    """By an epoch, in the unit that the run has."""
+    status = run.ask("status")
+    if status["max_epochs"] is not None:
+        asked = {"max_epochs": status["max_epochs"] // 2 * 3}
+    else:
+        asked = {"max_steps": status["max_steps"] // 2 * 3}
+    data = run.ask("extend", **asked)
+    assert asked.items() <= data.items()
 
 
 def _each(found: Any, value: float) -> bool:
