@@ -191,12 +191,13 @@ def test_a_value_of_each_kind_is_set_and_given_back(steered: Steered) -> None:
     page.locator("[id=param-amsgrad]").select_option("on")
     refusal = page.locator(".dr-f .coming")
     expect(refusal).to_contain_text("would refuse this: amsgrad was asked", timeout=PATIENT_MS)
-    sound(page)
     page.locator("[id=param-amsgrad]").select_option("off")
     expect(refusal).to_have_count(0, timeout=PATIENT_MS)
     page.locator("[id=param-maximize]").select_option("on")
     page.locator("[id='param-data.takes_effect']").select_option("now")
     page.get_by_role("button", name="Apply 7 changes").click()
+    receipt = page.locator(".rc").first
+    expect(receipt).to_contain_text("Set Beta 1 and 6 moreapplied at step", timeout=PATIENT_MS)
     for path, read_back in (
         ("beta1", 0.5), ("trainer.accumulate_grad_batches", 2), ("model.dropout", 0.1),
         ("model.frozen", "net.0.*"), ("data.batch_size", 16), ("maximize", True),

@@ -186,8 +186,8 @@ class _Groups(Optimizer):
     ``isinstance`` takes it for what it is a copy of: which options can be set goes by that.
     """
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return self._kind
 
     def __init__(self, optimizer: Optimizer) -> None:
