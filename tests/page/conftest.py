@@ -146,5 +146,5 @@ def training(tmp_path: Path, script: str) -> Iterator[str]:
     finally:
         for process in (run, dashboard):
             process.terminate()
-            process.wait(20)
+            process.wait(60)
         dashboard.stdout.close()

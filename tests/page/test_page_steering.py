@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,14 +176,44 @@ def test_what_a_change_will_do_is_seen_before_it_is_made_and_is_what_then_comes(
 
 
 @pytest.mark.web
-def test_what_the_trainer_refuses_in_a_preview_is_said_and_nothing_is_sent(
-    steered: Steered,
-) -> None:
+def test_a_value_of_each_kind_is_set_and_given_back(steered: Steered) -> None:
+    page = steered.page
     steered.pause()
     steered.steer()
-    steered.page.locator("[id=param-beta1]").fill("0.5")
-    steered.page.get_by_role("button", name="Apply 1 change").click()
-    expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.5", timeout=PATIENT_MS)
+    for path, typed in (
+        ("beta1", "0.5"),  # of an optimizer
+        ("trainer.accumulate_grad_batches", "2"),
+        ("model.dropout", "0.1"),
+        ("model.frozen", "net.0.*"),
+        ("data.batch_size", "16"),
+    ):
+        page.locator(f"[id='param-{path}']").fill(typed)
+    page.locator("[id=param-amsgrad]").select_option("on")
+    refusal = page.locator(".dr-f .coming")
+    expect(refusal).to_contain_text("would refuse this: amsgrad was asked", timeout=PATIENT_MS)
+    page.locator("[id=param-amsgrad]").select_option("off")
+    expect(refusal).to_have_count(0, timeout=PATIENT_MS)
+    page.locator("[id=param-maximize]").select_option("on")
+    page.locator("[id='param-data.takes_effect']").select_option("now")
+    page.get_by_role("button", name="Apply 7 changes").click()
+    receipt = page.locator(".rc").first
+    expect(receipt).to_contain_text("Set Beta 1 and 6 moreapplied at step", timeout=PATIENT_MS)
+    for path, read_back in (
+        ("beta1", 0.5), ("trainer.accumulate_grad_batches", 2), ("model.dropout", 0.1),
+        ("model.frozen", "net.0.*"), ("data.batch_size", 16), ("maximize", True),
+        ("data.takes_effect", "now"),
+    ):  # fmt: skip
+        current = steered.row(path).locator("[data-current]")
+        told = json.dumps(read_back)
+        expect(current).to_have_attribute("data-current", told, timeout=PATIENT_MS)
+        assert steered.values()[path] == read_back
+    expect(steered.row("trainer.accumulate_grad_batches").locator(".st")).to_contain_text(
+        "read back 2"
+    )
+    sound(page)
+    page.get_by_label("Filter the values").fill("batch")
+    expect(page.locator(".pr")).to_have_count(2)
+    page.get_by_label("Filter the values").fill("")
     steered.row("beta1").get_by_role("button", name="Give back to the script").click()
     expect(steered.row("beta1").locator(".st")).to_contain_text("read back 0.9", timeout=PATIENT_MS)
 

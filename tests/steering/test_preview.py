@@ -100,6 +100,16 @@ def test_other_values_than_the_rate_have_curves() -> None:
     assert found.now["optim.0.groups.0.beta1"][0] == optimizer.param_groups[0]["betas"][0]
 
 
+def test_a_switch_may_be_set_before_a_preview_and_in_one() -> None:
+    run = Run([adam()], [])
+    steering = Steering(run)
+    steering.apply(SetParam(path="maximize", value=True), 0)
+    coming = [SetParam(path="maximize", release=True), SetParam(path="lr", value=0.5)]
+    found = preview(run, steering.state(), coming, steps=2)
+    assert found.then["optim.0.groups.0.lr"] == [0.5, 0.5]
+    assert steering.slots()["optim.0.groups.0.maximize"].raw() is True
+
+
 def test_a_long_curve_is_thinned_and_bounded() -> None:
     optimizer = sgd()
     run = Run([optimizer], [SCHEDULES["ExponentialLR"](optimizer)])

@@ -181,9 +181,17 @@ def _copy_of(scheduler: Any, memo: dict[int, Any]) -> Any:
 
 
 class _Groups(Optimizer):
-    """The parameter groups of an optimizer, with nothing to optimize."""
+    """The parameter groups of an optimizer, with nothing to optimize.
+
+    ``isinstance`` takes it for what it is a copy of: which options can be set goes by that.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return self._kind
 
     def __init__(self, optimizer: Optimizer) -> None:
+        self._kind = type(optimizer)
         groups = [
             {
                 **{key: _plain(value) for key, value in group.items() if key not in _OF_WEIGHTS},

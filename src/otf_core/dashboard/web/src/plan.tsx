@@ -39,8 +39,7 @@ function pastOf(lines: Lines): Curve {
   return [x, y];
 }
 
-export function Plan({ path, coming, lines, edited }: { path: string; coming: Coming; lines: Lines; edited: boolean }): JSX.Element | null {
-  if (coming.refused !== null) return edited || path === "lr" ? <p class="coming hint">No preview: {coming.refused}</p> : null;
+export function Plan({ path, coming, lines }: { path: string; coming: Coming; lines: Lines }): JSX.Element | null {
   const now = curveFor(coming.now, path);
   const then = curveFor(coming.then, path) ?? now;
   if (now === undefined || then === undefined || now.length === 0) return null;

@@ -12,7 +12,7 @@ export interface Coming {
   ends: { step: number; why: string } | null;
   /** It goes on beyond what was looked at. */
   cut: boolean;
-  /** The trainer refuses what is typed, or cannot tell. */
+  /** The trainer would refuse what is typed, or cannot tell: a sentence that says so. */
   refused: string | null;
 }
 
@@ -20,7 +20,7 @@ const NOTHING: Coming = { step: [], now: new Map(), then: new Map(), assumes: []
 
 export function readComing(reply: Reply | null): Coming | null {
   if (reply === null) return null;
-  if (!reply.ok) return { ...NOTHING, refused: why({ reply } as never) };
+  if (!reply.ok) return { ...NOTHING, refused: `${reply.detail?.startsWith("A preview") === true ? "No preview" : "The trainer would refuse this"}: ${why({ reply } as never)}` };
   const data = isDict(reply.data) ? reply.data : {};
   const curves = (name: string): Map<string, number[]> =>
     new Map(isDict(data[name]) ? Object.entries(data[name]).map(([path, values]) => [path, Array.isArray(values) ? values.map(Number) : []]) : []);

@@ -97,6 +97,7 @@ function Values({ view, session, shut }: { view: View; session: Session; shut: s
         ))}
       </div>
       <div class="dr-f">
+        {coming?.refused != null && <p class={`coming ${ready.length > 0 ? "bad" : "hint"}`}>{coming.refused}</p>}
         <span class="grow">
           {typed.size === 0 ? <span class="hint">No change. Values are as the trainer read them back.</span> : <><b>{plural(typed.size, "change")}</b> not sent</>}
           {shut !== null && typed.size > 0 && <span class="hint"> — {shut}</span>}
@@ -239,6 +240,7 @@ function ParamRow({ param, typed, receipt, view, shut, step, coming, apply }: {
         <span class="cur">
           <b data-current={JSON.stringify(param.value)}>{current(param) || "none"}</b>
           {param.unit ? ` ${param.unit}` : ""}
+          {param.in_use !== undefined && param.in_use !== param.value && ` from the ${effect}, ${setting(param.in_use)} until then`}
           {param.script !== undefined
             ? ` set, ${setting(param.script)} by the script`
             : param.owner === "scheduler" ? " on the schedule" : ""}
@@ -247,10 +249,10 @@ function ParamRow({ param, typed, receipt, view, shut, step, coming, apply }: {
       <Editor id={id} name={name} param={param} draft={draft?.text} off={off} type={type} apply={apply} invalid={draft !== undefined && !readDraft(param, draft, step).ok} />
       {draft !== undefined && !off && session.protocol !== "legacy" && typeof param.value !== "boolean" && <Lasting param={param} draft={draft} put={put} step={step} />}
       <div class="pr-3">
-        <span>{[boundsOf(param), effect === "next step" ? "" : `takes effect at the ${effect}`].filter(Boolean).join(", ")}</span>
+        <span>{[boundsOf(param), effect === "next step" ? "" : `takes effect ${effect.startsWith("next") ? `at the ${effect}` : effect}`].filter(Boolean).join(", ")}</span>
         <span class="st" id={`${id}-st`}>{state.text}</span>
       </div>
-      {coming !== null && (param.path === "lr" || draft !== undefined) && <Plan path={param.path} coming={coming} lines={store.linesOf(session)} edited={draft !== undefined} />}
+      {coming !== null && (param.path === "lr" || draft !== undefined) && <Plan path={param.path} coming={coming} lines={store.linesOf(session)} />}
       {fits !== null && (
         <button type="button" class="btn sm" onClick={() => type(String(fits))}>Use {fits}</button>
       )}

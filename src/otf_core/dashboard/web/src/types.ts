@@ -24,6 +24,8 @@ export interface Param {
   owner?: string | null;
   /** "next step", "next batch" or "next epoch". */
   takes_effect?: string | null;
+  /** What is used until then. */
+  in_use?: Json;
 }
 
 export interface Session {

@@ -49,7 +49,7 @@ test.each([
 
 const BOTH = held({
   cmd: "set_params", state: "applied", payload: { changes: [{ path: "lr", to: 0, over: 9, until: 700 }, { path: "momentum", value: 0.8 }] },
-  reply: { ok: true, data: { applied: [{ path: "lr", new: 0.1 }, { path: "momentum", new: 0.8 }], applied_step: 61, applied_on: { ranks: 4, of: 4 } } },
+  reply: { ok: true, data: { applied: [{ path: "lr", new: 0.1 }, { path: "momentum", new: 0.8 }], applied_step: 61, applied_on: { ranks: 3, of: 4 } } },
 });
 
 test("a change of several is a change of each, and its receipt says on how many ranks", () => {
@@ -57,7 +57,7 @@ test("a change of several is a change of each, and its receipt says on how many 
   expect(receiptFor([held(), BOTH], "momentum")).toBe(BOTH);
   expect(answerFor(BOTH, "momentum")?.["new"]).toBe(0.8);
   expect(what(BOTH, [])).toBe("Set Learning rate and Momentum");
-  expect(outcome(BOTH, true, 0)).toBe("applied at step 61 on 4 of 4 ranks, all read back");
+  expect(outcome(BOTH, true, 0)).toBe("applied at step 61 on 3 of 4 ranks, all read back");
   expect(outcome(held({ state: "applied", reply: { ok: true, data: { step: 61 } } }), true, 0)).toBe("applied at step 61");
   expect(cli("set_param", { path: "lr", to: 0, over: 9, until: 700 }, "base")).toBe("otf set lr --until 700 --to 0 --over 9 --run base");
 });
@@ -66,7 +66,8 @@ test("what comes is read as the trainer tells it, and a refusal is said", () => 
   const coming = readComing({ ok: true, data: { step: [5, 6], now: { "optim.0.lr": [1, 2] }, then: { "optim.0.lr": [3, 4] }, ends: { step: 6, why: "over" }, assumes: ["x"], cut: true } });
   expect([curveFor(coming?.then ?? new Map(), "lr"), coming?.ends, coming?.assumes, coming?.cut]).toEqual([[3, 4], { step: 6, why: "over" }, ["x"], true]);
   expect(curveFor(coming?.then ?? new Map(), "eps")).toBeUndefined();
-  expect(readComing({ ok: false, detail: "lr 9 asked" })?.refused).toBe("lr 9 asked.");
+  expect(readComing({ ok: false, detail: "lr 9 asked" })?.refused).toBe("The trainer would refuse this: lr 9 asked.");
+  expect(readComing({ ok: false, detail: "A preview was asked; X cannot be copied." })?.refused).toBe("No preview: A preview was asked; X cannot be copied.");
   expect(readComing(null)).toBeNull();
 });
 
