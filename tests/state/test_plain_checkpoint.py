@@ -367,6 +367,6 @@ def test_it_costs_about_a_microsecond_for_each_value() -> None:
 
 
 def _timed(value: Any) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     loadable(value, "x")
-    return time.perf_counter() - began
+    return time.thread_time() - began
