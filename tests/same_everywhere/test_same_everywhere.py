@@ -191,9 +191,7 @@ def _answers(run: Running, framework: Any) -> Iterator[tuple[str, str]]:
     asked: dict[str, Any] = {}
     for name, payload in payloads.items():
         asked[name] = payload
-        if (
-            name == "note"
-        ):  # which every one has, so that it is the same; runs of older files have it not
+        if name == "note":  # which every one has; runs of older files have it not
             asked["undo"] = {"request_id": "note"}
     for name, payload in asked.items():
         reply = run.dashboard.reply_to(run.dashboard.send(name, payload, request_id=name))
