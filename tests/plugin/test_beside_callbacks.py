@@ -22,6 +22,7 @@ from tests.no_harm import digest
 from tests.no_harm.configs import Net, _train, _trainer, _val
 from tests.plugin.rig import Barrier, fitting, pause_in
 
+torch.set_num_threads(1)  # for what is made once for all tests, too
 EPOCHS, BATCHES = 4, 12
 
 
