@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from otf_core.control.delegate import Evaluation, OnBatch
@@ -167,11 +168,27 @@ def _stage(trainer: L.Trainer, loop: Any, *, testing: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(trainer: L.Trainer, probe: BatchProbe) -> Iterator[None]:
     callbacks, loggers = trainer.callbacks, trainer.loggers
-    trainer.callbacks, trainer.loggers = [probe], []
+    bar = trainer.progress_bar_callback
+    # RichProgressBar draws on a thread of its own, which looks for it here and ends without it.
+    shown = [] if bar is None else [_silent(bar)]
+    trainer.callbacks, trainer.loggers = [*shown, probe], []
     try:
         yield
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers
+
+
+def _silent(bar: ProgressBar) -> ProgressBar:
+    """The same bar, for who looks at it; no hook reaches it."""
+    hooks = [name for name in dir(L.Callback) if name.startswith("on_")]
+    kind = type("Silent", (type(bar),), dict.fromkeys(hooks, _nothing))
+    silent: ProgressBar = object.__new__(kind)
+    silent.__dict__ = bar.__dict__
+    return silent
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 @contextlib.contextmanager

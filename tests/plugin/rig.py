@@ -55,6 +55,21 @@ class Barrier(Turnstile, L.Callback):
     """For Lightning."""
 
 
+class Stop(Exception):  # noqa: N818 -- it ends the run
+    pass
+
+
+class StopAt(L.Callback):
+    """Ends the run as a fault of the script does, within a batch."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            raise Stop
+
+
 class Fit(threading.Thread):
     """A fit under way, in the thread "fit"."""
 

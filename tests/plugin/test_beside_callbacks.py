@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -20,23 +22,10 @@ from lightning.pytorch.callbacks import (
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
 from tests.no_harm.configs import Net, _train, _trainer, _val
-from tests.plugin.rig import Barrier, fitting, pause_in
+from tests.plugin.rig import Barrier, Stop, StopAt, fitting, pause_in
 
 torch.set_num_threads(1)  # for what is made once for all tests, too
 EPOCHS, BATCHES = 4, 12
-
-
-class Stop(Exception):  # noqa: N818 -- it ends the run
-    pass
-
-
-class StopAt(L.Callback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self._step:
-            raise Stop
 
 
 def usual(tmp_path: Path) -> list[L.Callback]:
@@ -52,6 +41,8 @@ def usual(tmp_path: Path) -> list[L.Callback]:
 
 def trained(callbacks: list[L.Callback]) -> L.Trainer:
     torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
     trainer = _trainer(
         callbacks, max_epochs=EPOCHS, enable_progress_bar=True, enable_checkpointing=True
     )
@@ -107,6 +98,33 @@ def test_held_validated_and_let_go_it_is_the_run_that_nobody_touched(
             assert fit.dashboard.reply_to(fit.dashboard.send(cmd))["ok"]
         assert fit.dashboard.reply_to(fit.dashboard.send("resume"))["ok"]
     equal(found_in(fit.outcome()), bare, logged=False)
+
+
+class Drawn(Net):
+    """Has the bar drawn within a validation, as its own thread may at any time."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        bar = self.trainer.progress_bar_callback
+        assert isinstance(bar, RichProgressBar)
+        assert bar.progress is not None
+        bar.progress.refresh()
+        super().validation_step(batch, batch_idx)
+
+
+def test_the_bar_is_drawn_while_the_run_is_validated(tmp_path: Path) -> None:
+    barrier = Barrier(4)
+
+    def run(ours: list[Any]) -> L.Trainer:
+        trainer = _trainer([RichProgressBar(), *ours], max_epochs=1, enable_progress_bar=True)
+        trainer.fit(Drawn(), _train(), _val())
+        return trainer
+
+    with fitting(run, tmp_path / "runs", barrier) as fit:
+        pause_in(fit, barrier, 4)
+        reply = fit.dashboard.reply_to(fit.dashboard.send("validate_now"))
+        assert reply["ok"], reply
+        assert fit.dashboard.reply_to(fit.dashboard.send("resume"))["ok"]
+    fit.outcome()
 
 
 def test_a_rate_that_is_set_is_monitored(tmp_path: Path) -> None:

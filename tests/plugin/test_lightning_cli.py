@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningCLI
 from otf_lightning import OnTheFlyCallback
 from otf_lightning.digits import Digits, LitDigits
 from tests.no_harm import digest
+from tests.plugin.rig import Stop
 
 # Lightning 2.6 with jsonargparse 4.53: add_instantiator; ends with a Lightning that follows it.
 pytestmark = pytest.mark.filterwarnings(
@@ -132,26 +133,13 @@ def test_the_command_line_does_as_well(tmp_path: Path, monkeypatch: pytest.Monke
     assert ours_of(cli).run_dir == tmp_path / "line" / "LitDigits"
 
 
-class Stop(Exception):  # noqa: N818 -- it ends the run
-    pass
-
-
-class StopAt(L.Callback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self._step:
-            raise Stop
-
-
 def test_the_same_command_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CLI's own copy of the configuration, which refuses to overwrite one."""
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": str(tmp_path / "logs"), "flush_logs_every_n_steps": 1},
     }
-    stop = {"class_path": f"{__name__}.StopAt", "init_args": {"step": 6}}
+    stop = {"class_path": "tests.plugin.rig.StopAt", "init_args": {"step": 6}}
     options = {"project": "cli", "checkpoint_every": 2, "resume": "auto"}
     own = {"save_config_callback": L.pytorch.cli.SaveConfigCallback}
     first = config(tmp_path, stop, logger=logger, **options)

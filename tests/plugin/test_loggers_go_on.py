@@ -15,19 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm.configs import Net, _fit
-
-
-class Stop(Exception):  # noqa: N818 -- it ends the run
-    pass
-
-
-class StopAt(L.Callback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self._step:
-            raise Stop
+from tests.plugin.rig import Stop, StopAt
 
 
 def ours(tmp_path: Path, **options: Any) -> OnTheFlyCallback:
