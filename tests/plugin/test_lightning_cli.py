@@ -126,7 +126,7 @@ def test_the_command_line_does_as_well(tmp_path: Path, monkeypatch: pytest.Monke
     callback = "--trainer.callbacks"
     cli = command(
         monkeypatch, "fit", *(f"--trainer.{name}={value}" for name, value in QUIET.items()),
-        "--trainer.logger=false", "--trainer.enable_checkpointing=false",
+        "--seed_everything=3", "--trainer.logger=false", "--trainer.enable_checkpointing=false",
         f"{callback}=OnTheFlyCallback", f"{callback}.project=line", f"{callback}.dashboard=off",
         f"{callback}.save_dir={tmp_path}",
     )  # fmt: skip
