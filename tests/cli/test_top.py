@@ -526,8 +526,7 @@ def test_without_textual_it_names_the_command_that_installs_it(
 ) -> None:
     from otf_core.cli.failure import Failure
 
-    monkeypatch.setitem(sys.modules, "textual.app", None)
-    monkeypatch.delitem(sys.modules, "otf_core.cli.top.app", raising=False)
+    monkeypatch.setitem(sys.modules, "textual", None)
     monkeypatch.setattr(command, "can_draw", lambda env, is_tty: True)
     with pytest.raises(Failure, match=r"pip install 'otf-lightning\[tui\]'") as refused:
         command.run(None)

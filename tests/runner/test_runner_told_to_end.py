@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-    import hashlib, signal, sys
+    import hashlib, signal, sys, threading
+    from pathlib import Path
     import torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
@@ -26,6 +27,8 @@ SCRIPT = """
                 return
             if sys.argv[2] == "fail":
                 raise RuntimeError("out of memory, say")
+            while not [*Path(sys.argv[1]).glob("*/*/checkpoints/*.json")]:
+                threading.Event().wait(0.01)  # a slow disk has none yet
             if sys.argv[2] in ("SIGINT", "SIGTERM", "SIGKILL"):
                 signal.raise_signal(getattr(signal, sys.argv[2]))
 

@@ -3,7 +3,10 @@
 Nothing here sleeps or polls; what waits has a deadline of real seconds and then raises.
 """
 
-from otf_core.testing.accelerator import FakeAccelerator
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from otf_core.testing.clock import HurriedClock, ManualClock
 from otf_core.testing.dashboards import FakeDashboard, Listener, LoopbackListener, MemoryListener
 from otf_core.testing.legacy import LegacyDashboard
@@ -20,3 +23,15 @@ __all__ = [
     "MemoryListener",
     "MemoryLog",
 ]
+
+if TYPE_CHECKING:
+    from otf_core.testing.accelerator import FakeAccelerator
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FakeAccelerator":  # the only one that needs torch
+        from otf_core.testing.accelerator import FakeAccelerator
+
+        return FakeAccelerator
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
