@@ -136,3 +136,4 @@ def main(folder: Path, how: str, port: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    dist.destroy_process_group()  # else its threads may abort the process that exits

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 
 from otf_lightning import OnTheFlyCallback
 from tests.no_harm import digest
@@ -66,3 +67,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    dist.destroy_process_group()  # else its threads may abort the process that exits

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 
 from otf_core.state import park
 from otf_core.testing import FakeAccelerator
@@ -76,3 +77,4 @@ def main(folder: Path, port: int, recipe: str | None = None) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    dist.destroy_process_group()  # else its threads may abort the process that exits

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from otf_lightning import OnTheFlyCallback
@@ -104,3 +105,4 @@ def main(folder: Path, port: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    dist.destroy_process_group()  # else its threads may abort the process that exits

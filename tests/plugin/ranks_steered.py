@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -84,3 +85,4 @@ def main(folder: Path, port: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    dist.destroy_process_group()  # else its threads may abort the process that exits
