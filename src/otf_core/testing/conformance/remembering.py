@@ -12,6 +12,13 @@ from otf_core.testing.conformance.small_run import Rate
 from otf_core.testing.conformance.suite import START, WITHIN, Suite
 
 RATE = 0.00375
+OF_EACH_KIND = {
+    "eps": 1e-4,
+    "gradient_clip_val": 0.25,
+    "model.dropout": 0.375,
+    "model.frozen": "*bias",
+    "data.batch_size": 4,
+}
 
 
 class Remembering(Suite):
@@ -52,6 +59,24 @@ class Remembering(Suite):
         self.same(found, expected)
         assert replayed == told
         assert {e["by"] for e in other.events("param_changed")} == {"recipe", "undo", "until"}
+
+    def test_a_recipe_has_values_of_every_kind(self, tmp_path: Path) -> None:
+        self.needs("set_param", "pause")
+        batch = self.batch(WITHIN)
+        with self.running(tmp_path / "one", hold=(batch,)) as run:
+            run.pause_in(batch)
+            there = {row["path"] for row in run.ask("list_params")["params"]} & OF_EACH_KIND.keys()
+            for path in sorted(there):
+                run.ask("set_param", path=path, value=OF_EACH_KIND[path])
+            rows = run.ask("list_changes")["changes"]
+            recipe = run.ask("export_recipe")["out_path"]
+            run.resume()
+            expected = run.found()
+        assert {row["path"] for row in rows} == there
+        with self.running(tmp_path / "other", recipe=recipe) as other:
+            found = other.found()
+        self.same(found, expected)
+        assert found.weights != self.bare().weights
 
     def test_a_change_is_undone_in_another_process(self, tmp_path: Path) -> None:
         self.needs("set_param", "undo", "pause", "save_ckpt")
