@@ -309,8 +309,10 @@ def test_a_panel_is_walked_through_by_tab_alone(
     opener = page.locator(f"[data-panel={panel}]")
     opener.focus()
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Close").first.focus()
-    stops = ", ".join(f".drawer {one}" for one in ("button", "input", "select", "[tabindex='0']"))
+    kinds = ("button", "input", "select", "summary", "[tabindex='0']")
+    stops = ", ".join(f".drawer {one}" for one in kinds)
+    expect(page.get_by_role("button", name="Close").first).to_be_visible()
+    page.locator(stops).first.focus()
     wanted = page.locator(stops).evaluate_all(
         "all => all.filter((one) => !one.disabled && one.tabIndex === 0).length"
     )
