@@ -177,8 +177,9 @@ ONLY_WHILE_READ: Final = frozenset(
 )
 
 # Not by a configuration of one process: ``check`` asks for the first, which a test of its own
-# breaks; the second is DDP's, see tests/plugin/test_ranks_fork_and_merge.py.
-ONLY_CHECKED: Final = ("parameters", "buffers are synced")
+# breaks; the second is DDP's, see tests/plugin/test_ranks_fork_and_merge.py; the third is for
+# another number of ranks, see tests/plugin/test_sharded.py.
+ONLY_CHECKED: Final = ("parameters", "buffers are synced", "positions.shares")
 
 
 @contextlib.contextmanager
@@ -289,9 +290,9 @@ def unnoticed(state: dict[str, Any], side: Any) -> set[str]:
     """Parts and values in this snapshot that no configuration notices; numbers are ``N``."""
     known = {_numberless(part) for part, _, _ in SWITCHES} | NOT_NOTICED.keys()
     known |= {f"positions.val.N.iterator.{name}" for name in ONLY_WHILE_READ}
-    parts = names_of(side.STATE) - set(ONLY_CHECKED)
     values = _values if side is runs else _native_values
-    return (parts | {_numberless(path) for path in values(state["otf"]["exact"])}) - known
+    found = {_numberless(path) for path in values(state["otf"]["exact"])}
+    return (names_of(side.STATE) | found) - known - set(ONLY_CHECKED)
 
 
 def _values(exact: dict[str, Any]) -> Iterator[str]:
