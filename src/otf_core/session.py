@@ -65,6 +65,7 @@ from otf_core.steering.recipe import Recipe, Replay, Step
 from otf_core.telemetry.emitter import Emitter, Sink
 from otf_core.telemetry.journal import Journal
 from otf_core.telemetry.notices import Target
+from otf_core.telemetry.notifier import Notifier
 from otf_core.telemetry.recorder import Level, Seen, StepRecorder
 from otf_core.telemetry.stalls import StallWatch
 from otf_core.telemetry.system import DeviceStatsMonitor
@@ -209,12 +210,7 @@ class Session:
             announce=self._say,
         )
         about = {"project": options.project, "host": os.uname().nodename, "pid": os.getpid()}
-        self.notifier: Notifier | None = None
-        if options.notify:
-            # It needs HTTP and TLS, which take 14 ms to import.
-            from otf_core.telemetry.notifier import Notifier
-
-            self.notifier = Notifier(options.notify, about=about, say=self._warn)
+        self.notifier = Notifier(options.notify, about=about, say=self._warn)
         self.emitter = Emitter(session_id=self.session_id, run_id=self.run_id, sinks=self._sinks())
         self.emit = self.emitter.emit
         self._record = self._open_record()
@@ -353,8 +349,7 @@ class Session:
             self.emit("log", level="warning", phase="info", text=text)
         self.journal.start()
         self.emitter.start()
-        if self.notifier is not None:
-            self.notifier.start()
+        self.notifier.start()
         self.store.start()
         if self.monitor is not None:
             self.monitor.start()
@@ -592,8 +587,7 @@ class Session:
             self.monitor.stop()
         self.store.close()
         self.emitter.close()
-        if self.notifier is not None:
-            self.notifier.close()
+        self.notifier.close()
         self.journal.sync()
         self.channel.close()
         self.journal.close()
@@ -995,8 +989,7 @@ class Session:
         return LATER
 
     def _sinks(self) -> tuple[Sink, ...]:
-        heard = (self.notifier.hear,) if self.notifier is not None else ()
-        return self.journal.append, self.channel.emit, *heard
+        return self.journal.append, self.channel.emit, self.notifier.hear
 
     def _open_session(self) -> None:
         """A new one on the same connection and in the same run."""
